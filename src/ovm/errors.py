@@ -1,0 +1,201 @@
+"""What can go wrong, as types.
+
+::
+
+    OVMError
+    ├── InputError            refused before anything was changed (also a ValueError)
+    │   ├── OptionError       an option is unknown, missing or out of range
+    │   ├── FileError         a given file or directory is missing, unreadable or of the wrong kind
+    │   ├── ArchiveError      an archive is damaged or hostile
+    │   ├── HelperError       a helper program is missing, not executable or too old
+    │   ├── SocketPathError   a socket's path would not fit the kernel's limit
+    │   └── UnsupportedError  this host or hypervisor cannot do what was asked
+    ├── StateError            the call does not fit the machine's present state
+    ├── InUseError            another process owns the directory
+    ├── SpaceError            the disk has too little room
+    ├── PortError             a host port could not be bound, or is not exported
+    ├── StartError            the start failed; says at which stage, and why
+    │   ├── HelperExited      a helper ended although nobody had asked it to
+    │   ├── NotReadyError     the guest was not ready within its deadline
+    │   └── GuestRefused      the guest itself reported that it cannot go on
+    ├── GuestError            the running guest could not be reached or did not do as asked
+    │   ├── HostKeyMismatch   sshd answered with a host key other than the pinned one
+    │   └── ExecTimeout       a command in the guest ran past its deadline
+    ├── StopError             the machine could not be stopped
+    └── ImageError            a guest image is damaged, unknown or could not be built
+
+Every class has a stable ``code`` for programs; every instance a message for people, a ``hint``
+(what to do next) and the evidence it was made from. Only the command line turns these into an exit.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class OVMError(Exception):
+    """The base of everything ovm raises on purpose."""
+
+    code: ClassVar[str] = "ovm"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        stage: str = "",
+        exit_reason: str = "",
+        log_tail: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        """What failed, in one sentence."""
+        self.hint = hint
+        """What to do next; empty where there is nothing to advise."""
+        self.stage = stage
+        """The step of a start or stop at which it happened; empty outside of one."""
+        self.exit_reason = exit_reason
+        """How a helper ended ("exit status 1", "killed by SIGKILL"); empty if none did."""
+        self.log_tail = log_tail
+        """The last lines of the log that tells about it, oldest first."""
+
+    def __str__(self) -> str:
+        lines = [self.message]
+        if self.stage:
+            lines[0] += f" (stage: {self.stage})"
+        if self.exit_reason:
+            lines.append(f"  it ended: {self.exit_reason}")
+        lines += [f"  | {line}" for line in self.log_tail]
+        if self.hint:
+            lines.append(f"  hint: {self.hint}")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, object]:
+        """The same for programs: ``code``, ``message`` and whatever evidence there is."""
+        evidence: dict[str, object] = {
+            "hint": self.hint,
+            "stage": self.stage,
+            "exit_reason": self.exit_reason,
+            "log_tail": list(self.log_tail),
+        }
+        return {"code": self.code, "message": self.message} | {k: v for k, v in evidence.items() if v}
+
+
+class InputError(OVMError, ValueError):
+    """What was given cannot be used. Nothing has been changed."""
+
+    code = "invalid-input"
+
+
+class OptionError(InputError):
+    """An option is unknown, missing or out of range."""
+
+    code = "invalid-option"
+
+
+class FileError(InputError):
+    """A given file or directory is missing, unreadable or of the wrong kind."""
+
+    code = "invalid-file"
+
+
+class ArchiveError(InputError):
+    """An archive is damaged, or would write where or what it must not."""
+
+    code = "invalid-archive"
+
+
+class HelperError(InputError):
+    """gvproxy, the hypervisor or virtiofsd is missing, not executable or too old."""
+
+    code = "helper-unusable"
+
+
+class SocketPathError(InputError):
+    """A socket's path would be longer than the kernel allows (103 bytes on macOS, 107 on Linux)."""
+
+    code = "socket-path-too-long"
+
+
+class UnsupportedError(InputError):
+    """This host or this hypervisor cannot do what was asked."""
+
+    code = "unsupported"
+
+
+class StateError(OVMError):
+    """The call does not fit the machine's present state; the message says what would."""
+
+    code = "wrong-state"
+
+
+class InUseError(OVMError):
+    """Another process owns the directory; the message says which."""
+
+    code = "in-use"
+
+
+class SpaceError(OVMError):
+    """The file system has too little room; the message says how much is needed."""
+
+    code = "no-space"
+
+
+class PortError(OVMError):
+    """A host port could not be bound, or is not one that was exported."""
+
+    code = "port"
+
+
+class StartError(OVMError):
+    """The start failed. ``stage``, ``exit_reason`` and ``log_tail`` say where and why; nothing is left running."""
+
+    code = "start-failed"
+
+
+class HelperExited(StartError):
+    """A helper process ended although nobody had asked it to."""
+
+    code = "helper-exited"
+
+
+class NotReadyError(StartError):
+    """The guest was not ready within its deadline."""
+
+    code = "guest-not-ready"
+
+
+class GuestRefused(StartError):
+    """The guest itself reported that it cannot go on, a damaged data disk for one."""
+
+    code = "guest-refused"
+
+
+class GuestError(OVMError):
+    """The running guest could not be reached, or did not do as asked."""
+
+    code = "guest-error"
+
+
+class HostKeyMismatch(GuestError):
+    """sshd answered with a host key other than the one this manager gave its guest."""
+
+    code = "host-key-mismatch"
+
+
+class ExecTimeout(GuestError):
+    """A command in the guest ran past its deadline."""
+
+    code = "exec-timeout"
+
+
+class StopError(OVMError):
+    """The machine could not be stopped; the message says what is still running."""
+
+    code = "stop-failed"
+
+
+class ImageError(OVMError):
+    """A guest image is damaged, unknown or could not be built."""
+
+    code = "image"
