@@ -1,0 +1,103 @@
+"""ovm boots a small Linux virtual machine whose job is to run Podman, and looks after it.
+
+General layout, and who may import whom (import-linter holds it)::
+
+    cli → service, image, testing → registry → machine → hypervisors | network | guest | disks | power
+        → process → wire → errors, config, state, events, paths
+
+The names below are resolved when first used, so that ``import ovm`` stays cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ovm.config import Mount as Mount
+    from ovm.config import Options as Options
+    from ovm.config import OriginPath as OriginPath
+    from ovm.config import Versions as Versions
+    from ovm.errors import ArchiveError as ArchiveError
+    from ovm.errors import ExecTimeout as ExecTimeout
+    from ovm.errors import FileError as FileError
+    from ovm.errors import GuestError as GuestError
+    from ovm.errors import GuestRefused as GuestRefused
+    from ovm.errors import HelperError as HelperError
+    from ovm.errors import HelperExited as HelperExited
+    from ovm.errors import HostKeyMismatch as HostKeyMismatch
+    from ovm.errors import ImageError as ImageError
+    from ovm.errors import InputError as InputError
+    from ovm.errors import InUseError as InUseError
+    from ovm.errors import NotReadyError as NotReadyError
+    from ovm.errors import OptionError as OptionError
+    from ovm.errors import OVMError as OVMError
+    from ovm.errors import PortError as PortError
+    from ovm.errors import SocketPathError as SocketPathError
+    from ovm.errors import SpaceError as SpaceError
+    from ovm.errors import StartError as StartError
+    from ovm.errors import StateError as StateError
+    from ovm.errors import StopError as StopError
+    from ovm.errors import UnsupportedError as UnsupportedError
+    from ovm.events import Event as Event
+    from ovm.guest.ssh import ExecResult as ExecResult
+    from ovm.machine import OVM as OVM
+    from ovm.machine import Info as Info
+    from ovm.machine import create_linux_ovm as create_linux_ovm
+    from ovm.network.gvproxy import Forward as Forward
+    from ovm.registry import create_ovm as create_ovm
+    from ovm.state import StateInfo as StateInfo
+    from ovm.state import VMState as VMState
+
+_HOME = {
+    "create_ovm": "registry",
+    "create_linux_ovm": "machine",
+    "OVM": "machine",
+    "Info": "machine",
+    "Options": "config",
+    "OriginPath": "config",
+    "Versions": "config",
+    "Mount": "config",
+    "Forward": "network.gvproxy",
+    "ExecResult": "guest.ssh",
+    "VMState": "state",
+    "StateInfo": "state",
+    "Event": "events",
+    "OVMError": "errors",
+    "InputError": "errors",
+    "OptionError": "errors",
+    "FileError": "errors",
+    "ArchiveError": "errors",
+    "HelperError": "errors",
+    "SocketPathError": "errors",
+    "UnsupportedError": "errors",
+    "StateError": "errors",
+    "InUseError": "errors",
+    "SpaceError": "errors",
+    "PortError": "errors",
+    "StartError": "errors",
+    "HelperExited": "errors",
+    "NotReadyError": "errors",
+    "GuestRefused": "errors",
+    "GuestError": "errors",
+    "HostKeyMismatch": "errors",
+    "ExecTimeout": "errors",
+    "StopError": "errors",
+    "ImageError": "errors",
+}
+"""The public names, most important first, and the module each comes from."""
+
+__version__ = "0.1.0"
+__all__ = [*_HOME, "__version__"]  # noqa: PLE0604 - built from the table above, so they cannot drift
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

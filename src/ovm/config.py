@@ -1,0 +1,267 @@
+"""What a machine is to be: typed, frozen options, checked before anything is touched.
+
+Everything here can also be given as a mapping with the seed's camelCase keys.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from ovm.errors import OptionError
+
+Accelerator = Literal["auto", "kvm", "hvf", "tcg"]
+GuestProfile = Literal["ovm", "bare"]
+
+MEMORY_MIN_MIB = 256
+DATA_DISK_MIN_MIB = 256
+PORT_MAX = 65535
+PODMAN_PORT_FIRST = 58125
+SSH_PORT_FIRST = 2223
+
+MIB = 1024 * 1024
+
+_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,62}[A-Za-z0-9])?")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OriginPath:
+    """The files a machine is made from. They are copied to ``target_dir`` and never changed."""
+
+    gvproxy: Path
+    kernel: Path
+    initrd: Path
+    rootfs: Path
+    """``rootfs.btrfs``, or ``rootfs.btrfs.zip``, which is unpacked."""
+    vfkit: Path | None = None
+    """macOS only."""
+
+    def named(self) -> dict[str, Path]:
+        """The files that are given, by their name in ``versions``."""
+        return {f.name: p for f in dataclasses.fields(self) if (p := getattr(self, f.name)) is not None}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Versions:
+    """A version of each file; any string. A file is copied again when its string differs from the recorded one."""
+
+    gvproxy: str
+    kernel: str
+    initrd: str
+    rootfs: str
+    vfkit: str | None = None
+
+    def named(self) -> dict[str, str]:
+        """The versions that are given, by name."""
+        return {f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A host folder shown in the guest (virtiofs)."""
+
+    host_path: Path
+    guest_path: str = ""
+    """Absolute; the host's own path if empty, so that ``-v`` works with the paths one knows."""
+    read_only: bool = False
+
+    def __post_init__(self) -> None:
+        host = Path(self.host_path).expanduser()
+        object.__setattr__(self, "host_path", host)
+        object.__setattr__(self, "guest_path", self.guest_path or os.fspath(host))
+        if not host.is_absolute():
+            raise OptionError(f"mounts: the host path {host} is not absolute", hint="give the whole path")
+        guest = self.guest_path
+        if not guest.startswith("/") or ".." in guest.split("/") or guest.rstrip("/") in _RESERVED_MOUNTS:
+            raise OptionError(
+                f"mounts: {guest!r} cannot be a mount point in the guest",
+                hint="give an absolute path without '..' that is not one of the guest's own directories",
+            )
+        if "\0" in guest:
+            raise OptionError("mounts: a path cannot contain a NUL")
+
+
+_RESERVED_MOUNTS = frozenset(
+    {"", "/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr", "/var", "/root"}
+    | {"/var/lib", "/var/lib/containers", "/usr/lib", "/usr/bin"}
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Everything about a machine. Only the first six have no default."""
+
+    origin_path: OriginPath
+    target_dir: Path
+    socket_dir: Path
+    log_dir: Path
+    ssh_key_dir: Path
+    versions: Versions
+    cpus: int = field(default_factory=lambda: max(1, (os.cpu_count() or 2) // 2))
+    """Virtual CPUs; half the host's by default."""
+    memory_mib: int = 2048
+    data_disk_mib: int = 64 * 1024
+    """Size of the sparse data disk; only ever grows."""
+    mounts: tuple[Mount, ...] = ()
+    podman_tcp: bool = True
+    """Whether podman's API is also on a TCP port of the host's loopback, open to any local program."""
+    publish_address: str = "127.0.0.1"
+    """Where a container's published port is bound when ``-p`` names no address."""
+    hostname: str = "ovm"
+    timezone: str | None = None
+    """An IANA zone; the host's if not given."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables for the engine and for logins in the guest, proxies above all."""
+    ca_certificates: tuple[Path, ...] = ()
+    """PEM files the guest is to trust besides the usual ones."""
+    accelerator: Accelerator = "auto"
+    """``auto`` probes what works on this host and remembers the answer until it reboots."""
+    qemu: Path | None = None
+    """The ``qemu-system-…`` to use instead of the one on ``PATH``."""
+    virtiofsd: Path | None = None
+    """The ``virtiofsd`` to use instead of the one that is found."""
+    kernel_cmdline: str = ""
+    """Added behind our own kernel command line."""
+    guest: GuestProfile = "ovm"
+    """``ovm``: podman and sshd. ``bare``: a guest that only says when it is ready."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cpus", _whole("cpus", self.cpus, 1, 255))
+        object.__setattr__(self, "memory_mib", _whole("memory_mib", self.memory_mib, MEMORY_MIN_MIB, 1 << 24))
+        object.__setattr__(
+            self, "data_disk_mib", _whole("data_disk_mib", self.data_disk_mib, DATA_DISK_MIN_MIB, 1 << 24)
+        )
+        for name, allowed in (("accelerator", get_args(Accelerator)), ("guest", get_args(GuestProfile))):
+            if getattr(self, name) not in allowed:
+                raise OptionError(f"{name}={getattr(self, name)!r} is unknown", hint=f"one of {', '.join(allowed)}")
+        if not _HOSTNAME.fullmatch(self.hostname):
+            raise OptionError(
+                f"hostname={self.hostname!r} is not a host name", hint="letters, digits and '-', 63 at most"
+            )
+        check_address("publish_address", self.publish_address)
+        if any(ord(c) < 32 for c in self.kernel_cmdline):
+            raise OptionError("kernel_cmdline must be one line of text")
+        for key, value in self.environment.items():
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key) or "\n" in value or "\0" in value:
+                raise OptionError(f"environment: {key!r} is not a variable of one line")
+        points = [mount.guest_path for mount in self.mounts]
+        if twice := {p for p in points if points.count(p) > 1}:
+            raise OptionError(f"mounts: {min(twice)} is mounted twice", hint="each guest path can be used once")
+        given, wanted = set(self.versions.named()), set(self.origin_path.named())
+        if missing := wanted - given:
+            raise OptionError(
+                f"versions lacks {', '.join(sorted(missing))}", hint="each file of origin_path needs a version string"
+            )
+
+    @classmethod
+    def of(cls, given: Options | Mapping[str, Any] | None = None, /, **options: Any) -> Options:
+        """Options from an object, a mapping (snake_case or the seed's camelCase), keywords, or a mix of them.
+
+        Raises:
+            OptionError: a key is unknown or missing, or a value out of range.
+        """
+        if isinstance(given, Options):
+            return dataclasses.replace(given, **_known(cls, options)) if options else given
+        return _build(cls, {**_known(cls, given or {}), **_known(cls, options)})
+
+
+def check_address(name: str, address: str) -> None:
+    """Refuse what is no IP address to bind.
+
+    Raises:
+        OptionError: it is not an address.
+    """
+    import ipaddress
+
+    try:
+        ipaddress.ip_address(address)
+    except ValueError as error:
+        raise OptionError(f"{name}={address!r} is not an IP address", hint="127.0.0.1 is this host alone") from error
+
+
+def check_port(name: str, port: int, *, lowest: int = 1) -> int:
+    """``port`` if it is one.
+
+    Raises:
+        OptionError: it is not a whole number from ``lowest`` to 65535.
+    """
+    return _whole(name, port, lowest, PORT_MAX)
+
+
+def _whole(name: str, value: Any, lowest: int, highest: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
+        raise OptionError(f"{name}={value!r} is not a whole number from {lowest} to {highest}")
+    return value
+
+
+def _snake(key: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])([A-Z])", lambda m: "_" + m[1].lower(), key)
+
+
+def _known(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` with snake_case keys, all of them fields of ``cls``."""
+    if not isinstance(given, Mapping):
+        raise OptionError(f"{cls.__name__} cannot be made from {type(given).__name__}")
+    names = [f.name for f in dataclasses.fields(cls)]
+    found: dict[str, Any] = {}
+    for key, value in given.items():
+        name = _snake(key)
+        if name not in names:
+            import difflib
+
+            close = difflib.get_close_matches(name, names, 1)
+            raise OptionError(
+                f"there is no option {key!r}", hint=f"did you mean {close[0]}?" if close else f"one of {names}"
+            )
+        found[name] = value
+    return found
+
+
+def _build(cls: type[_T], given: Mapping[str, Any]) -> _T:
+    required = [
+        f.name
+        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing := [name for name in required if given.get(name) is None]:
+        raise OptionError(f"{cls.__name__}: {', '.join(missing)} must be given")
+    values = {name: _converted(name, value) for name, value in given.items()}
+    return cls(**values)
+
+
+_PATHS = frozenset(
+    {"gvproxy", "kernel", "initrd", "rootfs", "vfkit", "target_dir", "socket_dir", "log_dir", "ssh_key_dir"}
+    | {"qemu", "virtiofsd", "host_path"}
+)
+
+
+def _converted(name: str, value: Any) -> Any:
+    """Mappings become the dataclass that belongs there, strings become paths where a path belongs."""
+    match name, value:
+        case "origin_path", Mapping():
+            return _build(OriginPath, _known(OriginPath, value))
+        case "versions", Mapping():
+            versions = _known(Versions, value)
+            if wrong := [key for key, v in versions.items() if not isinstance(v, str) and v is not None]:
+                raise OptionError(f"versions: {wrong[0]} is not a string")
+            return _build(Versions, versions)
+        case "mounts", Sequence() if not isinstance(value, str):
+            return tuple(m if isinstance(m, Mount) else _build(Mount, _known(Mount, m)) for m in value)
+        case "ca_certificates", Sequence() if not isinstance(value, str):
+            return tuple(_path(name, v) for v in value)
+        case _ if name in _PATHS and value is not None:
+            return _path(name, value)
+        case _:
+            return value
+
+
+def _path(name: str, value: Any) -> Path:
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise OptionError(f"{name}={value!r} is not a path")
+    return Path(value).expanduser().absolute()

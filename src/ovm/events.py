@@ -1,0 +1,114 @@
+"""What a machine tells while it lives: five events, each listener with a queue of its own.
+
+========== ============================================================
+name       when
+========== ============================================================
+ready      the engine answers; after every start, and after a reboot
+close      the machine is down; exactly once for every start
+vmPause    the virtual CPUs stand still
+vmResume   they run again and the guest's clock is right
+error      something went wrong; ``Event.error`` says what
+========== ============================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from ovm.errors import OptionError, OVMError
+
+log = logging.getLogger(__name__)
+
+EventName = Literal["ready", "close", "vmPause", "vmResume", "error"]
+EVENT_NAMES: tuple[EventName, ...] = get_args(EventName)
+
+Listener = Callable[..., object] | Callable[..., Awaitable[object]]
+"""Called with nothing, or for ``error`` with the exception; may be a coroutine function."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a machine."""
+
+    id: int
+    """Counts from 1 over the life of the object, without gaps."""
+    name: EventName
+    error: OVMError | None = None
+    """What went wrong; only with ``error``."""
+    at: float = field(default_factory=time.time)
+    """When, in seconds since the epoch on the host's clock."""
+
+
+class Events:
+    """Hands each event to every listener and every open iterator, in the order they happened."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._listeners: dict[EventName, list[Listener]] = {name: [] for name in EVENT_NAMES}
+        self._queues: set[asyncio.Queue[Event]] = set()
+        self._running: set[asyncio.Future[object]] = set()
+
+    def on(self, name: EventName, listener: Listener) -> Callable[[], None]:
+        """Call ``listener`` at each event called ``name``; returns what removes it again.
+
+        Raises:
+            OptionError: there is no event of that name.
+        """
+        if name not in self._listeners:
+            raise OptionError(f"there is no event {name!r}", hint=f"the events are {', '.join(EVENT_NAMES)}")
+        listeners = self._listeners[name]
+        listeners.append(listener)
+
+        def remove() -> None:
+            if listener in listeners:
+                listeners.remove(listener)
+
+        return remove
+
+    def stream(self) -> AsyncIterator[Event]:
+        """Every event from this call on, each iterator with its own queue.
+
+        Listening begins with the call itself, not with the first ``anext``.
+        """
+        queue: asyncio.Queue[Event] = asyncio.Queue()
+        self._queues.add(queue)
+
+        async def read() -> AsyncIterator[Event]:
+            try:
+                while True:
+                    yield await queue.get()
+            finally:
+                self._queues.discard(queue)
+
+        return read()
+
+    def emit(self, name: EventName, error: OVMError | None = None) -> None:
+        """Tell everybody. A listener that fails is logged and hurts nobody else."""
+        self._count += 1
+        event = Event(self._count, name, error)
+        for queue in self._queues:
+            queue.put_nowait(event)
+        for listener in tuple(self._listeners[name]):
+            self._call(listener, event)
+
+    def _call(self, listener: Listener, event: Event) -> None:
+        try:
+            result = listener(event.error) if event.name == "error" else listener()
+        except Exception:
+            log.exception("the listener for %s failed", event.name)
+            return
+        if inspect.isawaitable(result):
+            future = asyncio.ensure_future(result)
+            self._running.add(future)
+            future.add_done_callback(self._finished)
+
+    def _finished(self, future: asyncio.Future[object]) -> None:
+        self._running.discard(future)
+        if not future.cancelled() and (error := future.exception()):
+            log.error("an asynchronous listener failed", exc_info=error)

@@ -1,0 +1,1 @@
+"""What is said to a running guest, and what it is given at boot."""

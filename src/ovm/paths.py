@@ -1,0 +1,193 @@
+"""Every file and socket ovm makes, by name.
+
+::
+
+    target_dir/                    what a machine is made of; survives a stop
+        <basename of each origin>  gvproxy, kernel, initrd, rootfs.btrfs (vfkit on macOS)
+        versions.json              which version of each lies there, written after its rename
+        data.img                   the data disk; never replaced, only grown
+        machine.json               machine id, and whether the data disk was ever in use
+        ovm.lock                   held from start to stop
+    socket_dir/                    0700, emptied of the names below at each start
+        network.sock               gvproxy's HTTP API
+        net.sock                   gvproxy's end of the guest's network card
+        podman.sock                podman's API for people and programs
+        virtiofs-N.sock            one for each shared folder
+        boot.initrd                initrd plus boot configuration, 0600, removed once ready
+        ovm.lock
+    log_dir/
+        NAME.log NAME.2.log NAME.3.log   of gvproxy, qemu, virtiofsd-N, guard, and the guest's console
+        ovm.lock
+    ssh_key_dir/                   0700
+        ovm  ovm.pub               the key that root in the guest accepts
+        host_key  host_key.pub     the guest's own host key, pinned by the manager
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovm.errors import SocketPathError
+
+SOCKET_PATH_MAX_BYTES = 103 if sys.platform == "darwin" else 107
+"""Longest path of a unix socket, without its final NUL (sun_path holds 104 and 108 bytes)."""
+
+LOG_GENERATIONS = 3
+"""How many starts' logs are kept: NAME.log, NAME.2.log, NAME.3.log."""
+
+LOCK = "ovm.lock"
+VERSIONS = "versions.json"
+DATA_DISK = "data.img"
+MACHINE = "machine.json"
+
+SOCKET_NAMES = ("network.sock", "net.sock", "podman.sock")
+_LONGEST_SOCKET = "virtiofs-99.sock"
+
+
+@dataclass(frozen=True, slots=True)
+class TargetPaths:
+    """The names below ``target_dir`` that do not depend on the origin's."""
+
+    directory: Path
+
+    @property
+    def versions(self) -> Path:
+        """Which version of each file lies beside it."""
+        return self.directory / VERSIONS
+
+    @property
+    def data_disk(self) -> Path:
+        """The sparse data disk."""
+        return self.directory / DATA_DISK
+
+    @property
+    def machine(self) -> Path:
+        """What must be remembered about the machine itself."""
+        return self.directory / MACHINE
+
+
+@dataclass(frozen=True, slots=True)
+class SocketPaths:
+    """The names below ``socket_dir``."""
+
+    directory: Path
+
+    @property
+    def network_api(self) -> Path:
+        """Gvproxy's HTTP API."""
+        return self.directory / "network.sock"
+
+    @property
+    def network_card(self) -> Path:
+        """Where the hypervisor hands over the guest's Ethernet frames."""
+        return self.directory / "net.sock"
+
+    @property
+    def podman(self) -> Path:
+        """Podman's API."""
+        return self.directory / "podman.sock"
+
+    @property
+    def boot_initrd(self) -> Path:
+        """The initrd with the boot configuration behind it."""
+        return self.directory / "boot.initrd"
+
+    def share(self, index: int) -> Path:
+        """Virtiofsd's socket for the shared folder number ``index``."""
+        return self.directory / f"virtiofs-{index}.sock"
+
+    def stale(self) -> list[Path]:
+        """What an earlier run may have left: only names of ours, nothing else in the directory."""
+        fixed = [self.directory / name for name in SOCKET_NAMES]
+        return [
+            path
+            for path in (*fixed, self.boot_initrd, *sorted(self.directory.glob("virtiofs-*.sock*")))
+            if path.exists() or path.is_symlink()
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPaths:
+    """The names below ``ssh_key_dir``."""
+
+    directory: Path
+
+    @property
+    def user_key(self) -> Path:
+        """Private key that root in the guest accepts."""
+        return self.directory / "ovm"
+
+    @property
+    def host_key(self) -> Path:
+        """Private host key given to the guest, so that it can be pinned."""
+        return self.directory / "host_key"
+
+
+def public(private_key: Path) -> Path:
+    """The public half beside ``private_key``."""
+    return private_key.with_name(private_key.name + ".pub")
+
+
+def check_socket_paths(socket_dir: Path) -> None:
+    """Refuse a directory whose longest socket would not fit.
+
+    Raises:
+        SocketPathError: the kernel's limit on a socket's path would be passed.
+    """
+    longest = socket_dir / _LONGEST_SOCKET
+    length = len(os.fsencode(longest))
+    if length > SOCKET_PATH_MAX_BYTES:
+        raise SocketPathError(
+            f"{longest} is {length} bytes long; a socket's path may have {SOCKET_PATH_MAX_BYTES} on this system",
+            hint=f"choose a socket_dir of at most {SOCKET_PATH_MAX_BYTES - len(_LONGEST_SOCKET) - 1} bytes",
+        )
+
+
+def home() -> Path:
+    """Where images and machines live: ``$OVM_HOME``, else the user's data directory."""
+    if chosen := os.environ.get("OVM_HOME"):
+        return Path(chosen).expanduser().absolute()
+    import platformdirs
+
+    return platformdirs.user_data_path("ovm")
+
+
+def images_dir() -> Path:
+    """Where guest images live."""
+    return home() / "images"
+
+
+def machine_dir(name: str) -> Path:
+    """Where the machine called ``name`` lives."""
+    return home() / "machines" / name
+
+
+def cache_dir() -> Path:
+    """What can be made again: downloads, the remembered answer of the accelerator's probe."""
+    if chosen := os.environ.get("OVM_HOME"):
+        return Path(chosen).expanduser().absolute() / "cache"
+    import platformdirs
+
+    return platformdirs.user_cache_path("ovm")
+
+
+def default_socket_dir(name: str) -> Path:
+    """A short private directory for the sockets of the machine called ``name``.
+
+    ``$XDG_RUNTIME_DIR`` where there is one, else a directory of the user's own below the system's
+    temporary one. macOS's own temporary directory is long but private and within the limit.
+    """
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        base = Path(runtime) / "ovm"
+    else:
+        import tempfile
+
+        base = Path(tempfile.gettempdir()) / f"ovm-{os.getuid()}"
+    if chosen := os.environ.get("OVM_HOME"):  # two homes must not share the sockets of "default"
+        import hashlib
+
+        base /= hashlib.sha256(os.fsencode(Path(chosen).expanduser().absolute())).hexdigest()[:8]
+    return base / name

@@ -1,0 +1,1 @@
+"""Processes and the files they hold; knows nothing of virtual machines."""

@@ -1,0 +1,71 @@
+"""The ten states of a virtual machine, and which may follow which.
+
+The strings are those of Apple's framework as the seed reports them, on every hypervisor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class VMState(StrEnum):
+    """One of the ten ``VirtualMachineState…`` strings."""
+
+    STOPPED = "VirtualMachineStateStopped"
+    RUNNING = "VirtualMachineStateRunning"
+    PAUSED = "VirtualMachineStatePaused"
+    ERROR = "VirtualMachineStateError"
+    STARTING = "VirtualMachineStateStarting"
+    PAUSING = "VirtualMachineStatePausing"
+    RESUMING = "VirtualMachineStateResuming"
+    STOPPING = "VirtualMachineStateStopping"
+    SAVING = "VirtualMachineStateSaving"
+    RESTORING = "VirtualMachineStateRestoring"
+
+
+_S = VMState
+
+TRANSITIONS: dict[VMState, frozenset[VMState]] = {
+    _S.STOPPED: frozenset({_S.STARTING, _S.RESTORING}),
+    _S.STARTING: frozenset({_S.RUNNING, _S.STOPPING, _S.STOPPED, _S.ERROR}),
+    _S.RUNNING: frozenset({_S.PAUSING, _S.PAUSED, _S.STARTING, _S.STOPPING, _S.STOPPED, _S.SAVING, _S.ERROR}),
+    _S.PAUSING: frozenset({_S.PAUSED, _S.RUNNING, _S.STOPPING, _S.STOPPED, _S.ERROR}),
+    _S.PAUSED: frozenset({_S.RESUMING, _S.STOPPING, _S.STOPPED, _S.SAVING, _S.ERROR}),
+    _S.RESUMING: frozenset({_S.RUNNING, _S.PAUSED, _S.STOPPING, _S.STOPPED, _S.ERROR}),
+    _S.STOPPING: frozenset({_S.STOPPED, _S.ERROR}),
+    _S.SAVING: frozenset({_S.STOPPED, _S.RUNNING, _S.PAUSED, _S.ERROR}),
+    _S.RESTORING: frozenset({_S.RUNNING, _S.STARTING, _S.STOPPING, _S.STOPPED, _S.ERROR}),
+    _S.ERROR: frozenset({_S.STOPPING, _S.STOPPED, _S.STARTING}),
+}
+"""From each state, those that may follow. Running → Starting is a guest that reboots itself."""
+
+
+def may_follow(old: VMState, new: VMState) -> bool:
+    """Whether a machine in ``old`` may go to ``new``; staying is always allowed."""
+    return new is old or new in TRANSITIONS[old]
+
+
+@dataclass(frozen=True, slots=True)
+class StateInfo:
+    """What :meth:`ovm.OVM.vm_state` answers: the state, and what can be asked of it now."""
+
+    state: VMState
+    can_pause: bool
+    can_resume: bool
+    can_stop: bool
+    can_hard_stop: bool
+
+
+_ALIVE = frozenset(VMState) - {_S.STOPPED}
+
+
+def state_info(state: VMState) -> StateInfo:
+    """What can be asked of a machine in ``state``."""
+    return StateInfo(
+        state=state,
+        can_pause=state is _S.RUNNING,
+        can_resume=state is _S.PAUSED,
+        can_stop=state in {_S.STARTING, _S.RUNNING, _S.PAUSED},
+        can_hard_stop=state in _ALIVE,
+    )

@@ -1,0 +1,1 @@
+"""Bytes on a socket and what they mean; knows nothing of virtual machines."""
