@@ -1,0 +1,208 @@
+"""Helper processes: spawned into the guard's group, logging to a file, ended for certain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ovm.errors import HelperError, HelperExited, StartError
+from ovm.process import guard as guard_program
+from ovm.process import logs
+
+log = logging.getLogger(__name__)
+
+GUARD_START_S = 20.0
+"""A Python that has to be read from a cold disk on a busy machine is slow."""
+TERM_GRACE_S = 5.0
+KILL_GRACE_S = 10.0
+"""How long a killed process may take to vanish; freeing gigabytes takes the kernel a while."""
+
+_PASSED_ON = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL")
+"""What of the user's environment a helper gets to see."""
+
+
+@dataclass(eq=False)
+class Child:
+    """A helper process. Its output goes to ``log_path``; nobody has to read a pipe."""
+
+    name: str
+    process: Process
+    log_path: Path | None = None
+    expected: bool = field(default=False)
+    """Whether somebody asked it to end; an exit that nobody asked for is a failure, whatever its status."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended yet, as far as the event loop knows."""
+        return self.process.returncode is None
+
+    @property
+    def exit_reason(self) -> str:
+        """How it ended, in words; empty while it runs."""
+        match self.process.returncode:
+            case None:
+                return ""
+            case status if status < 0:
+                return f"killed by {_signal_name(-status)}"
+            case status:
+                return f"exit status {status}"
+
+    async def wait(self) -> str:
+        """Until it ends; returns how."""
+        await self.process.wait()
+        return self.exit_reason
+
+    async def end(self, *, grace_s: float = TERM_GRACE_S) -> None:
+        """Ask with SIGTERM, wait ``grace_s`` seconds, then SIGKILL; returns when it is gone and reaped."""
+        self.expected = True
+        if not self.running:
+            return
+        if grace_s > 0:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.terminate()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace_s):
+                    await self.process.wait()
+                    return
+            log.warning("%s ignored SIGTERM for %g s, killing it", self.name, grace_s)
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        async with asyncio.timeout(KILL_GRACE_S):
+            await self.process.wait()
+
+    async def exited(self, stage: str) -> HelperExited:
+        """The error that tells of its death."""
+        tail = await asyncio.to_thread(logs.tail, self.log_path) if self.log_path else ()
+        return HelperExited(
+            f"{self.name} ended unexpectedly",
+            stage=stage,
+            exit_reason=self.exit_reason,
+            log_tail=tail,
+            hint=f"its whole log is {self.log_path}" if self.log_path else "",
+        )
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+@dataclass(eq=False)
+class Group:
+    """The process group of one running machine, led by its guard."""
+
+    guard: Child
+    inherited_fds: tuple[int, ...]
+    """The lock, which every helper keeps open so that it is free only when all are gone."""
+
+    async def spawn(
+        self,
+        name: str,
+        argv: Sequence[str | os.PathLike[str]],
+        *,
+        log_path: Path,
+        cwd: Path | None = None,
+        pass_fds: Iterable[int] = (),
+    ) -> Child:
+        """Start a helper in this group, with standard output and error in ``log_path``.
+
+        Raises:
+            HelperError: the program cannot be executed.
+        """
+        with log_path.open("ab") as output:
+            process = await _execute(
+                name,
+                argv,
+                stdin=DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=cwd,
+                process_group=self.guard.pid,
+                pass_fds=(*pass_fds, *self.inherited_fds),
+            )
+        log.debug("%s is process %d", name, process.pid)
+        return Child(name, process, log_path)
+
+    def kill(self) -> None:
+        """End everything in the group at once, the guard included; safe to call at any time."""
+        if self.guard.running:  # once reaped, its pid and with it the group's number may be reused
+            self.guard.expected = True
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.guard.pid, signal.SIGKILL)
+
+
+@contextlib.asynccontextmanager
+async def process_group(inherited_fds: Sequence[int], *, log_path: Path) -> AsyncIterator[Group]:
+    """A guarded process group; everything left in it is killed on the way out.
+
+    Raises:
+        StartError: the guard did not come up.
+    """
+    with log_path.open("ab") as errors:
+        process = await _execute(
+            "guard",
+            guard_command(os.getpid()),
+            stdin=DEVNULL,
+            stdout=PIPE,
+            stderr=errors,
+            process_group=0,
+            pass_fds=tuple(inherited_fds),
+        )
+    group = Group(Child("guard", process, log_path), tuple(inherited_fds))
+    try:
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(GUARD_START_S):
+                answer = await process.stdout.read(len(guard_program.WATCHING))
+        except TimeoutError:
+            raise StartError(f"the guard did not answer within {GUARD_START_S:g} s", stage="guard") from None
+        if answer != guard_program.WATCHING:
+            await process.wait()
+            raise await group.guard.exited("guard")
+        yield group
+    finally:
+        group.kill()
+        async with asyncio.timeout(KILL_GRACE_S):
+            await process.wait()
+
+
+def guard_command(manager: int) -> list[str]:
+    """How the guard of the process ``manager`` is started.
+
+    ``-I`` keeps the user's PYTHON… variables and the working directory out, ``-S`` skips site: it needs neither.
+    """
+    return [sys.executable, "-I", "-S", os.fspath(Path(guard_program.__file__)), str(manager)]
+
+
+def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of every helper: nothing of the user's but what it needs."""
+    return {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | dict(extra or {})
+
+
+async def _execute(name: str, argv: Sequence[str | os.PathLike[str]], **options: object) -> Process:
+    try:
+        return await asyncio.create_subprocess_exec(
+            *(os.fspath(word) for word in argv),
+            env=clean_environment(),
+            umask=0o077,
+            **options,  # type: ignore[arg-type]  # typeshed knows no process_group here
+        )
+    except (OSError, ValueError) as error:
+        raise HelperError(
+            f"{name} cannot be started: {error}", hint=f"check {os.fspath(argv[0])} with `ovm doctor`"
+        ) from error

@@ -1,0 +1,114 @@
+"""One owner of a directory, by kernel lock.
+
+The lock belongs to an open file, and every helper inherits that file. So a lock that is free means
+that the manager *and* its last helper are gone, whatever became of them; no pid is ever believed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import functools
+import json
+import os
+import sys
+import time
+import weakref
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+
+from ovm.errors import FileError, InUseError
+from ovm.paths import LOCK
+
+RETRY_S = 0.05
+"""flock cannot wait with a deadline, so a held lock is tried again this often."""
+
+
+class Lock:
+    """Kernel locks on some directories; :func:`hold` makes one."""
+
+    def __init__(self, fds: list[int]) -> None:
+        self.fds = fds
+        _open_locks().add(self)
+
+    def close(self) -> None:
+        """Let go. The lock stays held for as long as a helper has inherited it."""
+        while self.fds:
+            os.close(self.fds.pop())
+
+
+@contextlib.asynccontextmanager
+async def hold(directories: Iterable[Path], *, wait_s: float) -> AsyncIterator[Lock]:
+    """Own ``directories`` while inside; waits up to ``wait_s`` seconds for an owner that is about to go.
+
+    Raises:
+        InUseError: somebody else owns one of them; says who.
+        FileError: the lock file cannot be made.
+    """
+    lock = Lock([])
+    deadline = time.monotonic() + wait_s
+    try:
+        for directory in await asyncio.to_thread(_distinct, directories):
+            while (fd := await asyncio.to_thread(_try, directory)) is None:
+                if time.monotonic() >= deadline:
+                    raise InUseError(
+                        f"{directory} is in use by {await asyncio.to_thread(_owner, directory)}",
+                        hint="stop that machine first, or give this one directories of its own",
+                    )
+                await asyncio.sleep(RETRY_S)
+            lock.fds.append(fd)
+        yield lock
+    finally:
+        lock.close()
+
+
+def _distinct(directories: Iterable[Path]) -> list[Path]:
+    """Each directory once, in the same order for everybody, so that two starts cannot wait for each other."""
+    return sorted({directory.resolve() for directory in directories})
+
+
+def _try(directory: Path) -> int | None:
+    path = directory / LOCK
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise FileError(
+            f"cannot lock {directory}: {error.strerror}", hint="check that the directory is yours and writable"
+        ) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
+            raise FileError(
+                f"cannot lock {directory}: {error.strerror}", hint="choose a directory on a local file system"
+            ) from error
+        return None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, json.dumps({"pid": os.getpid(), "program": sys.argv[0], "since": time.time()}).encode(), 0)
+    return fd
+
+
+def _owner(directory: Path) -> str:
+    """Who wrote the lock file; for people only."""
+    try:
+        told = json.loads((directory / LOCK).read_bytes())
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(told["since"]))
+        return f"process {int(told['pid'])} ({told['program'] or 'python'}), since {since}"
+    except (OSError, ValueError, TypeError, KeyError):
+        return "another process"
+
+
+@functools.cache
+def _open_locks() -> weakref.WeakSet[Lock]:
+    """The locks of this process, which a forked child must not keep: it would hold them past our death."""
+    locks: weakref.WeakSet[Lock] = weakref.WeakSet()
+
+    def forget() -> None:
+        for lock in tuple(locks):
+            lock.close()
+
+    os.register_at_fork(after_in_child=forget)
+    return locks
