@@ -1,0 +1,214 @@
+"""The guest's network: one gvproxy for each start, driven over its HTTP API.
+
+Facts from gvproxy 0.8.9, run: its exit status is 0 for runtime errors too, so "it ended" is the failure; a
+forwarded port accepts connections before there is a guest, so accepting is no sign of readiness; attached to
+QEMU it leaves on SIGTERM only after QEMU has gone, so the machine ends first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from ovm.errors import PortError
+from ovm.paths import SocketPaths
+from ovm.process.child import Child, Group
+from ovm.process.supervise import race
+from ovm.wire import http
+
+GUEST_ADDRESS = "192.168.127.2"
+GATEWAY_ADDRESS = "192.168.127.1"
+HOST_ALIAS = "192.168.127.254"
+"""What the guest calls the host's loopback."""
+GUEST_MAC = "5a:94:ef:e4:0c:ee"
+"""gvproxy's static lease for GUEST_ADDRESS."""
+MTU = 1500
+
+API_START_S = 30.0
+"""A first start on macOS waits for Gatekeeper."""
+CONNECT_RETRY_S = 0.005
+END_GRACE_S = 2.0
+PICK_ATTEMPTS = 16
+
+Protocol = Literal["tcp", "udp"]
+
+_IN_USE = re.compile(r"address already in use|proxy already running")
+
+
+class Forward(msgspec.Struct, frozen=True, kw_only=True):
+    """A host port that leads to a port of the guest."""
+
+    protocol: Protocol
+    host_address: str
+    host_port: int
+    guest_port: int
+
+    @property
+    def local(self) -> str:
+        """Gvproxy's name for the host's end."""
+        return join(self.host_address, self.host_port)
+
+
+def join(address: str, port: int) -> str:
+    """``address:port``, with brackets where IPv6 needs them."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def argv(program: Path, sockets: SocketPaths) -> list[str]:
+    """Gvproxy's command line. ``-ssh-port -1``: sshd is exposed by us, so that a taken port is only picked again."""
+    return [
+        str(program),
+        "-mtu", str(MTU),
+        "-ssh-port", "-1",
+        "-listen", f"unix://{sockets.network_api}",
+        "-listen-qemu", f"unix://{sockets.network_card}",
+    ]  # fmt: skip
+
+
+class Network:
+    """A running gvproxy; :func:`start` makes one."""
+
+    def __init__(self, child: Child, api: http.UnixHTTP) -> None:
+        self.child = child
+        self._api = api
+
+    async def expose(self, forward: Forward) -> None:
+        """Open the host port of ``forward``.
+
+        Raises:
+            PortError: it is taken, or may not be bound.
+        """
+        if not await asyncio.to_thread(can_bind, forward.protocol, forward.host_address, forward.host_port):
+            raise _port_error(forward, "address already in use")
+        await self._expose(forward)
+
+    async def _expose(self, forward: Forward) -> None:
+        body = {
+            "local": forward.local,
+            "remote": f"{GUEST_ADDRESS}:{forward.guest_port}",
+            "protocol": forward.protocol,
+        }
+        try:
+            await self._api.post("/services/forwarder/expose", body)
+        except http.WireError as error:
+            raise _port_error(forward, error.message) from error
+
+    async def unexpose(self, forward: Forward) -> None:
+        """Close the host port of ``forward``.
+
+        Raises:
+            PortError: it was not open.
+        """
+        try:
+            await self._api.post("/services/forwarder/unexpose", {"local": forward.local, "protocol": forward.protocol})
+        except http.WireError as error:
+            raise _port_error(forward, error.message) from error
+
+    async def pick(
+        self, guest_port: int, *, first: int = 0, protocol: Protocol = "tcp", address: str = "127.0.0.1"
+    ) -> Forward:
+        """Expose ``guest_port`` on a free host port: from ``first`` up, or any if that is 0.
+
+        Each candidate is tried on the very address that gvproxy will bind, and lost races pick again.
+
+        Raises:
+            PortError: none was to be had.
+        """
+        candidates = range(first, 65536) if first else (0,) * PICK_ATTEMPTS
+        for candidate in candidates:
+            port = await asyncio.to_thread(free_port, protocol, address, candidate)
+            if port is None:
+                continue
+            forward = Forward(protocol=protocol, host_address=address, host_port=port, guest_port=guest_port)
+            try:
+                await self._expose(forward)
+            except PortError as error:
+                if _IN_USE.search(str(error)):
+                    continue
+                raise
+            return forward
+        raise PortError(
+            f"no {protocol} port of {address} is free" + (f" from {first} up" if first else ""),
+            hint="see what listens with `ss -ltnu`",
+        )
+
+    async def expose_socket(self, socket_path: Path, guest_port: int) -> None:
+        """Let a host unix socket, mode 0600 for it is made under umask 077, lead to a TCP port of the guest."""
+        body = {"local": str(socket_path), "remote": f"tcp://{GUEST_ADDRESS}:{guest_port}", "protocol": "unix"}
+        try:
+            await self._api.post("/services/forwarder/expose", body)
+        except http.WireError as error:
+            raise PortError(f"{socket_path} cannot be made: {error.message}") from error
+
+
+@contextlib.asynccontextmanager
+async def start(group: Group, program: Path, sockets: SocketPaths, log_path: Path) -> AsyncIterator[Network]:
+    """Gvproxy with its API answering; ended on the way out.
+
+    Raises:
+        HelperExited: it ended before it answered.
+        NotReadyError: it did not answer within API_START_S seconds.
+    """
+    child = await group.spawn("gvproxy", argv(program, sockets), log_path=log_path, cwd=sockets.directory)
+    try:
+        async with http.connect(sockets.network_api) as api:
+            await race(
+                _answers(sockets.network_api),
+                [child],
+                stage="network",
+                timeout_s=API_START_S,
+                evidence=log_path,
+                hint="on macOS, Gatekeeper may be asking whether gvproxy may run",
+            )
+            yield Network(child, api)
+    finally:
+        await child.end(grace_s=END_GRACE_S)
+
+
+async def _answers(path: Path) -> None:
+    """Until something listens on ``path``. gvproxy 0.8.1 has no way to tell, so it is tried again and again."""
+    while True:
+        try:
+            _, writer = await asyncio.open_unix_connection(path)
+        except OSError:
+            await asyncio.sleep(CONNECT_RETRY_S)
+        else:
+            writer.close()
+            return
+
+
+def can_bind(protocol: Protocol, address: str, port: int) -> bool:
+    """Whether the very address could be bound now. A port that only root may bind counts as one."""
+    return free_port(protocol, address, port) is not None
+
+
+def free_port(protocol: Protocol, address: str, port: int) -> int | None:
+    """``port`` if it is free on ``address`` now (any free port for 0), else ``None``."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM) as probe:
+        if protocol == "tcp":  # as gvproxy does: a port in TIME_WAIT is free
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except PermissionError:
+            return port  # let gvproxy's own words tell
+        except OSError:
+            return None
+        chosen: int = probe.getsockname()[1]
+        return chosen
+
+
+def _port_error(forward: Forward, reason: str) -> PortError:
+    hint = ""
+    if _IN_USE.search(reason):
+        hint = f"see who has it with `ss -lnp 'sport = :{forward.host_port}'`, or let 0 pick a free one"
+    elif "permission denied" in reason:
+        hint = "ports below 1024 need privileges on this host; choose a higher one"
+    return PortError(f"{forward.protocol} port {forward.local}: {reason}", hint=hint)

@@ -1,0 +1,76 @@
+"""HTTP over a unix socket, JSON in and out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+if TYPE_CHECKING:
+    import httpx2
+
+T = TypeVar("T")
+
+REQUEST_TIMEOUT_S = 10.0
+
+
+class WireError(Exception):
+    """A request was not answered, or not with success; ``status`` is 0 if nothing came back."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+
+
+class UnixHTTP:
+    """A client of the server behind one unix socket; :func:`connect` makes one."""
+
+    def __init__(self, client: httpx2.AsyncClient) -> None:
+        self._client = client
+
+    async def get(self, path: str, answer: type[T], *, timeout_s: float = REQUEST_TIMEOUT_S) -> T:
+        """What GET ``path`` answers, decoded as ``answer``.
+
+        Raises:
+            WireError: no answer within ``timeout_s`` seconds, one without success, or not of that shape.
+        """
+        content = await self._request("GET", path, None, timeout_s)
+        try:
+            return msgspec.json.decode(content, type=answer)
+        except msgspec.DecodeError as error:
+            raise WireError(f"GET {path} answered something unexpected: {error}") from error
+
+    async def text(self, path: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> str:
+        """What GET ``path`` answers, as text; raises as :meth:`get` does."""
+        return (await self._request("GET", path, None, timeout_s)).decode(errors="replace")
+
+    async def post(self, path: str, body: Any, *, timeout_s: float = REQUEST_TIMEOUT_S) -> bytes:
+        """POST ``body`` as JSON; raises as :meth:`get` does."""
+        return await self._request("POST", path, msgspec.json.encode(body), timeout_s)
+
+    async def _request(self, method: str, path: str, content: bytes | None, timeout_s: float) -> bytes:
+        import httpx2
+
+        try:
+            response = await self._client.request(method, f"http://localhost{path}", content=content, timeout=timeout_s)
+        except httpx2.HTTPError as error:
+            raise WireError(f"{method} {path}: {str(error) or type(error).__name__}") from error
+        if not response.is_success:
+            raise WireError(
+                response.text.strip() or f"{method} {path}: status {response.status_code}", response.status_code
+            )
+        return response.content
+
+
+@contextlib.asynccontextmanager
+async def connect(socket_path: Path) -> AsyncIterator[UnixHTTP]:
+    """A client for ``socket_path``; connections are made when needed and closed on the way out."""
+    import httpx2
+
+    transport = httpx2.AsyncHTTPTransport(uds=str(socket_path), verify=False)
+    async with httpx2.AsyncClient(transport=transport, trust_env=False) as client:
+        yield UnixHTTP(client)
