@@ -1,0 +1,117 @@
+"""The seam between a machine and the program that runs it.
+
+A driver offers two things: ``command(spec, …) -> argv``, pure, and a :class:`Control` of the running program.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal, Protocol
+
+from ovm.errors import UnsupportedError
+from ovm.process.child import Child
+from ovm.state import VMState
+
+Arch = Literal["x86_64", "aarch64"]
+
+_ARCHES: dict[str, Arch] = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
+
+
+def host_arch() -> Arch:
+    """The processor of this host.
+
+    Raises:
+        UnsupportedError: there is no guest for it.
+    """
+    machine = platform.machine().lower()
+    if machine not in _ARCHES:
+        raise UnsupportedError(f"ovm has no guest for {machine} processors", hint="x86_64 and arm64 hosts can run it")
+    return _ARCHES[machine]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Disk:
+    """A raw image; the order of disks is their order in the guest (vda, vdb, …)."""
+
+    name: str
+    """Serial number the guest sees, 20 bytes at most."""
+    path: Path
+    read_only: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """A host folder, under the ``tag`` by which the guest mounts it."""
+
+    tag: str
+    host_path: Path
+    read_only: bool
+    socket: Path
+    """Where virtiofsd listens; unused by hypervisors that share folders themselves."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Channel:
+    """A byte stream from the guest to a socket on which the manager listens."""
+
+    name: str
+    """Name of the virtio-serial port, where there is no vsock."""
+    vsock_port: int
+    socket: Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VMSpec:
+    """A virtual machine, in words no hypervisor owns."""
+
+    arch: Arch
+    cpus: int
+    memory_mib: int
+    kernel: Path
+    initrd: Path
+    cmdline: str
+    disks: tuple[Disk, ...]
+    shares: tuple[Share, ...]
+    channels: tuple[Channel, ...]
+    network_socket: Path
+    mac: str
+    console_log: Path
+
+
+class Happening(StrEnum):
+    """What a hypervisor tells of its own accord."""
+
+    PAUSED = "paused"
+    RESUMED = "resumed"
+    REBOOTED = "rebooted"
+    POWERED_OFF = "powered off"
+    FAILED = "failed"
+
+
+Watcher = Callable[[Happening, str], None]
+"""Called with what happened and, where there is more to say, the hypervisor's own words."""
+
+
+class Control(Protocol):
+    """A running virtual machine."""
+
+    child: Child
+
+    async def state(self) -> VMState:
+        """What the hypervisor itself says now."""
+
+    async def pause(self) -> None:
+        """Stop the virtual CPUs; fine if they stand still already."""
+
+    async def resume(self) -> None:
+        """Let them run; fine if they do."""
+
+    async def request_stop(self) -> None:
+        """Press the power button; returns at once and the guest may ignore it."""
+
+    async def force_stop(self) -> None:
+        """Cut the power."""

@@ -1,0 +1,150 @@
+"""Which accelerator really works here.
+
+A /dev/kvm that opens is not a KVM that works: on nested hosts a vCPU can be made and then the guest stalls, or
+QEMU aborts. So the guest's own kernel is booted once without anything to boot into; it must reach its panic
+("Unable to mount root fs") and reset within a deadline. The answer is remembered until the host reboots.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import sys
+import tempfile
+from asyncio.subprocess import DEVNULL, STDOUT
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from ovm.errors import UnsupportedError
+from ovm.hypervisors import Arch
+from ovm.process.child import clean_environment
+
+Accel = Literal["kvm", "hvf", "tcg"]
+
+PROBE_DEADLINE_S = 5.0
+"""A working KVM needs about one second for it."""
+
+MACHINE: dict[Arch, str] = {
+    "x86_64": "microvm,acpi=on,pcie=off,rtc=on",
+    "aarch64": "virt",
+}
+"""QEMU's machine types. microvm wants ACPI for its power button, plain microvm hangs with Debian's kernel."""
+
+CONSOLE: dict[Arch, str] = {"x86_64": "ttyS0", "aarch64": "ttyAMA0"}
+
+_PANIC = b"Unable to mount root fs"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Emulator:
+    """An installed QEMU."""
+
+    program: Path
+    version: tuple[int, ...]
+    arch: Arch
+    """What it emulates."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What the probe found, and why."""
+
+    accelerator: Accel
+    reason: str
+
+
+def flags(accelerator: Accel, qemu_version: tuple[int, ...]) -> list[str]:
+    """QEMU's options for an accelerator."""
+    if accelerator != "tcg":
+        return ["-accel", accelerator, "-cpu", "host"]
+    # QEMU before 8 corrupts EFLAGS around cmpxchg16b under TCG: one boot in five dies with a double fault
+    return ["-accel", "tcg,thread=multi", "-cpu", "max,-cx16" if qemu_version < (8,) else "max"]
+
+
+async def choose(wanted: str, emulator: Emulator, *, kernel: Path, cache_dir: Path) -> Answer:
+    """The accelerator to use: ``wanted``, or for ``auto`` the fastest that works here.
+
+    Raises:
+        UnsupportedError: ``wanted`` cannot be had on this host.
+    """
+    fast: Accel = "hvf" if sys.platform == "darwin" else "kvm"
+    if wanted == "tcg":
+        return Answer("tcg", "asked for")
+    if wanted not in {"auto", fast}:
+        raise UnsupportedError(f"accelerator {wanted} does not exist on this system", hint=f"use auto, {fast} or tcg")
+    if fast == "kvm" and (obstacle := await asyncio.to_thread(_kvm_obstacle)):
+        answer = Answer("tcg", obstacle)
+    else:
+        answer = await _remembered(fast, emulator, kernel, cache_dir)
+    if wanted == fast and answer.accelerator != fast:
+        raise UnsupportedError(f"accelerator {fast} does not work here: {answer.reason}", hint="use auto or tcg")
+    return answer
+
+
+def _kvm_obstacle() -> str:
+    try:
+        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return "there is no /dev/kvm"
+    except OSError as error:
+        return f"/dev/kvm cannot be opened: {error.strerror}; the group kvm may"
+    return ""
+
+
+async def _remembered(fast: Accel, emulator: Emulator, kernel: Path, cache_dir: Path) -> Answer:
+    key = await asyncio.to_thread(_key, fast, emulator, kernel)
+    memory = cache_dir / f"accelerator-{key}.json"
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        return msgspec.json.decode(await asyncio.to_thread(memory.read_bytes), type=Answer)
+    answer = await probe(fast, emulator, kernel)
+    with contextlib.suppress(OSError):
+        await asyncio.to_thread(_write, memory, msgspec.json.encode(answer))
+    return answer
+
+
+def _key(fast: Accel, emulator: Emulator, kernel: Path) -> str:
+    """Same host boot, same user, same QEMU, same kernel: same answer."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    facts = [fast, str(emulator), str(os.getuid()), str(kernel.stat().st_size)]
+    facts.append(boot.read_text() if boot.exists() else "")
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(content)
+    Path(file.name).replace(path)
+
+
+async def probe(accelerator: Accel, emulator: Emulator, kernel: Path, *, timeout_s: float = PROBE_DEADLINE_S) -> Answer:
+    """Boot ``kernel`` into its panic; whether it gets there within ``timeout_s`` seconds is the answer."""
+    argv = [
+        os.fspath(emulator.program),
+        "-machine", MACHINE[emulator.arch], *flags(accelerator, emulator.version), "-m", "256",
+        "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        "-kernel", os.fspath(kernel), "-append", f"console={CONSOLE[emulator.arch]} panic=-1 reboot=t",
+    ]  # fmt: skip
+    with tempfile.TemporaryFile() as output:
+        process = await asyncio.create_subprocess_exec(
+            *argv, "-serial", "stdio", stdin=DEVNULL, stdout=output, stderr=STDOUT, env=clean_environment()
+        )
+        try:
+            async with asyncio.timeout(timeout_s):
+                status = await process.wait()
+        except TimeoutError:
+            return Answer("tcg", f"a guest stalls under {accelerator}")
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        output.seek(0)
+        said = output.read()
+    if status == 0 and _PANIC in said:
+        return Answer(accelerator, "a test boot succeeded")
+    lines = said.decode(errors="replace").strip().splitlines()
+    return Answer("tcg", f"a test boot under {accelerator} failed: {lines[0] if lines else f'exit status {status}'}")

@@ -1,0 +1,219 @@
+"""QEMU >= 7.2, driven over QMP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from ovm.errors import GuestError, StartError
+from ovm.hypervisors import Arch, Happening, VMSpec, Watcher
+from ovm.hypervisors.accel import CONSOLE, MACHINE, Accel, Emulator, flags
+from ovm.process.child import Child, Group
+from ovm.process.supervise import race
+from ovm.state import VMState
+
+if TYPE_CHECKING:
+    from qemu.qmp import Message, QMPClient
+
+log = logging.getLogger(__name__)
+
+OLDEST = (7, 2)
+"""The first with ``-netdev stream``, which gvproxy needs."""
+QMP_START_S = 30.0
+QMP_TIMEOUT_S = 10.0
+END_GRACE_S = 5.0
+
+_BUS: dict[Arch, str] = {"x86_64": "device", "aarch64": "pci"}
+"""microvm speaks virtio over MMIO, virt over PCI."""
+
+_STATES = {
+    "running": VMState.RUNNING,
+    "paused": VMState.PAUSED,
+    "suspended": VMState.PAUSED,
+    "prelaunch": VMState.STARTING,
+    "inmigrate": VMState.RESTORING,
+    "postmigrate": VMState.PAUSED,
+    "finish-migrate": VMState.SAVING,
+    "save-vm": VMState.SAVING,
+    "restore-vm": VMState.RESTORING,
+    "shutdown": VMState.STOPPED,
+}
+"""By QEMU's RunState; the rest (internal-error, io-error, guest-panicked, watchdog, colo) are errors."""
+
+
+def escape(value: str | os.PathLike[str]) -> str:
+    """``value`` inside one of QEMU's option strings, where a comma is written twice."""
+    return os.fspath(value).replace(",", ",,")
+
+
+def command(spec: VMSpec, emulator: Emulator, accelerator: Accel, *, qmp_fd: int) -> list[str]:
+    """QEMU's command line for ``spec``; ``qmp_fd`` is our end's peer of a socket pair."""
+    bus = _BUS[spec.arch]
+    machine = MACHINE[spec.arch]
+    shared_memory = []
+    if spec.shares:  # virtiofsd maps the guest's memory
+        machine += ",memory-backend=memory"
+        shared_memory = ["-object", f"memory-backend-memfd,id=memory,size={spec.memory_mib}M,share=on"]
+    argv = [
+        os.fspath(emulator.program),
+        "-nodefaults", "-no-user-config", "-display", "none",
+        "-machine", machine, *flags(accelerator, emulator.version),
+        "-smp", str(spec.cpus), "-m", str(spec.memory_mib), *shared_memory,
+        "-kernel", os.fspath(spec.kernel), "-initrd", os.fspath(spec.initrd),
+        "-append", f"console={CONSOLE[spec.arch]} {spec.cmdline}".strip(),
+        "-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control",
+        "-chardev", f"file,id=console,path={escape(spec.console_log)},append=on", "-serial", "chardev:console",
+        "-device", f"virtio-rng-{bus}",
+        "-netdev", f"stream,id=wire,server=off,addr.type=unix,addr.path={escape(spec.network_socket)}",
+        # the hubs let a new wire be plugged in when gvproxy has died
+        "-netdev", "hubport,id=plug,hubid=0,netdev=wire", "-netdev", "hubport,id=card,hubid=0",
+        "-device", f"virtio-net-{bus},netdev=card,mac={spec.mac}",
+        "-device", f"virtio-serial-{bus}",
+    ]  # fmt: skip
+    for number, channel in enumerate(spec.channels):
+        argv += ["-chardev", f"socket,id=channel{number},server=off,path={escape(channel.socket)}"]
+        argv += ["-device", f"virtserialport,chardev=channel{number},name={channel.name}"]
+    for disk in spec.disks:
+        block = {
+            "driver": "raw",
+            "node-name": disk.name,
+            "read-only": disk.read_only,
+            "discard": "unmap",
+            "file": {"driver": "file", "filename": os.fspath(disk.path)},
+        }
+        argv += ["-blockdev", json.dumps(block), "-device", f"virtio-blk-{bus},drive={disk.name},serial={disk.name}"]
+    for number, share in enumerate(spec.shares):
+        argv += ["-chardev", f"socket,id=share{number},path={escape(share.socket)}"]
+        argv += ["-device", f"vhost-user-fs-{bus},chardev=share{number},tag={escape(share.tag)}"]
+    return argv
+
+
+class QEMU:
+    """A running QEMU; :func:`start` makes one."""
+
+    def __init__(self, child: Child, qmp: QMPClient) -> None:
+        self.child = child
+        self._qmp = qmp
+
+    async def state(self) -> VMState:
+        """What QEMU itself says now."""
+        status = await self._execute("query-status")
+        return _STATES.get(status["status"], VMState.ERROR)
+
+    async def pause(self) -> None:
+        """Stop the virtual CPUs; fine if they stand still already."""
+        await self._execute("stop")
+
+    async def resume(self) -> None:
+        """Let them run; fine if they do."""
+        await self._execute("cont")
+
+    async def request_stop(self) -> None:
+        """Press the ACPI power button; a paused guest would not hear it, so it is resumed first."""
+        await self._execute("cont")
+        await self._execute("system_powerdown")
+
+    async def force_stop(self) -> None:
+        """Cut the power; QEMU flushes its images before it goes."""
+        self.child.expected = True
+        with contextlib.suppress(GuestError):  # the connection may end before the answer
+            await self._execute("quit")
+
+    async def _execute(self, name: str, **arguments: Any) -> Any:
+        from qemu.qmp import ExecuteError, QMPError
+
+        try:
+            async with asyncio.timeout(QMP_TIMEOUT_S):
+                return await self._qmp.execute(name, arguments or None)
+        except ExecuteError as error:
+            raise GuestError(f"QEMU refused {name}: {error}") from error
+        except (QMPError, asyncio.IncompleteReadError, OSError) as error:
+            raise GuestError(f"QEMU did not answer {name}: {error}") from error
+        except TimeoutError as error:
+            raise GuestError(f"QEMU did not answer {name} within {QMP_TIMEOUT_S:g} s") from error
+
+
+@contextlib.asynccontextmanager
+async def start(
+    group: Group,
+    spec: VMSpec,
+    *,
+    emulator: Emulator,
+    accelerator: Accel,
+    log_path: Path,
+    watcher: Watcher,
+) -> AsyncIterator[QEMU]:
+    """QEMU with its QMP answering; ended on the way out.
+
+    Raises:
+        HelperExited: it ended before it answered.
+        NotReadyError: it did not answer within QMP_START_S seconds.
+    """
+    from qemu.qmp import QMPClient, QMPError
+
+    ours, theirs = socket.socketpair()
+    qmp = QMPClient("qemu")
+    qmp.logger.setLevel(logging.CRITICAL)  # it logs every lost connection as an error; we raise our own
+    try:
+        with theirs:
+            argv = command(spec, emulator, accelerator, qmp_fd=theirs.fileno())
+            child = await group.spawn("qemu", argv, log_path=log_path, pass_fds=[theirs.fileno()])
+    except BaseException:
+        ours.close()
+        raise
+    watching: asyncio.Task[None] | None = None
+    try:
+        try:
+            await race(qmp.connect(ours), [child], stage="hypervisor", timeout_s=QMP_START_S, evidence=log_path)
+        except (QMPError, OSError) as error:  # it hung up: give its death a moment to be noticed
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(END_GRACE_S):
+                    await child.wait()
+            if not child.running:
+                raise await child.exited("hypervisor") from error
+            raise StartError(f"QEMU's control socket failed: {error}", stage="hypervisor") from error
+        watching = asyncio.create_task(_watch(qmp, watcher), name="qmp events")
+        yield QEMU(child, qmp)
+    finally:
+        await child.end(grace_s=END_GRACE_S)
+        if watching is not None:
+            watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watching
+        with contextlib.suppress(Exception):  # however the other side went, the connection is over
+            await qmp.disconnect()
+        ours.close()
+
+
+async def _watch(qmp: QMPClient, watcher: Watcher) -> None:
+    """Pass on what QEMU tells, in our words."""
+    async for event in qmp.events:
+        if happening := translate(event):
+            watcher(*happening)
+
+
+def translate(event: Message) -> tuple[Happening, str] | None:
+    """A QMP event in our words; ``None`` for what does not matter to us."""
+    data = cast("dict[str, Any]", event.get("data") or {})
+    match event["event"]:
+        case "STOP":
+            return Happening.PAUSED, ""
+        case "RESUME":
+            return Happening.RESUMED, ""
+        case "RESET" if data.get("guest"):
+            return Happening.REBOOTED, str(data.get("reason", ""))
+        case "SHUTDOWN" if data.get("guest"):
+            return Happening.POWERED_OFF, str(data.get("reason", ""))
+        case "GUEST_PANICKED":
+            return Happening.FAILED, "the guest's kernel panicked"
+        case "BLOCK_IO_ERROR" if data.get("action") == "stop":
+            return Happening.FAILED, f"the disk {data.get('node-name', '')} failed: {data.get('reason', 'I/O error')}"
+        case _:
+            return None
