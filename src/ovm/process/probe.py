@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovm.errors import HelperError
+from ovm.process.child import clean_environment
 
 PROBE_TIMEOUT_S = 10.0
 """A program that has not told its version by then hangs; loaded machines need a second or two."""
@@ -88,6 +89,7 @@ async def probe_output(argv: Sequence[str | Path], *, timeout: float = PROBE_TIM
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
+            env=clean_environment(),
             start_new_session=True,  # so that what it started ends with it
         )
     except OSError as error:

@@ -1,0 +1,177 @@
+"""The command ``ovm``.
+
+Each verb is a file of its own, imported when it is chosen: ``ovm --help`` imports click and nothing else.
+This is the one place where an error becomes a message and an exit status.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal, NoReturn, TypeVar
+
+import click
+
+from ovm import __version__
+from ovm.errors import OVMError
+
+ProgressMode = Literal["auto", "plain", "none"]
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141
+"""What a shell reports for a program ended by SIGPIPE."""
+
+_VERBS = {
+    "start": ("ovm.cli.start:command", "Boot a machine and say how to reach its engine."),
+    "doctor": ("ovm.cli.doctor:command", "Check whether this host has what ovm needs."),
+    "image": ("ovm.cli.image:command", "Build and look at guest images."),
+    "completion": ("ovm.cli.completion:command", "Print the completion script of a shell."),
+}
+"""Each verb: where its command is, and its line in the help."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(slots=True)
+class Ui:
+    """How this run talks: what the options before and after the verb asked for."""
+
+    progress: ProgressMode = "auto"
+    json: bool = False
+
+
+class Verbs(click.Group):
+    """A group that knows its commands by name and imports them when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002, D102 - click's
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002, D102 - click's
+        if name not in _VERBS:
+            return None
+        module, _, attribute = _VERBS[name][0].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def resolve_command(  # noqa: D102 - click's
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _VERBS and not args[0].startswith("-"):
+            import difflib
+
+            close = difflib.get_close_matches(args[0], _VERBS, 1)
+            ctx.fail(f"there is no command {args[0]!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002, D102 - click's
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in _VERBS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:  # noqa: D102 - click's
+        from click.shell_completion import CompletionItem
+
+        verbs = [CompletionItem(name, help=line) for name, (_, line) in _VERBS.items() if name.startswith(incomplete)]
+        return verbs + click.Command.shell_complete(self, ctx, incomplete)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="ovm", message="%(prog)s %(version)s")
+@click.option(
+    "--progress",
+    type=click.Choice(["auto", "plain", "none"]),
+    default="auto",
+    help="How to show progress: auto draws on a terminal and is plain elsewhere.",
+)
+@click.pass_obj
+def ovm(ui: Ui, progress: ProgressMode) -> None:
+    """Boots a small Linux virtual machine whose job is to run Podman, and looks after it."""
+    ui.progress = progress
+
+
+def json_option(function: Any) -> Any:
+    """Give a command ``--json``: its result, or the error, as one line of JSON on stdout."""
+
+    def remember(ctx: click.Context, _param: click.Parameter, chosen: bool) -> bool:
+        ctx.ensure_object(Ui).json = chosen
+        return chosen
+
+    # eager, so that an error in any other option is already reported as JSON
+    return click.option(
+        "--json", "as_json", is_flag=True, is_eager=True, callback=remember, help="Print JSON for programs."
+    )(function)
+
+
+def run(coroutine: Coroutine[Any, Any, _T]) -> _T:
+    """Run the asynchronous part of a command."""
+    import asyncio
+
+    return asyncio.run(coroutine)
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run ``ovm`` and exit with its status."""
+    ui = Ui()
+    try:
+        status = _status(ui, args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # the reader is gone; without this the interpreter would complain when it flushes stdout at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = EXIT_PIPE
+    sys.exit(status)
+
+
+def _status(ui: Ui, args: Sequence[str] | None) -> int:
+    try:
+        result = ovm.main(args, prog_name="ovm", obj=ui, standalone_mode=False)
+    except click.ClickException as error:
+        if ui.json:
+            _print_json_error({"code": "usage", "message": error.format_message()})
+        else:
+            error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("ovm: interrupted", err=True)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except OVMError as error:
+        _report(ui, error.as_dict(), str(error))
+        return EXIT_FAILED
+    except OSError as error:
+        _report(ui, {"code": "os", "message": str(error)}, _os_error(error))
+        return EXIT_FAILED
+    except Exception as error:
+        if os.environ.get("OVM_DEBUG"):
+            raise
+        text = f"{type(error).__name__}: {error}"
+        hint = "this is a bug in ovm; with OVM_DEBUG=1 in the environment it shows where, which is worth reporting"
+        _report(ui, {"code": "internal", "message": text, "hint": hint}, f"{text}\n  hint: {hint}")
+        return EXIT_FAILED
+    return result if isinstance(result, int) else 0
+
+
+def _os_error(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+
+
+def _report(ui: Ui, for_programs: dict[str, object], for_people: str) -> None:
+    if ui.json:
+        _print_json_error(for_programs)
+    else:
+        click.echo(click.style("ovm: ", fg="red", bold=True) + for_people, err=True, color=colour())
+
+
+def _print_json_error(error: dict[str, object]) -> None:
+    import json
+
+    print(json.dumps({"error": error}), flush=True)
+
+
+def colour() -> bool | None:
+    """What to tell click about colours: never where ``NO_COLOR`` is set, else its own choice."""
+    return False if os.environ.get("NO_COLOR") else None

@@ -1,0 +1,242 @@
+"""``ovm doctor``: what this host has, what it lacks, and how to get that."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from ovm.cli import colour, json_option, run
+
+Status = Literal["ok", "warn", "missing"]
+
+SPACE_NEEDED_MIB = 2 * 1024
+"""A guest image with the room to build it."""
+SPACE_WANTED_MIB = 10 * 1024
+"""Room for a few container images too."""
+OLDEST_PYTHON = (3, 11)
+
+_COLOURS = {"ok": "green", "warn": "yellow", "missing": "red"}
+_BUILD_TOOLS = {"mmdebstrap": "mmdebstrap", "mkfs.btrfs": "btrfs-progs", "zstd": "zstd"}
+"""Programs the image builder runs, and the Debian packages that have them."""
+_SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+"""Where some of them lie; not on an ordinary user's PATH on Debian."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the table. ``missing`` is something without which no machine starts."""
+
+    name: str
+    status: Status
+    detail: str
+    hint: str = ""
+
+
+@click.command("doctor")
+@json_option
+def command(as_json: bool) -> int:
+    """Check whether this host has what ovm needs.
+
+    Exits with 0 if nothing that is required is missing.
+    """
+    checks = run(examine())
+    fine = all(check.status != "missing" for check in checks)
+    if as_json:
+        import json
+
+        print(json.dumps({"ok": fine, "checks": [asdict(check) for check in checks]}))
+    else:
+        for line in table(checks):
+            click.echo(line, color=colour())
+    return 0 if fine else 1
+
+
+async def examine() -> list[Check]:
+    """Every check, in the order of the table."""
+    import asyncio
+
+    from ovm import helpers, registry
+
+    arch = registry.host_arch()
+    probes: list[Awaitable[list[Check]]] = [
+        _helper("QEMU", lambda: helpers.find_qemu(arch)),
+        _accelerator(arch),
+        _helper("gvproxy", helpers.find_gvproxy),
+        _virtiofsd(),
+    ]
+    found = await asyncio.gather(*probes)
+    image = check_image(registry.default_image_dir(arch))
+    return [
+        check_python(),
+        check_platform(sys.platform),
+        *(check for checks in found for check in checks),
+        image,
+        *check_build_tools(needed=image.status != "ok"),
+        check_space(),
+        check_socket_dir(),
+        check_home(),
+    ]
+
+
+def table(checks: Iterable[Check]) -> list[str]:
+    """The lines to show: status, name, what is there, and below it how to get what is not."""
+    rows = list(checks)
+    width = max(len(check.name) for check in rows)
+    lines = []
+    for check in rows:
+        status = click.style(f"{check.status:<7}", fg=_COLOURS[check.status])
+        lines.append(f"{status}  {check.name:<{width}}  {check.detail}")
+        if check.hint and check.status != "ok":
+            lines.append(f"{'':9}{'':{width}}  → {check.hint}")
+    return lines
+
+
+def check_python() -> Check:
+    """Python is new enough; only a broken installation says otherwise."""
+    version = sys.version_info
+    text = f"{version.major}.{version.minor}.{version.micro} ({sys.executable})"
+    if version < OLDEST_PYTHON:
+        return Check("python", "missing", text, "install Python 3.11 or newer")
+    return Check("python", "ok", text)
+
+
+def check_platform(platform: str) -> Check:
+    """Whether machines run on this system at all."""
+    if platform == "linux":
+        return Check("system", "ok", f"Linux {os.uname().release}")
+    return Check("system", "missing", platform, "machines run on Linux")
+
+
+def check_image(directory: Path) -> Check:
+    """The default guest image is there and whole; one that is not yet built is built by the first start."""
+    from ovm import registry
+    from ovm.errors import ImageError
+
+    try:
+        image = registry.load_image(directory)
+    except ImageError as error:
+        return Check("guest image", "warn", error.message, error.hint)
+    return Check("guest image", "ok", f"{directory} ({image.size // 1_000_000} MB)")
+
+
+def check_build_tools(*, needed: bool) -> list[Check]:
+    """The image builder's programs, required only while there is no image."""
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *_SBIN])
+    lacking = [package for program, package in _BUILD_TOOLS.items() if not shutil.which(program, path=path)]
+    absent: Status = "missing" if needed else "warn"
+    checks = [
+        Check("image builder", absent, f"without {', '.join(lacking)}", f"apt install {' '.join(lacking)}")
+        if lacking
+        else Check("image builder", "ok", ", ".join(_BUILD_TOOLS))
+    ]
+    if os.geteuid() != 0:
+        checks.append(_subordinate_ids(absent, path))
+    return checks
+
+
+def _subordinate_ids(absent: Status, path: str) -> Check:
+    import getpass
+
+    user = getpass.getuser()
+    if not shutil.which("newuidmap", path=path):
+        return Check("user namespace", absent, "without newuidmap", "apt install uidmap")
+    for table_of in (Path("/etc/subuid"), Path("/etc/subgid")):
+        lines = table_of.read_text().splitlines() if table_of.exists() else []
+        if not any(line.split(":")[0] in {user, str(os.getuid())} for line in lines):
+            return Check(
+                "user namespace",
+                absent,
+                f"{table_of} has no range for {user}",
+                f"sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}",
+            )
+    return Check("user namespace", "ok", "newuidmap and a range of ids; images are built without root")
+
+
+def check_space() -> Check:
+    """Room for images and disks."""
+    from ovm import paths
+
+    home = paths.home()
+    usage = shutil.disk_usage(_existing(home))
+    free_mib = usage.free // (1024 * 1024)
+    detail = f"{free_mib / 1024:.1f} GiB free for {home}"
+    hint = "free some space, or choose another disk with OVM_HOME"
+    if free_mib < SPACE_NEEDED_MIB:
+        return Check("disk space", "missing", detail, hint)
+    return Check("disk space", "ok" if free_mib >= SPACE_WANTED_MIB else "warn", detail, hint)
+
+
+def check_socket_dir() -> Check:
+    """The default directory for sockets is short enough, ours, and nobody else's."""
+    from ovm import paths
+    from ovm.errors import SocketPathError
+
+    directory = paths.default_socket_dir("default")
+    try:
+        paths.check_socket_paths(directory)
+    except SocketPathError as error:
+        return Check("socket paths", "missing", error.message, "set XDG_RUNTIME_DIR to a short private directory")
+    return _private("socket paths", directory)
+
+
+def check_home() -> Check:
+    """Where images and machines live can be written, and is not open to others."""
+    from ovm import paths
+
+    return _private("data directory", paths.home(), may_read=True)
+
+
+def _private(name: str, directory: Path, *, may_read: bool = False) -> Check:
+    existing = _existing(directory)
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return Check(name, "missing", f"{existing} cannot be written", "change its owner, or choose another: OVM_HOME")
+    if existing == directory:
+        state = directory.stat()
+        forbidden = stat.S_IWGRP | stat.S_IWOTH if may_read else stat.S_IRWXG | stat.S_IRWXO
+        if state.st_uid != os.geteuid():
+            return Check(name, "missing", f"{directory} belongs to somebody else", f"remove it: {directory}")
+        if state.st_mode & forbidden:
+            mode = stat.S_IMODE(state.st_mode)
+            return Check(name, "warn", f"{directory} is open to others ({mode:o})", f"chmod 700 {directory}")
+    return Check(name, "ok", str(directory))
+
+
+def _existing(directory: Path) -> Path:
+    """The directory, or the nearest one above it that exists."""
+    return next(path for path in (directory, *directory.parents) if path.exists())
+
+
+async def _helper(name: str, find: Callable[[], Awaitable[object]]) -> list[Check]:
+    from ovm.errors import InputError
+
+    try:
+        return [Check(name, "ok", str(await find()))]
+    except InputError as error:
+        return [Check(name, "missing", "; ".join([error.message, *error.log_tail]), error.hint)]
+
+
+async def _virtiofsd() -> list[Check]:
+    from ovm import helpers
+    from ovm.errors import HelperError
+
+    name = "virtiofsd"
+    try:
+        found = await helpers.find_virtiofsd()
+    except HelperError as error:
+        return [Check(name, "warn", f"{error.message}; folders cannot be shared without it", error.hint)]
+    if found.flavour == "c":
+        hint = "the package virtiofsd of newer systems has the one written in Rust"
+        return [Check(name, "warn", f"{found}: QEMU's old one needs root and ignores read-only", hint)]
+    return [Check(name, "ok", str(found))]
+
+
+async def _accelerator(arch: str) -> list[Check]:  # noqa: ARG001 - used once the probe exists
+    return []

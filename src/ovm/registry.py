@@ -1,0 +1,203 @@
+"""Named machines and guest images: where they live, and a default for everything."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ovm import hypervisors, paths
+from ovm.errors import ImageError, OptionError, UnsupportedError
+
+if TYPE_CHECKING:
+    from ovm.config import OriginPath, Versions
+    from ovm.helpers import Helper
+    from ovm.machine import OVM
+
+DEFAULT_MACHINE = "default"
+IMAGE_MANIFEST = "image.json"
+IMAGE_FORMAT = 1
+MACHINE_NAME_MAX = 32
+"""Long enough for people, short enough for the path of a socket."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_DEBIAN_ARCH: dict[hypervisors.Arch, str] = {"x86_64": "amd64", "aarch64": "arm64"}
+_IMAGE_FILES = {"kernel": "kernel", "initrd": "initrd", "rootfs": "rootfs.btrfs"}
+"""What a machine needs of an image, and the file it is in."""
+_BUILD_HINT = "build it: ovm image build"
+
+
+class _File(msgspec.Struct, frozen=True):
+    size: int
+    sha256: str
+
+
+class _Manifest(msgspec.Struct, frozen=True):
+    """What of ``image.json`` is read here."""
+
+    format: int
+    arch: str
+    files: dict[str, _File]
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A guest image as its ``image.json`` describes it; its files are there and have the right sizes."""
+
+    directory: Path
+    arch: str
+    sha256: dict[str, str]
+    """By file name."""
+    size: int
+    """Bytes in all files together."""
+
+    def path(self, role: str) -> Path:
+        """The file that is the ``kernel``, ``initrd`` or ``rootfs``."""
+        return self.directory / _IMAGE_FILES[role]
+
+    def version(self, role: str) -> str:
+        """Changes when that file's content does."""
+        return f"sha256:{self.sha256[_IMAGE_FILES[role]]}"
+
+
+async def create_ovm(name: str = DEFAULT_MACHINE, *, image: Path | None = None, **options: Any) -> OVM:
+    """The machine called ``name``, with a default for everything: the guest image, the helpers and the directories.
+
+    Nothing is started. ``options`` are those of :class:`ovm.Options`; podman's API is not on a TCP port unless
+    ``podman_tcp=True`` asks for it.
+
+    Args:
+        name: Machines of different names share the image and nothing else.
+        image: The directory of a guest image; the default image of this host's architecture if not given.
+        **options: Anything of :class:`ovm.Options` except the origin's files and their versions.
+
+    Raises:
+        OptionError: the name or an option cannot be used.
+        ImageError: there is no guest image; build one with ``ovm image build``.
+        HelperError: gvproxy or QEMU is missing.
+        UnsupportedError: machines do not run on this system yet.
+    """
+    check_name(name)
+    if sys.platform != "linux":
+        raise UnsupportedError(
+            f"machines do not run on {sys.platform} yet", hint="use Linux, or a Linux host through DOCKER_HOST"
+        )
+    if given := {"origin_path", "originPath", "versions"} & options.keys():
+        raise OptionError(
+            f"create_ovm takes {', '.join(sorted(given))} from the image",
+            hint="use create_linux_ovm for files of your own",
+        )
+    import asyncio
+
+    from ovm import helpers
+    from ovm.config import Options
+
+    arch = host_arch()
+    guest = await asyncio.to_thread(load_image, default_image_dir(arch) if image is None else image)
+    gvproxy, qemu = await asyncio.gather(helpers.find_gvproxy(), _qemu(arch, options))
+    origin, versions = await asyncio.to_thread(_files, guest, gvproxy)
+    home = paths.machine_dir(name)
+    defaults = {
+        "origin_path": origin,
+        "versions": versions,
+        "target_dir": home / "target",
+        "log_dir": home / "log",
+        "ssh_key_dir": home / "ssh",
+        "socket_dir": paths.default_socket_dir(name),
+        "podman_tcp": False,
+        "qemu": qemu,
+    }
+    from ovm.machine import create_linux_ovm
+
+    return await create_linux_ovm(Options.of(defaults, **options))
+
+
+def check_name(name: str) -> str:
+    """``name`` if a machine can be called so.
+
+    Raises:
+        OptionError: it could not be a directory's name, or is too long.
+    """
+    if len(name) > MACHINE_NAME_MAX or not _NAME.fullmatch(name):
+        raise OptionError(
+            f"a machine cannot be called {name!r}",
+            hint=f"letters, digits, '-', '_' and '.', the first a letter or digit, {MACHINE_NAME_MAX} at most",
+        )
+    return name
+
+
+def host_arch() -> str:
+    """This host's architecture as Debian and container images call it.
+
+    Raises:
+        UnsupportedError: there is no guest for it.
+    """
+    return _DEBIAN_ARCH[hypervisors.host_arch()]
+
+
+def default_image_dir(arch: str) -> Path:
+    """Where the guest image lies that is used unless another is given."""
+    return paths.images_dir() / f"default-{arch}"
+
+
+def load_image(directory: Path) -> Image:
+    """The guest image in ``directory``.
+
+    Raises:
+        ImageError: it is missing, unknown, or a file of it is missing or cut.
+    """
+    manifest_path = directory / IMAGE_MANIFEST
+    try:
+        manifest = msgspec.json.decode(manifest_path.read_bytes(), type=_Manifest)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImageError(f"there is no guest image in {directory}", hint=_BUILD_HINT) from error
+    except (OSError, msgspec.DecodeError) as error:
+        raise ImageError(f"{manifest_path} cannot be read: {error}", hint=_BUILD_HINT) from error
+    if manifest.format != IMAGE_FORMAT:
+        raise ImageError(
+            f"the image in {directory} has format {manifest.format}; this ovm knows {IMAGE_FORMAT}", hint=_BUILD_HINT
+        )
+    for name in _IMAGE_FILES.values():
+        if name not in manifest.files:
+            raise ImageError(f"the image in {directory} lacks {name}", hint=_BUILD_HINT)
+        _check_size(directory / name, manifest.files[name].size)
+    return Image(
+        directory=directory,
+        arch=manifest.arch,
+        sha256={name: file.sha256 for name, file in manifest.files.items()},
+        size=sum(file.size for file in manifest.files.values()),
+    )
+
+
+def _check_size(path: Path, wanted: int) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise ImageError(f"the image lacks {path}: {error.strerror}", hint=_BUILD_HINT) from error
+    if size != wanted:
+        raise ImageError(f"{path} has {size} bytes instead of {wanted}", hint=_BUILD_HINT)
+
+
+async def _qemu(arch: str, options: dict[str, Any]) -> Path | None:
+    if options.get("qemu") is not None:
+        return None
+    from ovm import helpers
+
+    return (await helpers.find_qemu(arch)).path
+
+
+def _files(image: Image, gvproxy: Helper) -> tuple[OriginPath, Versions]:
+    from ovm.config import OriginPath, Versions
+    from ovm.process.probe import show_version
+
+    program = gvproxy.path.stat()
+    origin = OriginPath(gvproxy=gvproxy.path, **{role: image.path(role) for role in _IMAGE_FILES})
+    versions = Versions(
+        gvproxy=f"{show_version(gvproxy.version)} {program.st_size} {program.st_mtime_ns}",
+        **{role: image.version(role) for role in _IMAGE_FILES},
+    )
+    return origin, versions

@@ -1,0 +1,84 @@
+"""Named machines and guest images: what is refused, and what the defaults are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from ovm import registry
+from ovm.errors import ImageError, OptionError
+
+
+def put_image(directory: Path, **changes: object) -> Path:
+    """A guest image whose files hold their own names."""
+    directory.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for name in ("kernel", "initrd", "rootfs.btrfs"):
+        (directory / name).write_text(name)
+        files[name] = {"size": len(name), "sha256": hashlib.sha256(name.encode()).hexdigest()}
+    manifest = {"format": 1, "arch": "amd64", "files": files, "versions": {"kernel": "6.12"}} | changes
+    (directory / "image.json").write_text(json.dumps(manifest))
+    return directory
+
+
+@pytest.mark.parametrize("name", ["default", "a", "ci-3", "x_1.2", "A" * 32])
+def test_ordinary_names_are_taken(name):
+    """A name people would choose is taken as it is."""
+    assert registry.check_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "-x", "a/b", "a b", "ä", "a\n", "A" * 33])
+def test_names_that_are_no_directory_are_refused(name):
+    """A name that would lead elsewhere, hide, or not fit is refused."""
+    with pytest.raises(OptionError, match="cannot be called"):
+        registry.check_name(name)
+
+
+def test_whole_image_is_loaded(tmp_path: Path):
+    """A whole image gives its files and a version of each that follows its content."""
+    image = registry.load_image(put_image(tmp_path / "image"))
+    assert image.arch == "amd64"
+    assert image.path("rootfs") == tmp_path / "image" / "rootfs.btrfs"
+    assert image.version("kernel") == "sha256:" + hashlib.sha256(b"kernel").hexdigest()
+    assert image.size == len("kernel" + "initrd" + "rootfs.btrfs")
+
+
+def test_missing_image_says_how_to_build_one(tmp_path: Path):
+    """Without an image the error names the command that builds it."""
+    with pytest.raises(ImageError, match="there is no guest image") as caught:
+        registry.load_image(tmp_path / "none")
+    assert "ovm image build" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format": 99}, "format 99"),
+        ({"files": {}}, "lacks kernel"),
+        ({"format": "x"}, "cannot be read"),
+    ],
+)
+def test_unknown_image_is_refused(tmp_path: Path, changes, said):
+    """An image of another format, or without a file, is refused with what is wrong."""
+    with pytest.raises(ImageError, match=said):
+        registry.load_image(put_image(tmp_path, **changes))
+
+
+def test_cut_image_is_refused(tmp_path: Path):
+    """A file shorter than its manifest says is never booted."""
+    put_image(tmp_path)
+    (tmp_path / "initrd").write_text("ini")
+    with pytest.raises(ImageError, match="has 3 bytes instead of 6"):
+        registry.load_image(tmp_path)
+    (tmp_path / "initrd").unlink()
+    with pytest.raises(ImageError, match="initrd"):
+        registry.load_image(tmp_path)
+
+
+async def test_origin_cannot_be_given_beside_an_image():
+    """Files of one's own belong to create_linux_ovm; silently ignoring them would boot something else."""
+    with pytest.raises(OptionError, match="origin_path"):
+        await registry.create_ovm(origin_path={})
