@@ -1,0 +1,100 @@
+"""What the host tells a guest before it boots: files in a cpio archive behind the initrd.
+
+The kernel unpacks concatenated archives one after the other (initramfs buffer format, kernel documentation), so
+this needs no network, no extra disk and no hypervisor's help. The guest's initrd reads them from ``/ovm``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_ALIGN = 4
+_TRAILER = "TRAILER!!!"
+_DIRECTORY = 0o040700
+_FILE = 0o100600
+
+
+@dataclass(frozen=True, kw_only=True)
+class BootConfig:
+    """Everything a guest is told at boot; an empty field leaves its file out."""
+
+    authorized_key: str
+    """Public key that may log in as root."""
+    host_key: str
+    """Private ssh host key, OpenSSH format, and with it the identity the manager pins."""
+    host_key_public: str
+    hostname: str
+    machine_id: str
+    """32 hexadecimal digits, the same at every boot of one machine."""
+    timezone: str = ""
+    search_domains: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    ca_certificates: Mapping[str, bytes] = field(default_factory=dict)
+    """PEM by file name."""
+    mounts: tuple[tuple[str, str, bool], ...] = ()
+    """Tag, path in the guest, and whether it is read-only."""
+    blocked_host_ports: tuple[int, ...] = ()
+    """TCP ports of the host's loopback that nobody in the guest may reach."""
+    format_data: bool = False
+    """Whether the guest may format the data disk, provided that it carries no signature either."""
+
+    def files(self) -> dict[str, bytes]:
+        """Content by path below ``/ovm``."""
+        text = {
+            "authorized_keys": self.authorized_key,
+            "ssh_host_ed25519_key": self.host_key,
+            "ssh_host_ed25519_key.pub": self.host_key_public,
+            "hostname": self.hostname,
+            "machine-id": self.machine_id,
+            "timezone": self.timezone,
+            "search": " ".join(self.search_domains),
+            "environment": "\n".join(f"{key}={value}" for key, value in self.environment.items()),
+            "mounts": "\n".join(
+                f"{tag}\t{fstab_escape(path)}\t{'ro' if read_only else 'rw'}" for tag, path, read_only in self.mounts
+            ),
+            "blocked-host-ports": "\n".join(map(str, self.blocked_host_ports)),
+            "format-data": "yes" if self.format_data else "",
+        }
+        files = {name: content.rstrip("\n").encode() + b"\n" for name, content in text.items() if content}
+        return files | {f"ca/{name}": pem for name, pem in self.ca_certificates.items()}
+
+
+def fstab_escape(path: str) -> str:
+    """``path`` as fstab(5) wants it: white space and backslashes in octal."""
+    return "".join(f"\\{ord(c):03o}" if c in " \t\n\\" else c for c in path)
+
+
+def cpio(files: Mapping[str, bytes]) -> bytes:
+    """A newc archive of ``files`` below ``/ovm``, directories first; for root's eyes only."""
+    directories = {"ovm"} | {f"ovm/{parent}" for name in files for parent in _parents(name)}
+    entries: list[tuple[str, int, bytes]] = [(name, _DIRECTORY, b"") for name in sorted(directories)]
+    entries += [(f"ovm/{name}", _FILE, content) for name, content in sorted(files.items())]
+    archive = b"".join(_entry(inode, *entry) for inode, entry in enumerate(entries, start=1))
+    return archive + _entry(0, _TRAILER, 0, b"")
+
+
+def _parents(name: str) -> Iterable[str]:
+    return (os.fspath(p) for p in Path(name).parents if os.fspath(p) != ".")
+
+
+def _entry(inode: int, name: str, mode: int, content: bytes) -> bytes:
+    raw = name.encode() + b"\0"
+    fields = (inode, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(raw), 0)
+    header = b"070701" + b"".join(b"%08X" % value for value in fields)
+    return _padded(header + raw) + _padded(content)
+
+
+def _padded(content: bytes) -> bytes:
+    return content + bytes(-len(content) % _ALIGN)
+
+
+def write_initrd(initrd: Path, config: BootConfig, destination: Path) -> None:
+    """``initrd`` with ``config`` behind it, readable by nobody else: it carries a private key."""
+    content = _padded(initrd.read_bytes()) + cpio(config.files())
+    destination.unlink(missing_ok=True)
+    fd = os.open(destination, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(content)

@@ -1,0 +1,121 @@
+"""The guest's clock, set from the host's.
+
+A helper in the guest tells its time and takes relative steps. The offset is taken from the fastest of several
+round trips, half of it assumed each way (RFC 5905's on-wire protocol in small), and a relative step does not age
+while it travels. So the error is half the *asymmetry* of the best round trip, not the time a command takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ovm.errors import GuestError
+
+if TYPE_CHECKING:
+    import asyncssh
+
+    from ovm.guest.ssh import SSH
+
+HELPER = "/usr/lib/ovm/clock"
+KICK_CHRONY = "/usr/lib/ovm/chrony-kick"
+
+SAMPLES = 8
+CLOSE_ENOUGH_S = 0.002
+ATTEMPTS = 4
+ANSWER_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClockSync:
+    """What a synchronisation found and left."""
+
+    offset_before_s: float
+    """Guest minus host, before; positive if the guest was ahead."""
+    offset_after_s: float
+    round_trip_s: float
+    """The best round trip; the error is below half of it."""
+
+
+class Clock:
+    """The clock of a running guest, over a helper process that is kept open."""
+
+    def __init__(self, ssh: SSH) -> None:
+        self._ssh = ssh
+        self._stack = AsyncExitStack()
+        self._process: asyncssh.SSHClientProcess[bytes] | None = None
+        self._turn = asyncio.Lock()
+
+    async def sync(self) -> ClockSync:
+        """Set the guest's clock to the host's and verify it.
+
+        Raises:
+            GuestError: the guest cannot be reached, or its clock does not obey.
+        """
+        async with self._turn:
+            before, round_trip = await self._offset()
+            after = before
+            for _ in range(ATTEMPTS):
+                if abs(after) <= CLOSE_ENOUGH_S:
+                    break
+                await self._ask(f"s {round(-after * 1e9)}")
+                after, round_trip = await self._offset()
+            if abs(after) > max(CLOSE_ENOUGH_S, round_trip):
+                raise GuestError(f"the guest's clock stayed {after * 1000:.1f} ms off")
+            return ClockSync(before, after, round_trip)
+
+    async def offset(self) -> float:
+        """Guest minus host, in seconds."""
+        async with self._turn:
+            return (await self._offset())[0]
+
+    async def _offset(self) -> tuple[float, float]:
+        samples: list[tuple[float, float]] = []
+        for _ in range(SAMPLES):
+            sent, began = time.time(), time.perf_counter()
+            guest = int(await self._ask("t")) / 1e9
+            round_trip = time.perf_counter() - began
+            samples.append((round_trip, guest - (sent + round_trip / 2)))
+        round_trip, offset = min(samples)
+        return offset, round_trip
+
+    async def _ask(self, request: str) -> str:
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                answer = await self._exchange(request)
+        except TimeoutError:
+            await self.close()
+            raise GuestError(f"the guest's clock helper said nothing for {ANSWER_TIMEOUT_S:g} s") from None
+        if not answer.lstrip("-").isdigit():
+            raise GuestError(f"the guest's clock helper said {answer!r}")
+        return answer
+
+    async def _exchange(self, request: str) -> str:
+        """Ask once more over a new connection if the old one turns out to be gone."""
+        for last in (False, True):
+            if self._process is None:
+                self._process = await self._stack.enter_async_context(self._ssh.process([HELPER]))
+            try:
+                self._process.stdin.write(f"{request}\n".encode())
+                answer = await self._process.stdout.readline()
+            except OSError:
+                answer = b""
+            if answer:
+                return answer.decode().strip()
+            await self.close()
+            if last:
+                break
+        raise GuestError("the guest's clock helper ended")
+
+    async def kick_chrony(self) -> None:
+        """Have chrony look at its servers now."""
+        await self._ssh.exec([KICK_CHRONY], timeout_s=ANSWER_TIMEOUT_S)
+
+    async def close(self) -> None:
+        """End the helper."""
+        self._process = None
+        stack, self._stack = self._stack, AsyncExitStack()
+        await stack.aclose()

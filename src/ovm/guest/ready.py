@@ -1,0 +1,141 @@
+"""What a guest says while it boots, line by line, on a channel the manager listens on.
+
+========================== ===================================================================
+line                       meaning
+========================== ===================================================================
+``stage NAME UPTIME``      a step of the boot is done, UPTIME seconds after the kernel started
+``warn TEXT``              something to tell people; the boot goes on
+``fatal CODE TEXT``        the guest cannot go on and powers off
+``ready UPTIME``           sshd and podman's socket listen, the firewall is up
+========================== ===================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovm.errors import GuestRefused
+
+log = logging.getLogger(__name__)
+
+_LINE_LIMIT_BYTES = 4096
+_STAGES_KEPT = 64
+_HINTS = {
+    "data-damaged": "the data disk was left untouched; look at it with `btrfs check` or `btrfs restore`, or begin "
+    "anew with reset_path(data=True)",
+    "data-foreign": "data.img carries something that ovm did not put there; move it away, it was left untouched",
+    "data-unformatted": "data.img was emptied or replaced; put it back, or begin anew with reset_path(data=True)",
+    "rootfs-damaged": "restore the files with reset_path(), and the image with `ovm image verify`",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GuestStage:
+    """A step of the guest's boot."""
+
+    name: str
+    uptime_s: float
+    """Seconds since the guest's kernel started."""
+    heard_at: float
+    """The host's ``time.monotonic()`` when it was heard."""
+
+
+class ReadyChannel:
+    """The guest's words; :func:`listen` makes one."""
+
+    def __init__(self, on_warning: Callable[[str], None]) -> None:
+        self.stages: list[GuestStage] = []
+        self._on_warning = on_warning
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    def expect_boot(self) -> None:
+        """Forget the last boot: the guest has been reset and will say everything again."""
+        self._drop()
+        self.stages = []
+        self._ready = asyncio.get_running_loop().create_future()
+
+    async def wait(self) -> None:
+        """Until the guest says that it is ready.
+
+        Raises:
+            GuestRefused: it says that it cannot go on.
+        """
+        await asyncio.shield(self._ready)
+
+    def hear(self, line: str) -> None:
+        """Take in one line; what makes no sense is logged and passed over, for a guest is not to be trusted."""
+        match line.split(" ", 2):
+            case ["stage", name, uptime] if (seconds := _seconds(uptime)) is not None:
+                self._note(name, seconds)
+            case ["ready", uptime] if (seconds := _seconds(uptime)) is not None:
+                self._note("ready", seconds)
+                if not self._ready.done():
+                    self._ready.set_result(None)
+            case ["warn", *rest]:
+                self._on_warning(" ".join(rest))
+            case ["fatal", code, *rest]:
+                if not self._ready.done():
+                    words = " ".join(rest) or code
+                    self._ready.set_exception(
+                        GuestRefused(f"the guest cannot go on: {words}", stage=code, hint=_HINTS.get(code, ""))
+                    )
+            case _:
+                log.debug("not understood from the guest: %.200r", line)
+
+    def _note(self, name: str, uptime_s: float) -> None:
+        if len(self.stages) < _STAGES_KEPT:
+            self.stages.append(GuestStage(name[:40], uptime_s, time.monotonic()))
+
+    def _drop(self) -> None:
+        if not self._ready.done():
+            self._ready.cancel()
+        elif not self._ready.cancelled():
+            self._ready.exception()  # so that nobody complains that it was never looked at
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Hear one connection to its end; a hypervisor may open several, empty ones too."""
+        with contextlib.closing(writer), contextlib.suppress(ConnectionError):
+            while True:
+                try:
+                    line = await reader.readline()
+                except ValueError:  # longer than the limit
+                    continue
+                if not line:
+                    return
+                self.hear(line.decode(errors="replace").strip())
+
+
+def _seconds(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+@contextlib.asynccontextmanager
+async def listen(socket_path: Path, on_warning: Callable[[str], None]) -> AsyncIterator[ReadyChannel]:
+    """A channel on which the hypervisor can connect to ``socket_path``."""
+    channel = ReadyChannel(on_warning)
+
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(channel.serve(reader, writer))
+        channel.tasks.add(task)
+        task.add_done_callback(channel.tasks.discard)
+
+    server = await asyncio.start_unix_server(connected, socket_path, limit=_LINE_LIMIT_BYTES)
+    await asyncio.to_thread(socket_path.chmod, 0o600)
+    try:
+        yield channel
+    finally:
+        server.close()
+        for task in tuple(channel.tasks):
+            task.cancel()
+        channel._drop()
+        await asyncio.to_thread(socket_path.unlink, missing_ok=True)

@@ -1,0 +1,243 @@
+"""One ssh connection to the guest, kept open, with the host key pinned. The only user of asyncssh.
+
+The user's own ssh configuration, agent and known_hosts play no part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ovm.errors import ExecTimeout, FileError, GuestError, HostKeyMismatch
+from ovm.paths import KeyPaths, public
+
+if TYPE_CHECKING:
+    import asyncssh
+
+CONNECT_TIMEOUT_S = 30.0
+"""An emulated guest needs a while for the key exchange."""
+KEEPALIVE_S = 30
+READ_BYTES = 64 * 1024
+
+OnOutput = Callable[[bytes], object]
+Handler = Callable[["asyncssh.SSHReader[bytes]", "asyncssh.SSHWriter[bytes]", int], Awaitable[None]]
+"""Serves one connection made in the guest; the number is the port it came from."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExecResult:
+    """How a command in the guest ended."""
+
+    exit_status: int
+    """128 + the signal's number if a signal ended it, as a shell would say."""
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def text(self) -> str:
+        """Standard output as text, without the last newline."""
+        return self.stdout.decode(errors="replace").rstrip("\n")
+
+
+def make_keys(keys: KeyPaths) -> None:
+    """The user's key and the guest's host key (ed25519), made where they are missing.
+
+    Raises:
+        FileError: they cannot be written.
+    """
+    import asyncssh
+
+    try:
+        keys.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        keys.directory.chmod(0o700)
+        for path, comment in ((keys.user_key, "ovm"), (keys.host_key, "ovm guest")):
+            if not (path.exists() and public(path).exists()):
+                key = asyncssh.generate_private_key("ssh-ed25519", comment=comment)
+                _write_private(public(path), key.export_public_key())
+                _write_private(path, key.export_private_key())
+    except OSError as error:
+        raise FileError(f"no ssh keys can be made in {keys.directory}: {error.strerror}") from error
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".new")
+    temporary.unlink(missing_ok=True)
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+class SSH:
+    """The way into a guest. Connects when first needed, and again after the connection was lost."""
+
+    def __init__(self, port: int, keys: KeyPaths, *, user: str = "root") -> None:
+        self.port = port
+        self._keys = keys
+        self._user = user
+        self._connection: asyncssh.SSHClientConnection | None = None
+        self._connecting = asyncio.Lock()
+        self._on_connect: list[Callable[[SSH], Awaitable[None]]] = []
+
+    def on_connect(self, action: Callable[[SSH], Awaitable[None]]) -> None:
+        """Have ``action`` done after every connect, before anything else."""
+        self._on_connect.append(action)
+
+    async def connect(self, *, timeout_s: float = CONNECT_TIMEOUT_S) -> asyncssh.SSHClientConnection:
+        """The open connection, made anew if it is not there.
+
+        Raises:
+            HostKeyMismatch: whoever answered is not our guest.
+            GuestError: nobody answered within ``timeout_s`` seconds, or our key was refused.
+        """
+        async with self._connecting:
+            if self._connection is None or self._connection.is_closed():
+                self._connection = await self._connect(timeout_s)
+                for action in self._on_connect:
+                    await action(self)
+            return self._connection
+
+    async def _connect(self, timeout_s: float) -> asyncssh.SSHClientConnection:
+        await warm_up()
+        import asyncssh
+
+        host_key = await asyncio.to_thread(asyncssh.read_public_key, public(self._keys.host_key))
+        try:
+            async with asyncio.timeout(timeout_s):
+                connection = await asyncssh.connect(
+                    "127.0.0.1",
+                    self.port,
+                    username=self._user,
+                    client_keys=[str(self._keys.user_key)],
+                    known_hosts=([host_key], [], []),
+                    server_host_key_algs=["ssh-ed25519"],
+                    kex_algs=["curve25519-sha256"],
+                    compression_algs=None,
+                    preferred_auth="publickey",
+                    agent_path=None,
+                    config=None,
+                    keepalive_interval=KEEPALIVE_S,
+                    keepalive_count_max=4,
+                )
+        except asyncssh.HostKeyNotVerifiable as error:
+            raise HostKeyMismatch(
+                f"port {self.port} answered with a host key that is not this guest's",
+                hint="another program may have taken the port; stop the machine and start it again",
+            ) from error
+        except asyncssh.PermissionDenied as error:
+            raise GuestError(
+                f"the guest refused our key for {self._user}",
+                hint="start the machine again: keys are handed over at boot",
+            ) from error
+        except TimeoutError as error:
+            raise GuestError(f"no ssh connection to the guest within {timeout_s:g} s") from error
+        except (asyncssh.Error, OSError) as error:
+            raise GuestError(f"no ssh connection to the guest: {error}") from error
+        return connection
+
+    async def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        environment: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+        on_stdout: OnOutput | None = None,
+        on_stderr: OnOutput | None = None,
+    ) -> ExecResult:
+        """Run a command in the guest; ``on_stdout`` and ``on_stderr`` get its output as it comes, uncollected.
+
+        Raises:
+            ExecTimeout: it ran longer than ``timeout_s`` seconds; it has been ended.
+            GuestError: the guest cannot be reached.
+        """
+        await warm_up()
+        import asyncssh
+
+        async with self.process(argv, environment=environment) as process:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    process.stdin.write(stdin)
+                    process.stdin.write_eof()
+                    stdout, stderr = await asyncio.gather(
+                        _drain(process.stdout, on_stdout), _drain(process.stderr, on_stderr)
+                    )
+                    ended = await process.wait()
+            except TimeoutError:
+                process.kill()
+                raise ExecTimeout(f"{shlex.join(argv)!r} ran longer than {timeout_s:g} s in the guest") from None
+            except asyncssh.Error as error:
+                raise GuestError(f"the connection to the guest was lost: {error}") from error
+        status = ended.returncode
+        if status is None:
+            raise GuestError(f"the connection was lost before {shlex.join(argv)!r} ended")
+        return ExecResult(128 - status if status < 0 else status, stdout, stderr)
+
+    @contextlib.asynccontextmanager
+    async def process(
+        self, argv: Sequence[str], *, environment: Mapping[str, str] | None = None
+    ) -> AsyncIterator[asyncssh.SSHClientProcess[bytes]]:
+        """A command running in the guest, with its streams; ended on the way out. Raises as :meth:`exec` does."""
+        await warm_up()
+        import asyncssh
+
+        connection = await self.connect()
+        words = [*(["env", *(f"{k}={v}" for k, v in environment.items())] if environment else []), *argv]
+        try:
+            process: asyncssh.SSHClientProcess[bytes] = await connection.create_process(
+                shlex.join(words), encoding=None
+            )
+        except (asyncssh.Error, OSError) as error:
+            raise GuestError(f"{shlex.join(argv)!r} could not be started in the guest: {error}") from error
+        async with process:
+            try:
+                yield process
+            finally:
+                if process.returncode is None:
+                    process.close()
+
+    async def listen_in_guest(self, port: int, handler: Handler) -> None:
+        """Serve connections made in the guest to its 127.0.0.1:``port``, for as long as the connection lasts.
+
+        Raises:
+            GuestError: the guest refused.
+        """
+        await warm_up()
+        import asyncssh
+
+        assert self._connection is not None
+
+        def accept(_host: str, from_port: int) -> Any:
+            return lambda reader, writer: handler(reader, writer, from_port)
+
+        try:
+            await self._connection.start_server(accept, "127.0.0.1", port, encoding=None)
+        except (asyncssh.Error, OSError) as error:
+            raise GuestError(f"the guest does not let us listen on its port {port}: {error}") from error
+
+    async def close(self) -> None:
+        """Hang up."""
+        if self._connection is not None:
+            self._connection.abort()
+            self._connection = None
+
+
+async def _drain(reader: asyncssh.SSHReader[bytes], consumer: OnOutput | None) -> bytes:
+    if consumer is None:
+        return await reader.read()
+    while chunk := await reader.read(READ_BYTES):
+        consumer(chunk)
+    return b""
+
+
+async def warm_up() -> None:
+    """Import asyncssh in a thread: it takes a fifth of a second, best spent while the guest boots."""
+    await asyncio.to_thread(import_module, "asyncssh")
