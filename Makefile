@@ -1,0 +1,28 @@
+# Everything a newcomer needs; `make` alone lists it. The work is done by scripts/setup and the tools themselves.
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint bench clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-7s %s\n' "$$name" "$$text"; done
+
+run: ## Set everything up, boot a machine and run a container in it
+	@scripts/setup run
+	@.venv/bin/python examples/quickstart.py
+
+test: ## Set everything up, then run every check and every test
+	@scripts/setup test
+	@scripts/lint
+	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: ## Check style, types and who imports whom
+	@scripts/setup test
+	@scripts/lint
+
+bench: ## Measure starts side by side with booting by hand
+	@scripts/setup test
+	@.venv/bin/python scripts/bench.py $(BENCH_ARGS)
+
+clean: ## Remove what was made in this directory (machines and images stay)
+	@rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	@find src tests examples scripts -name __pycache__ -type d -prune -exec rm -rf {} +
