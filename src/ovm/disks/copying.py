@@ -1,0 +1,118 @@
+"""Bytes from one file to another, without filling in the holes.
+
+The loops are generators that tell how far they are, so that whoever drives them can stop in between.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterable, Iterator
+
+from ovm.disks.durable import write_at
+
+CHUNK_BYTES = 8 * 1024 * 1024
+BLOCK_BYTES = 4096
+"""Zeros are left out in units of this size, the block of nearly every file system."""
+
+_READ_BYTES = 1024 * 1024
+_FICLONE = 0x40049409
+_ZEROS = bytes(_READ_BYTES)
+_ZERO_BLOCK = bytes(BLOCK_BYTES)
+_ELSEWHERE_ONLY = frozenset(
+    {errno.EXDEV, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EACCES}
+)
+"""How kernels and sandboxes say that this way of copying is not for these two files."""
+
+
+def clone(source: int, target: int) -> bool:
+    """Let ``target`` share the blocks of ``source`` (btrfs, xfs, …); false where the file system cannot."""
+    if sys.platform != "linux":
+        return False
+    import fcntl
+
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError as error:
+        if error.errno in _ELSEWHERE_ONLY:
+            return False
+        raise
+    return True
+
+
+def copy(source: int, target: int, size: int) -> Iterator[int]:
+    """Copy ``size`` bytes, holes as holes; yields how far it is, at last ``size`` unless the source ended before."""
+    os.ftruncate(target, size)
+    for start, end in _data_ranges(source, size):
+        at = start
+        while at < end:
+            copied = _copy_some(source, target, at, min(CHUNK_BYTES, end - at))
+            if not copied:
+                return
+            at += copied
+            yield at
+    yield size
+
+
+def write(target: int, size: int, pieces: Iterable[bytes]) -> Iterator[int]:
+    """Write ``pieces``, ``size`` bytes in all, with holes for blocks of zeros; yields how far it is."""
+    os.ftruncate(target, size)
+    for offset, data in data_runs(pieces):
+        write_at(target, data, offset)
+        yield offset + len(data)
+
+
+def data_runs(pieces: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """What of ``pieces`` is not blocks of zeros, as (offset, bytes); an empty run at each piece's end."""
+    offset, rest = 0, b""
+    for piece in pieces:
+        whole = rest + piece if rest else piece
+        end = len(whole) - len(whole) % BLOCK_BYTES
+        if not (end == _READ_BYTES and whole.startswith(_ZEROS)):
+            for start, stop in _nonzero(whole, end):
+                yield offset + start, whole[start:stop]
+        offset, rest = offset + end, whole[end:]
+        yield offset, b""
+    if rest.strip(b"\0"):
+        yield offset, rest
+
+
+def _nonzero(data: bytes, end: int) -> Iterator[tuple[int, int]]:
+    start = None
+    for at in range(0, end, BLOCK_BYTES):
+        if data.startswith(_ZERO_BLOCK, at):  # compares in place, a slice would copy
+            if start is not None:
+                yield start, at
+            start = None
+        elif start is None:
+            start = at
+    if start is not None:
+        yield start, end
+
+
+def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    at = 0
+    while at < size:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+            end = os.lseek(fd, start, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # a hole up to the end
+                return
+            start, end = at, size  # no holes on this file system
+        yield start, min(end, size)
+        at = end
+
+
+def _copy_some(source: int, target: int, at: int, count: int) -> int:
+    if sys.platform == "linux":
+        try:
+            if copied := os.copy_file_range(source, target, count, at, at):
+                return copied
+        except OSError as error:
+            if error.errno not in _ELSEWHERE_ONLY:
+                raise
+    data = os.pread(source, min(count, _READ_BYTES), at)
+    write_at(target, data, at)
+    return len(data)

@@ -1,0 +1,263 @@
+"""The origins, copied or unpacked to where a machine uses them.
+
+What a crash may leave, step by step (each is durable before the next begins):
+
+1. every new file is written in full under a temporary name: the next run removes these
+2. versions.json forgets the files about to be replaced (a forced run does this first of all, for what
+   it replaces is not to be trusted): the next run replaces them again
+3. the new files take their names: likewise
+4. versions.json records what they are
+
+So a recorded version always belongs to the whole file beside it, and until 3 nothing is replaced at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from threading import Event
+
+from ovm.config import OriginPath, Versions
+from ovm.disks import archive, assets, copying
+from ovm.disks.blocking import in_thread
+from ovm.disks.durable import NewFile, disk_errors, sweep, sync_directory, write_whole
+from ovm.errors import FileError, SpaceError
+from ovm.paths import TargetPaths
+
+Progress = Callable[[str, int, int], object]
+"""Called in the event loop with a file's name in ``versions``, the bytes done and the bytes in all."""
+
+PROGRAM_MODE = 0o755
+FILE_MODE = 0o644
+
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Files:
+    """Where the files of a machine lie, whole and of the wanted version."""
+
+    gvproxy: Path
+    kernel: Path
+    initrd: Path
+    rootfs: Path
+    vfkit: Path | None = None
+
+
+async def prepare(
+    origin: OriginPath,
+    versions: Versions,
+    target_dir: Path,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Files:
+    """Make every file be in ``target_dir`` in its wanted version: all of them or, if anything fails, none anew.
+
+    ``origin`` has passed ``assets.check_origins``; the caller holds the directory's lock.
+
+    Raises:
+        SpaceError: the file system has too little room.
+        FileError: an origin changed under the copy, or a file cannot be read or written.
+        ArchiveError: the rootfs archive is damaged.
+    """
+    loop, stop = asyncio.get_running_loop(), Event()
+
+    def tell(name: str, done: int, total: int) -> None:
+        if stop.is_set():
+            raise _StoppedError
+        if progress is not None:
+            loop.call_soon_threadsafe(progress, name, done, total)
+
+    batch = _Batch(origin, versions, TargetPaths(target_dir), tell)
+    try:
+        await in_thread(partial(batch.begin, force=force), stop)
+        async with asyncio.TaskGroup() as group:
+            for copy in batch.copies:
+                group.create_task(in_thread(copy.fill, stop))
+        await in_thread(batch.publish)
+    except BaseExceptionGroup as failed:
+        first = failed.exceptions[0]
+        raise first from first.__cause__
+    finally:
+        await in_thread(batch.discard)
+    return Files(**batch.targets)
+
+
+class _StoppedError(Exception):
+    """The copy was told to stop."""
+
+
+@dataclass(slots=True)
+class _Copy:
+    """One file on its way."""
+
+    item: assets.Item
+    source: int
+    before: os.stat_result
+    new: NewFile
+    member: archive.Member | None
+    """What is to be unpacked; ``None`` for a plain copy."""
+    tell: Progress
+    cloned: bool = False
+
+    @property
+    def size(self) -> int:
+        return self.member.size if self.member else self.before.st_size
+
+    def begin(self) -> None:
+        """Share the blocks of the origin where that can be done: then no room is needed."""
+        self.cloned = self.member is None and copying.clone(self.source, self.new.fd)
+
+    def fill(self) -> None:
+        """Write the file in full and make it durable."""
+        done = 0
+        with disk_errors(f"{self.item.source} cannot be copied to {self.new.path.parent}"):
+            for done in self._steps():
+                self.tell(self.item.name, done, self.size)
+            self._check_unchanged(done)
+            self.new.seal(PROGRAM_MODE if self.item.name in assets.HELPERS else FILE_MODE)
+
+    def most_room(self) -> int:
+        """Bytes it will take at most; holes take none."""
+        if self.cloned:
+            return 0
+        return self.member.size if self.member else min(self.before.st_blocks * 512, self.size)
+
+    def room(self) -> int:
+        """Bytes it will take: an archive tells only by being unpacked."""
+        if not self.member:
+            return self.most_room()
+        needed = 0
+        for _, data in copying.data_runs(self._pieces(self.member)):
+            needed += len(data)
+            self.tell(self.item.name, 0, self.size)
+        return needed
+
+    def discard(self) -> None:
+        os.close(self.source)
+        self.new.discard()
+
+    def _steps(self) -> Iterator[int]:
+        if self.cloned:
+            return iter([self.size])
+        if self.member:
+            return copying.write(self.new.fd, self.size, self._pieces(self.member))
+        return copying.copy(self.source, self.new.fd, self.size)
+
+    def _pieces(self, member: archive.Member) -> Iterator[bytes]:
+        with open(self.source, "rb", closefd=False) as opened:
+            yield from archive.inflate(member, opened)
+
+    def _check_unchanged(self, done: int) -> None:
+        try:
+            after = _identity(self.item.source.stat())
+        except FileNotFoundError:
+            after = None
+        if done != self.size or after != _identity(self.before):
+            raise FileError(
+                f"{self.item.source} changed while it was being copied; nothing has been replaced",
+                hint="try again once it is written in full",
+            )
+
+
+class _Batch:
+    """The files to replace, from the decision to the record of it."""
+
+    def __init__(self, origin: OriginPath, versions: Versions, target: TargetPaths, tell: Progress) -> None:
+        self.origins, self.wanted, self.target, self.tell = origin.named(), versions.named(), target, tell
+        self.targets = {n: target.directory / assets.target_name(n, path) for n, path in self.origins.items()}
+        self.copies: list[_Copy] = []
+        self._recorded: dict[str, str] = {}
+        self._cleanup = ExitStack()
+
+    def begin(self, *, force: bool) -> None:
+        """Decide, open what is to be copied, and see that there is room for it."""
+        directory = self.target.directory
+        with disk_errors(f"{directory} cannot be used"):
+            directory.mkdir(parents=True, exist_ok=True)
+            sweep(directory)
+        for name, path in self.targets.items():
+            if path.is_dir() and not path.is_symlink():
+                raise FileError(f"{path} is a directory where {name} belongs", hint="move it away")
+        self._recorded = _recorded(self.target.versions)
+        there = assets.existing(self.targets)
+        for item in assets.plan(self.origins, self.wanted, self._recorded, there, force=force):
+            with disk_errors(f"{item.source} cannot be copied to {directory}"):
+                self.copies.append(self._opened(item))
+        self._check_room()
+        if force:
+            self._forget()
+
+    def publish(self) -> None:
+        """Let the new files take their names, and record their versions."""
+        if not self.copies:
+            return
+        self._forget()
+        with disk_errors(f"{self.target.directory} cannot be written to"):
+            for copy in self.copies:
+                copy.new.place(self.targets[copy.item.name])
+            sync_directory(self.target.directory)
+        names = {copy.item.name for copy in self.copies}
+        of_now = {name: v for name, v in self.wanted.items() if name in names or name in self._recorded}
+        self._record({**of_now, **{name: v for name, v in self._recorded.items() if name not in names}})
+
+    def discard(self) -> None:
+        self._cleanup.close()
+
+    def _opened(self, item: assets.Item) -> _Copy:
+        with ExitStack() as undo:
+            source = os.open(item.source, os.O_RDONLY | os.O_CLOEXEC)
+            undo.callback(os.close, source)
+            before = os.fstat(source)
+            member = archive.inspect(item.source) if assets.is_archive(item.name, item.source) else None
+            new = NewFile(self.target.directory, item.name)
+            undo.pop_all()
+        copy = _Copy(item, source, before, new, member, self.tell)
+        self._cleanup.callback(copy.discard)
+        copy.begin()
+        return copy
+
+    def _check_room(self) -> None:
+        room = os.statvfs(self.target.directory)
+        available = room.f_bavail * room.f_frsize
+        if not room.f_blocks or sum(copy.most_room() for copy in self.copies) <= available:
+            return  # some network file systems do not tell
+        needed = sum(copy.room() for copy in self.copies)
+        if needed > available:
+            names = ", ".join(copy.item.name for copy in self.copies)
+            raise SpaceError(
+                f"{names} need {-(-needed // _MIB)} MiB in {self.target.directory}, "
+                f"{available // _MIB} MiB are available",
+                hint="free some space, or choose a target_dir on another disk",
+            )
+
+    def _forget(self) -> None:
+        names = {copy.item.name for copy in self.copies}
+        if names & self._recorded.keys():
+            self._record({name: v for name, v in self._recorded.items() if name not in names})
+
+    def _record(self, versions: dict[str, str]) -> None:
+        import json
+
+        with disk_errors(f"{self.target.versions} cannot be written"):
+            write_whole(self.target.versions, json.dumps(versions, indent=2).encode(), FILE_MODE)
+        self._recorded = versions
+
+
+def _recorded(path: Path) -> dict[str, str]:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a fifo would be waited for
+        with open(fd, "rb", buffering=0) as opened:  # noqa: PTH123 - a descriptor, not a path
+            return assets.recorded_versions(opened.read(assets.RECORD_MAX_BYTES + 1) or b"")
+    except OSError:
+        return {}
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
