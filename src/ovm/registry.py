@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ovm.config import OriginPath, Versions
     from ovm.helpers import Helper
     from ovm.machine import OVM
+    from ovm.prepare import Progress
 
 DEFAULT_MACHINE = "default"
 IMAGE_MANIFEST = "image.json"
@@ -64,7 +65,9 @@ class Image:
         return f"sha256:{self.sha256[_IMAGE_FILES[role]]}"
 
 
-async def create_ovm(name: str = DEFAULT_MACHINE, *, image: Path | None = None, **options: Any) -> OVM:
+async def create_ovm(
+    name: str = DEFAULT_MACHINE, *, image: Path | None = None, progress: Progress | None = None, **options: Any
+) -> OVM:
     """The machine called ``name``, with a default for everything: the guest image, the helpers and the directories.
 
     Nothing is started. ``options`` are those of :class:`ovm.Options`; podman's API is not on a TCP port unless
@@ -73,6 +76,7 @@ async def create_ovm(name: str = DEFAULT_MACHINE, *, image: Path | None = None, 
     Args:
         name: Machines of different names share the image and nothing else.
         image: The directory of a guest image; the default image of this host's architecture if not given.
+        progress: Called with a file's name, the bytes done and the bytes in all while files are copied.
         **options: Anything of :class:`ovm.Options` except the origin's files and their versions.
 
     Raises:
@@ -113,7 +117,7 @@ async def create_ovm(name: str = DEFAULT_MACHINE, *, image: Path | None = None, 
     }
     from ovm.machine import create_linux_ovm
 
-    return await create_linux_ovm(Options.of(defaults, **options))
+    return await create_linux_ovm(Options.of(defaults, **options), progress=progress)
 
 
 def check_name(name: str) -> str:

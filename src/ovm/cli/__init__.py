@@ -129,7 +129,7 @@ def _status(ui: Ui, args: Sequence[str] | None) -> int:
     try:
         result = ovm.main(args, prog_name="ovm", obj=ui, standalone_mode=False)
     except click.ClickException as error:
-        if ui.json:
+        if ui.json or "--json" in (sys.argv[1:] if args is None else args):  # it may not have come so far
             _print_json_error({"code": "usage", "message": error.format_message()})
         else:
             error.show()

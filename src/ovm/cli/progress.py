@@ -1,0 +1,74 @@
+"""What a person sees while something takes its time: a drawn line on a terminal, elsewhere one plain line a step."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Protocol
+
+import click
+
+if TYPE_CHECKING:
+    from ovm.cli import ProgressMode
+
+Advance = Callable[[str, int, int], None]
+"""Called with what is being worked on, how much is done and how much there is; 0 where nobody knows."""
+
+
+class Steps(Protocol):
+    """Shows steps, one after the other, on stderr: stdout is for results."""
+
+    def step(self, label: str) -> contextlib.AbstractContextManager[Advance]:
+        """The step ``label``, from now until the block is left."""
+
+
+def steps(mode: ProgressMode) -> Steps:
+    """How to show progress, as ``--progress`` and the place it goes to ask for."""
+    if mode == "none":
+        return _Silent()
+    drawn = mode == "auto" and sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and "CI" not in os.environ
+    return _Drawn() if drawn else _Plain()
+
+
+class _Silent:
+    @contextlib.contextmanager
+    def step(self, label: str) -> Iterator[Advance]:  # noqa: ARG002 - nothing is shown
+        yield lambda _what, _done, _total: None
+
+
+class _Plain:
+    @contextlib.contextmanager
+    def step(self, label: str) -> Iterator[Advance]:
+        begun = time.monotonic()
+        yield lambda _what, _done, _total: None
+        click.echo(_finished(label, begun), err=True)
+
+
+class _Drawn:
+    @contextlib.contextmanager
+    def step(self, label: str) -> Iterator[Advance]:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        begun = time.monotonic()
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(label, total=None)
+
+            def advance(what: str, done: int, total: int) -> None:
+                progress.update(task, description=f"{label}: {what}", completed=done, total=total or None)
+
+            yield advance
+        click.echo(_finished(label, begun), err=True)
+
+
+def _finished(label: str, begun: float) -> str:
+    return f"{label}: {time.monotonic() - begun:.1f} s"

@@ -1,0 +1,183 @@
+"""``ovm start``: a machine in the foreground, for as long as the command runs."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ovm.cli import EXIT_INTERRUPTED, Ui, colour, json_option, run
+
+if TYPE_CHECKING:
+    from ovm.cli.progress import Steps
+    from ovm.config import Mount
+    from ovm.errors import OVMError
+    from ovm.machine import OVM, Info
+
+EXIT_TERMINATED = 143
+"""What a shell reports for a program ended by SIGTERM."""
+
+_MEMORY = re.compile(r"(\d+)\s*([MG]?)(?:i?B)?", re.IGNORECASE)
+
+
+def parse_memory(text: str) -> int:
+    """``2048``, ``2048M`` or ``2G`` in MiB."""
+    found = _MEMORY.fullmatch(text.strip())
+    if not found:
+        raise click.BadParameter(f"{text!r} is no size; write 2048, 2048M or 2G")
+    return int(found[1]) * (1024 if found[2].upper() == "G" else 1)
+
+
+def parse_mount(text: str) -> Mount:
+    """``HOST[:GUEST][:ro]``; a relative HOST is taken from the working directory, as a shell would."""
+    from ovm.config import Mount
+    from ovm.errors import OptionError
+
+    host, *rest = text.split(":")
+    read_only = rest[-1:] == ["ro"]
+    guest = rest[:-1] if rest[-1:] in (["ro"], ["rw"]) else rest
+    if not host or len(guest) > 1 or guest == [""]:
+        raise click.BadParameter(f"{text!r} is not HOST[:GUEST][:ro]")
+    try:
+        return Mount(Path(host).expanduser().absolute(), guest[0] if guest else "", read_only)
+    except OptionError as error:
+        raise click.BadParameter(error.message) from error
+
+
+@click.command("start")
+@click.argument("name", default="default")
+@click.option("--foreground", is_flag=True, help="Run the machine until Ctrl-C.")
+@click.option("--cpus", type=click.IntRange(1, 255), help="Virtual CPUs.  [default: half the host's]")
+@click.option("--memory", type=parse_memory, metavar="SIZE", help="Memory: 2048, 2048M or 2G.  [default: 2G]")
+@click.option(
+    "--mount",
+    "mounts",
+    type=parse_mount,
+    metavar="HOST[:GUEST][:ro]",
+    multiple=True,
+    help="Show a folder of the host in the guest; can be given several times.",
+)
+@click.option("--podman-tcp", is_flag=True, help="Podman's API on a TCP port of this host's loopback, too.")
+@click.option("--image", type=click.Path(path_type=Path), help="The directory of a guest image.")
+@json_option
+@click.pass_obj
+def command(ui: Ui, /, name: str, foreground: bool, image: Path | None, as_json: bool, **given: Any) -> int:
+    """Boot the machine NAME and say how to reach its engine.
+
+    The first start builds the guest image, which takes a minute or two.
+    """
+    if not foreground:
+        raise click.UsageError("a machine runs as long as the command that started it: add --foreground")
+    from ovm.cli.progress import steps
+
+    options = {"memory_mib" if key == "memory" else key: value for key, value in given.items() if value}
+    return run(_start(name, image, options, steps(ui.progress), as_json=as_json))
+
+
+async def _start(name: str, image: Path | None, options: dict[str, Any], steps: Steps, *, as_json: bool) -> int:
+    signals = Signals()
+    machine = await signals.unless_stopped(_boot(name, image, options, steps))
+    if machine is None:
+        return signals.status
+    closed = asyncio.Event()
+    failed: list[OVMError] = []
+    machine.on("close", closed.set)
+    machine.on("error", failed.append)
+    _announce(name, machine.info, as_json=as_json)
+    await signals.wait(closed)
+    if not closed.is_set():
+        with steps.step(f"stopping {name}"):
+            await _stop(machine, signals)
+        return 0
+    if failed:
+        raise failed[-1]
+    click.echo(f"{name} has powered itself off", err=True)
+    return 0
+
+
+async def _boot(name: str, image: Path | None, options: dict[str, Any], steps: Steps) -> OVM:
+    from ovm import create_ovm, registry
+
+    if image is None and not await asyncio.to_thread(_has_image, registry.default_image_dir(registry.host_arch())):
+        from ovm.cli.image import build_default
+
+        await build_default(steps)
+    with steps.step(f"preparing {name}") as advance:
+        machine = await create_ovm(name, image=image, progress=advance, **options)
+    with steps.step(f"booting {name}"):
+        await machine.start()
+    return machine
+
+
+def _has_image(directory: Path) -> bool:
+    """A damaged image is not built over: whoever loads it says what is wrong."""
+    from ovm.registry import IMAGE_MANIFEST
+
+    return (directory / IMAGE_MANIFEST).exists()
+
+
+async def _stop(machine: OVM, signals: Signals) -> None:
+    stopping = asyncio.create_task(machine.stop())
+    again = asyncio.create_task(signals.again.wait())
+    await asyncio.wait({stopping, again}, return_when=asyncio.FIRST_COMPLETED)
+    if not stopping.done():
+        await machine.stop(force=True)
+    again.cancel()
+    await stopping
+
+
+def _announce(name: str, info: Info, *, as_json: bool) -> None:
+    if as_json:
+        import msgspec
+
+        fields = {"name": name, "docker_host": info.docker_host} | msgspec.to_builtins(info, enc_hook=str)
+        print(msgspec.json.encode(fields).decode(), flush=True)
+        return
+    took = info.timings[-1].ms / 1000 if info.timings else 0
+    stages = ", ".join(f"{stage.name} {stage.ms / 1000:.1f}" for stage in info.timings)
+    click.echo(f"  {stages}", err=True)
+    click.echo(f"{name} is ready after {took:.1f} s ({info.accelerator}: {info.accelerator_reason})", err=True)
+    click.echo("In another shell, for docker, podman --remote and anything else that speaks to an engine:\n", err=True)
+    click.echo(f"  export DOCKER_HOST={click.style(info.docker_host, bold=True)}\n", color=colour())
+    click.echo("Ctrl-C stops it.", err=True)
+
+
+class Signals:
+    """Ctrl-C and SIGTERM: the first asks to stop, the second no longer asks."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.again = asyncio.Event()
+        self.status = 0
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, self._caught, EXIT_INTERRUPTED)
+        loop.add_signal_handler(signal.SIGTERM, self._caught, EXIT_TERMINATED)
+
+    def _caught(self, status: int) -> None:
+        (self.again if self.first.is_set() else self.first).set()
+        self.status = self.status or status
+
+    async def unless_stopped(self, work: Any) -> Any:
+        """The result of ``work``; None if it was cancelled because of a signal. It has then cleaned up."""
+        task = asyncio.ensure_future(work)
+        stop = asyncio.create_task(self.first.wait())
+        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if task.done():
+            return task.result()
+        task.cancel()
+        try:
+            return await task  # it may just have been done
+        except asyncio.CancelledError:
+            return None
+
+    async def wait(self, other: asyncio.Event) -> None:
+        """Until a signal or ``other`` comes."""
+        waits = {asyncio.create_task(self.first.wait()), asyncio.create_task(other.wait())}
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for task in waits:
+            task.cancel()
