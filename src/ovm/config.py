@@ -231,8 +231,7 @@ def _build(cls: type[_T], given: Mapping[str, Any]) -> _T:
     ]
     if missing := [name for name in required if given.get(name) is None]:
         raise OptionError(f"{cls.__name__}: {', '.join(missing)} must be given")
-    values = {name: _converted(name, value) for name, value in given.items()}
-    return cls(**values)
+    return cls(**{name: _converted(cls, name, value) for name, value in given.items()})
 
 
 _PATHS = frozenset(
@@ -241,7 +240,7 @@ _PATHS = frozenset(
 )
 
 
-def _converted(name: str, value: Any) -> Any:
+def _converted(cls: type[Any], name: str, value: Any) -> Any:
     """Mappings become the dataclass that belongs there, strings become paths where a path belongs."""
     match name, value:
         case "origin_path", Mapping():
@@ -255,7 +254,7 @@ def _converted(name: str, value: Any) -> Any:
             return tuple(m if isinstance(m, Mount) else _build(Mount, _known(Mount, m)) for m in value)
         case "ca_certificates", Sequence() if not isinstance(value, str):
             return tuple(_path(name, v) for v in value)
-        case _ if name in _PATHS and value is not None:
+        case _ if name in _PATHS and cls is not Versions and value is not None:
             return _path(name, value)
         case _:
             return value

@@ -12,7 +12,8 @@
         network.sock               gvproxy's HTTP API
         net.sock                   gvproxy's end of the guest's network card
         podman.sock                podman's API for people and programs
-        virtiofs-N.sock            one for each shared folder
+        ready.sock                 where the guest's words about its boot arrive
+        virtiofs-N.sock            virtiofsd's, one for each shared folder
         boot.initrd                initrd plus boot configuration, 0600, removed once ready
         ovm.lock
     log_dir/
@@ -43,7 +44,7 @@ VERSIONS = "versions.json"
 DATA_DISK = "data.img"
 MACHINE = "machine.json"
 
-SOCKET_NAMES = ("network.sock", "net.sock", "podman.sock")
+SOCKET_NAMES = ("network.sock", "net.sock", "podman.sock", "ready.sock")
 _LONGEST_SOCKET = "virtiofs-99.sock"
 
 
@@ -94,6 +95,11 @@ class SocketPaths:
     def boot_initrd(self) -> Path:
         """The initrd with the boot configuration behind it."""
         return self.directory / "boot.initrd"
+
+    @property
+    def ready(self) -> Path:
+        """Where the guest's words about its boot arrive."""
+        return self.directory / "ready.sock"
 
     def share(self, index: int) -> Path:
         """Virtiofsd's socket for the shared folder number ``index``."""

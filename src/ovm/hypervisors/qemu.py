@@ -144,9 +144,9 @@ class QEMU:
 async def start(
     group: Group,
     spec: VMSpec,
-    *,
     emulator: Emulator,
     accelerator: Accel,
+    *,
     log_path: Path,
     watcher: Watcher,
 ) -> AsyncIterator[QEMU]:

@@ -38,6 +38,7 @@ END_GRACE_S = 2.0
 PICK_ATTEMPTS = 16
 
 Protocol = Literal["tcp", "udp"]
+Purpose = Literal["export", "container"]
 
 _IN_USE = re.compile(r"address already in use|proxy already running")
 
@@ -49,6 +50,13 @@ class Forward(msgspec.Struct, frozen=True, kw_only=True):
     host_address: str
     host_port: int
     guest_port: int
+    purpose: Purpose = "export"
+    """``export``: asked for through the API; ``container``: published by a container."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What makes it the same forward for gvproxy."""
+        return self.protocol, self.local
 
     @property
     def local(self) -> str:

@@ -1,0 +1,730 @@
+"""A machine: the boot told top to bottom, and the only writer of its state."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+from ovm import prepare
+from ovm.config import PODMAN_PORT_FIRST, SSH_PORT_FIRST, Options, check_address, check_port
+from ovm.errors import GuestError, OptionError, OVMError, StartError, StateError, StopError
+from ovm.events import Event, EventName, Events, Listener
+from ovm.guest import ready
+from ovm.guest.clock import ClockSync
+from ovm.guest.ssh import SSH, ExecResult, warm_up
+from ovm.hypervisors import Arch, Channel, Disk, Happening, Share, VMSpec, qemu, virtiofsd
+from ovm.network import gvproxy
+from ovm.network.gvproxy import Forward, Protocol
+from ovm.paths import KeyPaths, SocketPaths, TargetPaths
+from ovm.process import lock, logs
+from ovm.process.child import Child, Group, process_group
+from ovm.process.supervise import first_exit, race
+from ovm.session import Session, open_session
+from ovm.state import StateInfo, VMState, may_follow, state_info
+
+if TYPE_CHECKING:
+    import asyncssh
+
+log = logging.getLogger(__name__)
+
+READY_TIMEOUT_S = 180.0
+"""From the hypervisor's start to the guest's ready; emulated guests on busy machines are slow."""
+LOCK_WAIT_S = 5.0
+"""How long a start waits for the last helpers of an owner that has just gone."""
+STOP_TIMEOUT_S = 90.0
+"""How long the guest may take to shut down before its power is cut."""
+POWER_BUTTON_AFTER_S = 15.0
+"""When a guest that was asked over ssh and is still there hears the power button too."""
+FORCE_TIMEOUT_S = 5.0
+BLAME_WAIT_S = 0.5
+"""gvproxy ends with its hypervisor and may be noticed first; wait to see who really was the first to go."""
+
+PODMAN_GUEST_PORT = 58125
+SSH_GUEST_PORT = 22
+READY_VSOCK_PORT = 1026
+
+CMDLINE = "quiet loglevel=4 panic=-1 cryptomgr.notests rcupdate.rcu_expedited=1"
+"""A panic resets the guest at once; the crypto self-tests are the kernel maintainers', not each boot's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A step of a start, and when it was done."""
+
+    name: str
+    ms: float
+    """Milliseconds since ``start()`` was called."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Info:
+    """Where a running machine can be reached, and how it runs."""
+
+    podman_socket: Path
+    """podman's API, mode 0600; Docker clients speak to it too."""
+    podman_port: int | None
+    """podman's API on 127.0.0.1, or ``None`` if ``podman_tcp`` is off."""
+    ssh_port: int
+    """sshd on 127.0.0.1."""
+    ssh_key: Path
+    ssh_user: str
+    accelerator: str
+    accelerator_reason: str
+    """Why this accelerator and no other."""
+    cpus: int
+    memory_mib: int
+    data_disk: Path
+    log_dir: Path
+    timings: tuple[Stage, ...]
+    """The steps of the last start."""
+
+    @property
+    def docker_host(self) -> str:
+        """The value of ``DOCKER_HOST`` (and ``CONTAINER_HOST``) for this machine."""
+        return f"unix://{self.podman_socket}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Happened:
+    what: Happening
+    words: str
+
+
+class OVM:
+    """A virtual machine that runs Podman. Made by :func:`create_linux_ovm` or :func:`ovm.create_ovm`.
+
+    ``async with machine:`` starts it and stops it. One object can be started and stopped any number of times; it
+    belongs to the event loop that started it, and if that loop ends, the guest is shut down with it.
+    """
+
+    def __init__(self, options: Options, prepared: prepare.Prepared) -> None:
+        self.options = options
+        self._prepared = prepared
+        self._events = Events()
+        self._state = VMState.STOPPED
+        self._session: Session | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
+        self._background: set[asyncio.Task[None]] = set()
+        self._began = 0.0
+        self._stages: list[Stage] = []
+
+    def __repr__(self) -> str:
+        return f"<OVM {self.options.target_dir} {self._state.removeprefix('VirtualMachineState')}>"
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    # -- start and stop
+
+    async def start(self, *, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Boot; returns when podman answers. Cancelling it leaves nothing behind, nor does a failure.
+
+        Args:
+            timeout_s: Seconds the guest may take from the hypervisor's start to its ready.
+
+        Raises:
+            StateError: it is not stopped.
+            InUseError: another process owns one of the directories.
+            StartError: it did not come up; says at which stage, how a helper ended, and its last words.
+        """
+        if self._keeper is not None and not self._keeper.done():
+            raise StateError(f"the machine is {self._spoken()} already", hint="stop() it first")
+        self._began = time.monotonic()
+        self._stages = []
+        self._happened: asyncio.Queue[_Happened] = asyncio.Queue()
+        self._stop_wanted, self._force_wanted = asyncio.Event(), asyncio.Event()
+        self._to(VMState.STARTING)
+        started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._keeper = asyncio.create_task(self._keep(started, timeout_s), name=f"{self!r}")
+        try:
+            await asyncio.shield(started)
+        except asyncio.CancelledError:
+            self._keeper.cancel()
+            await asyncio.wait({self._keeper})
+            raise
+
+    async def stop(self, *, force: bool = False) -> None:
+        """Shut the guest down and end every helper; fine if it is stopped.
+
+        The guest is asked to power off and given STOP_TIMEOUT_S seconds; then its power is cut. With ``force`` it is
+        cut at once, which is a power failure to the guest. A second stop joins the first (and may force it), a stop
+        during a start cancels the start. Once begun it is finished, even if the caller is cancelled.
+
+        Raises:
+            StopError: a helper could not be ended.
+        """
+        keeper = self._keeper
+        if keeper is None or keeper.done():
+            return
+        first = not self._stop_wanted.is_set()
+        self._stop_wanted.set()
+        if force:
+            self._force_wanted.set()
+        if first and self._session is None:
+            keeper.cancel()
+        await asyncio.wait({keeper})
+        if keeper.cancelled() or keeper.exception() is None:
+            return
+        raise StopError("the machine could not be stopped cleanly") from keeper.exception()
+
+    async def _keep(self, started: asyncio.Future[None], timeout_s: float) -> None:
+        """The life of one start, from its first step to its ``close``."""
+        error: BaseException | None = None
+        try:
+            await self._live(started, timeout_s)
+        except asyncio.CancelledError:
+            error = StartError("the machine was stopped before it was ready") if self._stop_wanted.is_set() else None
+        except BaseExceptionGroup as group:
+            error = _first(group)
+        except Exception as failure:  # noqa: BLE001 - told to start()'s caller or to the listeners
+            error = failure
+        for task in self._background:
+            task.cancel()
+        self._session = None
+        self._to(VMState.STOPPED)
+        if error is not None and not isinstance(error, OVMError):
+            log.error("the machine failed", exc_info=error)
+        told = error if isinstance(error, OVMError) or error is None else OVMError(f"internal error: {error!r}")
+        if told is not None and not self._stop_wanted.is_set():
+            self._events.emit("error", told)
+        self._events.emit("close")
+        if not started.done():
+            if error is None:
+                started.cancel()
+            else:
+                started.set_exception(error)
+                started.exception()  # start() may have been cancelled meanwhile and never look
+
+    async def _live(self, started: asyncio.Future[None], timeout_s: float) -> None:
+        """The boot, top to bottom; what is entered here is left in reverse order at the end."""
+        options, prepared = self.options, self._prepared
+        sockets = SocketPaths(options.socket_dir)
+        async with contextlib.AsyncExitStack() as stack:
+            held = await stack.enter_async_context(lock.hold(prepare.locked_directories(options), wait_s=LOCK_WAIT_S))
+            await asyncio.to_thread(_clear_sockets, sockets)
+            stack.push_async_callback(asyncio.to_thread, _clear_sockets, sockets)
+            names = ["guard", "gvproxy", "qemu", "console"]
+            names += [f"virtiofsd-{number}" for number in range(len(options.mounts))]
+            log_paths = await asyncio.to_thread(lambda: {name: logs.rotate(options.log_dir, name) for name in names})
+            importing = asyncio.create_task(warm_up())
+            stack.callback(importing.cancel)
+
+            group = await stack.enter_async_context(process_group(held.fds, log_path=log_paths["guard"]))
+            self._done("guard")
+
+            network = await stack.enter_async_context(
+                gvproxy.start(group, prepared.files.gvproxy, sockets, log_paths["gvproxy"])
+            )
+            ssh_port, podman_port = await self._open_ports(network, sockets)
+            self._done("network")
+
+            blocked = tuple(port for port in (ssh_port, podman_port) if port is not None)
+            await asyncio.to_thread(prepare.write_boot_initrd, options, prepared, blocked)
+            channel = await stack.enter_async_context(ready.listen(sockets.ready, log.warning))
+            spec = self._spec(sockets, log_paths["console"])
+            daemons = [
+                await stack.enter_async_context(self._share(group, share, log_paths[f"virtiofsd-{number}"]))
+                for number, share in enumerate(spec.shares)
+            ]
+            vm = await stack.enter_async_context(
+                qemu.start(
+                    group,
+                    spec,
+                    prepared.emulator,
+                    prepared.accelerator.accelerator,
+                    log_path=log_paths["qemu"],
+                    watcher=lambda what, words: self._hear(channel, what, words),
+                )
+            )
+            self._done("hypervisor")
+
+            ssh = SSH(ssh_port, KeyPaths(options.ssh_key_dir))
+            session = await stack.enter_async_context(
+                open_session(
+                    options, network, vm, channel, ssh=ssh, podman_socket=sockets.podman, podman_port=podman_port
+                )
+            )
+            children = [group.guard, network.child, vm.child, *daemons]
+            await race(
+                self._come_up(session),
+                children,
+                stage="boot",
+                timeout_s=timeout_s,
+                evidence=log_paths["console"],
+                hint=f"the guest's console is in {log_paths['console']}",
+            )
+            await asyncio.to_thread(sockets.boot_initrd.unlink, missing_ok=True)
+            self._session = session
+            self._to(VMState.RUNNING)
+            self._events.emit("ready")
+            started.set_result(None)
+            try:
+                await self._stay(session, children, log_paths["console"])
+            finally:
+                # also when the event loop itself is ending: it waits for us
+                await self._shut_down(session, children)
+
+    async def _open_ports(self, network: gvproxy.Network, sockets: SocketPaths) -> tuple[int, int | None]:
+        """Before the guest boots, so that it can be told which ports it must not reach."""
+        if self.options.guest == "bare":
+            return (await network.pick(SSH_GUEST_PORT, first=SSH_PORT_FIRST)).host_port, None
+        ssh = await network.pick(SSH_GUEST_PORT, first=SSH_PORT_FIRST)
+        await network.expose_socket(sockets.podman, PODMAN_GUEST_PORT)
+        await asyncio.to_thread(sockets.podman.chmod, 0o600)
+        if not self.options.podman_tcp:
+            return ssh.host_port, None
+        podman = await network.pick(PODMAN_GUEST_PORT, first=PODMAN_PORT_FIRST)
+        return ssh.host_port, podman.host_port
+
+    def _spec(self, sockets: SocketPaths, console: Path) -> VMSpec:
+        options, target = self.options, TargetPaths(self.options.target_dir)
+        arch: Arch = self._prepared.emulator.arch
+        return VMSpec(
+            arch=arch,
+            cpus=options.cpus,
+            memory_mib=options.memory_mib,
+            kernel=self._prepared.files.kernel,
+            initrd=sockets.boot_initrd,
+            cmdline=f"{CMDLINE} {options.kernel_cmdline}".strip(),
+            disks=(
+                Disk(name="ovm-rootfs", path=self._prepared.files.rootfs, read_only=True),
+                Disk(name="ovm-data", path=target.data_disk),
+            ),
+            shares=tuple(
+                Share(
+                    tag=f"share{number}",
+                    host_path=mount.host_path,
+                    read_only=mount.read_only,
+                    socket=sockets.share(number),
+                )
+                for number, mount in enumerate(options.mounts)
+            ),
+            channels=(Channel(name="ovm.ready", vsock_port=READY_VSOCK_PORT, socket=sockets.ready),),
+            network_socket=sockets.network_card,
+            mac=gvproxy.GUEST_MAC,
+            console_log=console,
+        )
+
+    def _share(self, group: Group, share: Share, log_path: Path) -> contextlib.AbstractAsyncContextManager[Child]:
+        assert self._prepared.virtiofsd is not None
+        return virtiofsd.start(group, self._prepared.virtiofsd, share, log_path)
+
+    async def _come_up(self, session: Session) -> None:
+        """From a guest that boots to one that can be used."""
+        await session.channel.wait()
+        self._stages += [Stage(f"guest {s.name}", (s.heard_at - self._began) * 1000) for s in session.channel.stages]
+        if self.options.guest != "bare":
+            await session.attach()
+        await asyncio.to_thread(prepare.remember_ready, self.options)
+        self._done("ready")
+        if self.options.guest != "bare":
+            self._in_background(self._settle(session))
+
+    async def _settle(self, session: Session) -> None:
+        """What can wait until the machine is ready."""
+        try:
+            await session.sync_clock()
+            await session.kick_chrony()
+        except OVMError as error:
+            log.warning("the guest's clock could not be set: %s", error.message)
+
+    async def _stay(self, session: Session, children: Sequence[Child], console: Path) -> None:
+        """Until a stop is wanted, or the guest powers off; whatever else ends is an error."""
+        death = asyncio.create_task(first_exit(children))
+        stop = asyncio.create_task(self._stop_wanted.wait())
+        again: asyncio.Task[None] | None = None
+        try:
+            while True:
+                heard = asyncio.create_task(self._happened.get())
+                waits: set[asyncio.Task[Any]] = {death, stop, heard} | ({again} if again else set())
+                try:
+                    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    heard.cancel()
+                if stop.done():
+                    return None
+                if death.done():
+                    return await self._blame(session.vm.child, death.result(), children)
+                if again is not None and again.done():
+                    again.result()
+                    again = None
+                if heard.done() and not heard.cancelled():
+                    match heard.result():
+                        case _Happened(Happening.REBOOTED):
+                            if again is not None:
+                                again.cancel()
+                            again = asyncio.create_task(self._come_up_again(session, console))
+                        case _Happened(Happening.FAILED, words):
+                            self._to(VMState.ERROR)
+                            self._events.emit("error", GuestError(f"the virtual machine failed: {words}"))
+                        case _:
+                            pass
+        finally:
+            for task in (death, stop, again):
+                if task is not None:
+                    task.cancel()
+
+    async def _come_up_again(self, session: Session, console: Path) -> None:
+        """The guest has reset itself."""
+        self._began, self._stages = time.monotonic(), []
+        await session.clock.close()
+        await session.ssh.close()
+        await session.forget_containers()
+        await race(
+            self._come_up(session),
+            [session.vm.child],
+            stage="reboot",
+            timeout_s=READY_TIMEOUT_S,
+            evidence=console,
+        )
+        self._to(VMState.RUNNING)
+        self._events.emit("ready")
+
+    async def _blame(self, vm: Child, noticed: Child, children: Sequence[Child]) -> None:
+        """A guest that powered itself off is a stop like any other; else the one that went first is to blame."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(BLAME_WAIT_S):
+                await vm.wait()
+        if not vm.running and vm.process.returncode == 0:
+            log.info("the guest powered itself off")
+            return
+        guard = children[0]
+        culprit = next((child for child in (guard, vm) if not child.running), noticed)
+        raise await culprit.exited("running")
+
+    async def _shut_down(self, session: Session, children: Sequence[Child]) -> None:
+        """Ask, ask louder, cut the power; the helpers that hang on the hypervisor may end with it."""
+        self._to(VMState.STOPPING)
+        for child in children:
+            child.expected = True
+        vm = session.vm
+        if not vm.child.running:
+            return
+        gone = asyncio.create_task(vm.child.wait())
+        force = asyncio.create_task(self._force_wanted.wait())
+        asking = asyncio.create_task(self._ask_to_power_off(session))
+        try:
+            await asyncio.wait({gone, force}, timeout=STOP_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+            if not gone.done():
+                if not force.done():
+                    log.warning("the guest did not shut down within %g s, cutting its power", STOP_TIMEOUT_S)
+                asking.cancel()
+                await vm.force_stop()
+                await asyncio.wait({gone}, timeout=FORCE_TIMEOUT_S)
+        finally:
+            for task in (gone, force, asking):
+                task.cancel()
+            await asyncio.wait({gone, force, asking})
+
+    async def _ask_to_power_off(self, session: Session) -> None:
+        with contextlib.suppress(OVMError):
+            await session.vm.resume()  # a paused guest hears nothing
+            if self.options.guest != "bare" and not self._force_wanted.is_set():
+                with contextlib.suppress(OVMError):
+                    await session.ssh.exec(["systemctl", "poweroff", "--no-block"], timeout_s=POWER_BUTTON_AFTER_S)
+                    await asyncio.sleep(POWER_BUTTON_AFTER_S)
+            await session.vm.request_stop()
+
+    # -- what a running machine can do
+
+    @property
+    def state(self) -> VMState:
+        """The state as the manager knows it; :meth:`vm_state` asks the hypervisor too."""
+        return self._state
+
+    @property
+    def info(self) -> Info:
+        """Where the machine can be reached.
+
+        Raises:
+            StateError: it is not running.
+        """
+        session = self._running("info")
+        keys = KeyPaths(self.options.ssh_key_dir)
+        return Info(
+            podman_socket=session.podman_socket,
+            podman_port=session.podman_port,
+            ssh_port=session.ssh.port,
+            ssh_key=keys.user_key,
+            ssh_user="root",
+            accelerator=self._prepared.accelerator.accelerator,
+            accelerator_reason=self._prepared.accelerator.reason,
+            cpus=self.options.cpus,
+            memory_mib=self.options.memory_mib,
+            data_disk=TargetPaths(self.options.target_dir).data_disk,
+            log_dir=self.options.log_dir,
+            timings=tuple(self._stages),
+        )
+
+    async def vm_state(self) -> StateInfo:
+        """The state, as the hypervisor tells it now, and what can be asked of the machine."""
+        settled = {VMState.RUNNING, VMState.PAUSED, VMState.ERROR}
+        state = self._state
+        if self._session is not None and state in settled:
+            with contextlib.suppress(GuestError):  # it is ending this very moment: ours will say so next
+                told = await self._session.vm.state()
+                state = told if told in settled and self._state in settled else self._state
+        return state_info(state)
+
+    async def vm_pause(self) -> None:
+        """Let the virtual CPUs stand still; fine if they do.
+
+        Raises:
+            StateError: it is neither running nor paused.
+        """
+        async with self._turn:
+            if self._state is VMState.PAUSED:
+                return
+            session = self._running("vm_pause")
+            self._to(VMState.PAUSING)
+            try:
+                await session.vm.pause()
+            except OVMError:
+                self._to(VMState.RUNNING)
+                raise
+            self._to(VMState.PAUSED)
+            self._events.emit("vmPause")
+
+    async def vm_resume(self) -> None:
+        """Let the virtual CPUs run again, and set the guest's clock; fine if they run.
+
+        Raises:
+            StateError: it is neither running nor paused.
+            GuestError: it runs again, but its clock could not be set.
+        """
+        async with self._turn:
+            if self._state is VMState.RUNNING:
+                return
+            session = self._in({VMState.PAUSED}, "vm_resume")
+            self._to(VMState.RESUMING)
+            try:
+                await session.vm.resume()
+            except OVMError:
+                self._to(VMState.PAUSED)
+                raise
+            self._to(VMState.RUNNING)
+            if self.options.guest != "bare":
+                await session.sync_clock()
+                self._in_background(session.kick_chrony())
+            self._events.emit("vmResume")
+
+    async def clocksync(self) -> ClockSync:
+        """Set the guest's clock to the host's, verify it, and have chrony look at its servers now.
+
+        The servers (pool.ntp.org, time.apple.com, time.windows.com) are not waited for.
+
+        Raises:
+            StateError: it is not running.
+            GuestError: the guest cannot be reached, or its clock does not obey.
+        """
+        session = self._running("clocksync")
+        result = await session.sync_clock()
+        self._in_background(session.kick_chrony())
+        return result
+
+    async def export_port(
+        self, host_port: int, guest_port: int, *, protocol: Protocol = "tcp", address: str = "127.0.0.1"
+    ) -> Forward:
+        """Lead a port of the host to a port of the guest; returns what was bound.
+
+        Args:
+            host_port: 0 picks a free one.
+            guest_port: A port of the guest, which a container's published port is too.
+            protocol: ``tcp`` or ``udp``.
+            address: Which of the host's addresses to bind; this host alone can reach the default.
+
+        Raises:
+            OptionError: a port or the address is none.
+            StateError: it is not running.
+            PortError: the host port is taken, or needs privileges.
+        """
+        _check_forward(host_port, protocol, address, lowest=0)
+        check_port("guest_port", guest_port)
+        return await self._running("export_port").export(host_port, guest_port, protocol, address)
+
+    async def unexport_port(self, host_port: int, *, protocol: Protocol = "tcp", address: str = "127.0.0.1") -> None:
+        """Close what :meth:`export_port` opened.
+
+        Raises:
+            OptionError: the port or the address is none.
+            StateError: it is not running.
+            PortError: it was not exported.
+        """
+        _check_forward(host_port, protocol, address, lowest=1)
+        await self._running("unexport_port").unexport(host_port, protocol, address)
+
+    def ports(self) -> tuple[Forward, ...]:
+        """What is open on the host for this machine: exported ports, and those of containers.
+
+        Raises:
+            StateError: it is not running.
+        """
+        return tuple(self._in({VMState.RUNNING, VMState.PAUSED}, "ports").forwards.values())
+
+    async def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        environment: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+        on_stdout: Callable[[bytes], object] | None = None,
+        on_stderr: Callable[[bytes], object] | None = None,
+    ) -> ExecResult:
+        """Run a command as root in the guest. A status other than 0 is a result, not an error.
+
+        Args:
+            argv: The command and its arguments; no shell comes between.
+            stdin: What it reads.
+            environment: Variables besides the guest's own.
+            timeout_s: Seconds after which it is ended; no limit by default.
+            on_stdout: Gets standard output piece by piece, which is then not collected.
+            on_stderr: Likewise for standard error.
+
+        Raises:
+            StateError: it is not running.
+            ExecTimeout: it ran too long.
+            GuestError: the guest cannot be reached.
+        """
+        if isinstance(argv, str) or not argv:
+            raise OptionError("argv is the list of a command and its arguments", hint='for a shell: ["sh", "-c", "…"]')
+        return await self._running("exec").ssh.exec(
+            argv, stdin=stdin, environment=environment, timeout_s=timeout_s, on_stdout=on_stdout, on_stderr=on_stderr
+        )
+
+    @contextlib.asynccontextmanager
+    async def process(
+        self, argv: Sequence[str], *, environment: Mapping[str, str] | None = None
+    ) -> AsyncIterator[asyncssh.SSHClientProcess[bytes]]:
+        """A command running as root in the guest, with its three streams; ended on the way out.
+
+        Raises:
+            StateError: it is not running.
+            GuestError: the guest cannot be reached.
+        """
+        async with self._running("process").ssh.process(argv, environment=environment) as process:
+            yield process
+
+    async def reset_path(self, *, data: bool = False) -> None:
+        """Restore every file of ``target_dir`` from its origin, whatever the versions say.
+
+        Args:
+            data: Remove the data disk too, and with it every image, container and volume.
+
+        Raises:
+            StateError: it is not stopped.
+            InUseError: another process runs it.
+            InputError: an origin cannot be used any more; nothing was changed.
+        """
+        if self._keeper is not None and not self._keeper.done():
+            raise StateError("the files of a running machine cannot be restored", hint="stop() it first")
+        await prepare.reset(self.options, with_data=data)
+
+    def on(self, name: EventName, listener: Listener) -> Callable[[], None]:
+        """Call ``listener``, plain or async, at each event of that name; returns what removes it again.
+
+        ``ready``, ``close``, ``vmPause`` and ``vmResume`` pass nothing, ``error`` passes the exception.
+
+        Raises:
+            OptionError: there is no event of that name.
+        """
+        return self._events.on(name, listener)
+
+    def events(self) -> AsyncIterator[Event]:
+        """Every event from this call on, in order; each iterator has a queue of its own."""
+        return self._events.stream()
+
+    # -- inside
+
+    def _running(self, call: str) -> Session:
+        return self._in({VMState.RUNNING}, call)
+
+    def _in(self, states: set[VMState], call: str) -> Session:
+        if self._session is None or self._state not in states:
+            self._refuse(call)
+        return self._session
+
+    def _refuse(self, call: str) -> NoReturn:
+        hints = {VMState.STOPPED: "start() it first", VMState.PAUSED: "vm_resume() it first"}
+        raise StateError(f"{call}: the machine is {self._spoken()}", hint=hints.get(self._state, "wait for its ready"))
+
+    def _spoken(self) -> str:
+        return self._state.removeprefix("VirtualMachineState").lower()
+
+    def _to(self, state: VMState) -> None:
+        assert may_follow(self._state, state), f"{self._state} → {state}"
+        log.debug("%s → %s", self._state, state)
+        self._state = state
+
+    def _done(self, stage: str) -> None:
+        self._stages.append(Stage(stage, (time.monotonic() - self._began) * 1000))
+
+    def _hear(self, channel: ready.ReadyChannel, what: Happening, words: str) -> None:
+        if what is Happening.REBOOTED and self._session is not None:
+            channel.expect_boot()  # now, not later: its first line may be the next thing to arrive
+            self._to(VMState.STARTING)
+        self._happened.put_nowait(_Happened(what, words))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+async def create_linux_ovm(
+    options: Options | Mapping[str, Any] | None = None,
+    /,
+    *,
+    progress: prepare.Progress | None = None,
+    **more: Any,
+) -> OVM:
+    """A machine under QEMU: inputs checked, files copied or unpacked, keys made. Nothing is started yet.
+
+    Args:
+        options: :class:`ovm.Options`, or a mapping with its names or the seed's camelCase ones.
+        progress: Called with a file's name, the bytes done and the bytes in all while files are copied.
+        **more: Options by keyword, on top of ``options``.
+
+    Raises:
+        InputError: something given cannot be used; nothing was touched.
+        InUseError: another process owns one of the directories.
+        SpaceError: the disk is too small; says what is needed.
+    """
+    chosen = Options.of(options, **more)
+    try:
+        return OVM(chosen, await prepare.prepare_linux(chosen, progress))
+    except BaseExceptionGroup as group:
+        raise _first(group) from None
+
+
+def _first(error: BaseException) -> BaseException:
+    """The first real error of a task group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _check_forward(host_port: int, protocol: str, address: str, *, lowest: int) -> None:
+    check_port("host_port", host_port, lowest=lowest)
+    check_address("address", address)
+    if protocol not in {"tcp", "udp"}:
+        raise OptionError(f"protocol={protocol!r} is unknown", hint="tcp or udp")
+
+
+def _clear_sockets(sockets: SocketPaths) -> None:
+    for path in sockets.stale():
+        path.unlink(missing_ok=True)

@@ -1,0 +1,189 @@
+"""Everything before the first start: inputs checked, then files, keys and disks made ready."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from ovm import hypervisors, paths
+from ovm.config import Options
+from ovm.disks import assets, data, materialize
+from ovm.errors import FileError, HelperError, OptionError
+from ovm.guest import bootconfig, ssh
+from ovm.hypervisors import accel
+from ovm.hypervisors.virtiofsd import Virtiofsd
+from ovm.paths import KeyPaths, SocketPaths, TargetPaths
+from ovm.process import lock
+from ovm.process.probe import GVPROXY, QEMU, VIRTIOFSD, check_helper
+
+PREPARE_LOCK_WAIT_S = 60.0
+"""Another create on the same directory is waited for; a running machine is not, it says who owns it at once."""
+
+Progress = Callable[[str, int, int], object]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """What a start needs and does not change."""
+
+    files: materialize.Files
+    emulator: accel.Emulator
+    accelerator: accel.Answer
+    virtiofsd: Virtiofsd | None
+
+
+def locked_directories(options: Options) -> list[Path]:
+    """What one machine owns alone."""
+    return [options.target_dir, options.socket_dir, options.log_dir]
+
+
+async def prepare_linux(options: Options, progress: Progress | None = None) -> Prepared:
+    """Check everything, then make it ready. Until the checks are over nothing is touched.
+
+    Raises:
+        InputError: something given cannot be used.
+        InUseError: another process owns one of the directories.
+        SpaceError: the disk is too small.
+    """
+    arch = hypervisors.host_arch()
+    await asyncio.to_thread(_check, options, arch)
+    emulator, virtiofsd = await _check_helpers(options, arch)
+    await asyncio.to_thread(_make_directories, options)
+    async with lock.hold(locked_directories(options), wait_s=PREPARE_LOCK_WAIT_S), asyncio.TaskGroup() as tasks:
+        files = tasks.create_task(
+            materialize.prepare(options.origin_path, options.versions, options.target_dir, progress=progress)
+        )
+        tasks.create_task(data.ensure_data_disk(TargetPaths(options.target_dir), options.data_disk_mib))
+        tasks.create_task(asyncio.to_thread(ssh.make_keys, KeyPaths(options.ssh_key_dir)))
+        accelerator = tasks.create_task(
+            accel.choose(options.accelerator, emulator, kernel=options.origin_path.kernel, cache_dir=paths.cache_dir())
+        )
+    return Prepared(files=files.result(), emulator=emulator, accelerator=accelerator.result(), virtiofsd=virtiofsd)
+
+
+def _check(options: Options, arch: hypervisors.Arch) -> None:
+    paths.check_socket_paths(options.socket_dir)
+    assets.check_origins(options.origin_path, arch=arch, rootfs_must_be_btrfs=options.guest != "bare")
+    assets.check_directories(
+        {name: getattr(options, name) for name in ("target_dir", "socket_dir", "log_dir", "ssh_key_dir")}
+    )
+    for mount in options.mounts:
+        if not mount.host_path.is_dir():
+            raise FileError(f"mounts: {mount.host_path} is not a directory", hint="only folders can be shared")
+    for certificate in options.ca_certificates:
+        if b"-----BEGIN CERTIFICATE-----" not in _content(certificate):
+            raise FileError(f"ca_certificates: {certificate} is not a PEM certificate")
+    if options.guest == "bare" and options.mounts:
+        raise OptionError("a bare guest mounts nothing", hint="leave mounts out")
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror}") from error
+
+
+async def _check_helpers(options: Options, arch: hypervisors.Arch) -> tuple[accel.Emulator, Virtiofsd | None]:
+    from ovm import helpers
+
+    await check_helper(options.origin_path.gvproxy, GVPROXY)
+    if options.qemu:
+        emulator = accel.Emulator(program=options.qemu, version=await check_helper(options.qemu, QEMU), arch=arch)
+    else:
+        found = await helpers.find_qemu(arch)
+        emulator = accel.Emulator(program=found.path, version=found.version, arch=arch)
+    if not options.mounts:
+        return emulator, None
+    if options.virtiofsd:
+        virtiofsd = Virtiofsd(options.virtiofsd, await check_helper(options.virtiofsd, VIRTIOFSD))
+    else:
+        found = await helpers.find_virtiofsd()
+        virtiofsd = Virtiofsd(found.path, found.version)
+    if virtiofsd.is_c and os.geteuid() != 0:
+        raise HelperError(
+            f"{virtiofsd.program} shares folders for root only",
+            hint="install the newer virtiofsd (a package of its own from Debian 13 on), or start without mounts",
+        )
+    return emulator, virtiofsd
+
+
+def _make_directories(options: Options) -> None:
+    for directory in (options.target_dir, options.log_dir, options.socket_dir, options.ssh_key_dir):
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"{directory} cannot be made: {error.strerror}") from error
+    status = options.socket_dir.stat()
+    if status.st_uid != os.getuid():  # somebody else could swap our sockets
+        raise FileError(f"socket_dir {options.socket_dir} belongs to another user", hint="give a directory of your own")
+    options.socket_dir.chmod(0o700)
+
+
+def write_boot_initrd(options: Options, prepared: Prepared, blocked_host_ports: tuple[int, ...]) -> None:
+    """The initrd of one start: the image's own and behind it what this boot must know."""
+    keys = KeyPaths(options.ssh_key_dir)
+    machine = data.load_machine(TargetPaths(options.target_dir))
+    config = bootconfig.BootConfig(
+        authorized_key=paths.public(keys.user_key).read_text(),
+        host_key=keys.host_key.read_text(),
+        host_key_public=paths.public(keys.host_key).read_text(),
+        hostname=options.hostname,
+        machine_id=machine.machine_id,
+        timezone=options.timezone or host_timezone(),
+        search_domains=search_domains(),
+        environment=options.environment,
+        ca_certificates={
+            f"{n:02}-{path.stem}.crt": path.read_bytes() for n, path in enumerate(options.ca_certificates)
+        },
+        mounts=tuple((f"share{n}", m.guest_path, m.read_only) for n, m in enumerate(options.mounts)),
+        blocked_host_ports=blocked_host_ports,
+        format_data=not machine.data_ever_ready,
+    )
+    bootconfig.write_initrd(prepared.files.initrd, config, SocketPaths(options.socket_dir).boot_initrd)
+
+
+def remember_ready(options: Options) -> None:
+    """From now on the data disk is never to be formatted."""
+    target = TargetPaths(options.target_dir)
+    machine = data.load_machine(target)
+    if not machine.data_ever_ready:
+        data.save_machine(target, msgspec.structs.replace(machine, data_ever_ready=True))
+
+
+def host_timezone() -> str:
+    """The host's IANA zone; empty if it cannot be told."""
+    link = os.path.realpath("/etc/localtime")
+    _, found, zone = link.partition("/zoneinfo/")
+    if found:
+        return zone.removeprefix("posix/")
+    try:
+        return Path("/etc/timezone").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def search_domains() -> tuple[str, ...]:
+    """The host's DNS search domains."""
+    try:
+        lines = Path("/etc/resolv.conf").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ()
+    searches = [words[1:] for line in lines if (words := line.split())[:1] == ["search"]]
+    return tuple(searches[-1]) if searches else ()
+
+
+async def reset(options: Options, *, with_data: bool) -> None:
+    """Make every file anew from its origin, and the data disk too if asked; raises as :func:`prepare_linux` does."""
+    await asyncio.to_thread(assets.check_origins, options.origin_path, rootfs_must_be_btrfs=options.guest != "bare")
+    target = TargetPaths(options.target_dir)
+    async with lock.hold(locked_directories(options), wait_s=0):
+        await materialize.prepare(options.origin_path, options.versions, options.target_dir, force=True)
+        if with_data:
+            await data.remove_data(target)
+        await data.ensure_data_disk(target, options.data_disk_mib)

@@ -1,0 +1,161 @@
+"""One running machine, from its boot to its end: what can be asked of it, and what its podman asks of us."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ovm.config import Options, check_address
+from ovm.errors import GuestError, OVMError, PortError
+from ovm.guest.clock import Clock, ClockSync
+from ovm.guest.ports import Published, Publisher
+from ovm.guest.ready import ReadyChannel
+from ovm.guest.ssh import SSH
+from ovm.hypervisors import Control
+from ovm.network.gvproxy import Forward, Network, Protocol
+from ovm.wire import http
+
+log = logging.getLogger(__name__)
+
+ATTACHED = "/usr/lib/ovm/attached"
+"""Tells the guest that published ports are served, so that containers may start."""
+PING = "/libpod/_ping"
+PING_TIMEOUT_S = 60.0
+ATTACH_TIMEOUT_S = 60.0
+
+
+@dataclass(kw_only=True)
+class Session:
+    """The parts of a running machine, and what is open for it on the host."""
+
+    options: Options
+    network: Network
+    vm: Control
+    channel: ReadyChannel
+    ssh: SSH
+    clock: Clock
+    podman_socket: Path
+    podman_port: int | None
+    forwards: dict[tuple[str, str], Forward] = field(default_factory=dict)
+
+    async def attach(self) -> None:
+        """After the guest's ready: until podman answers through the user's own socket, and ports are published.
+
+        Raises:
+            GuestError: the guest cannot be reached after all.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._ping())
+            tasks.create_task(self._attach_publisher())
+
+    async def _ping(self) -> None:
+        async with http.connect(self.podman_socket) as podman:
+            try:
+                await podman.text(PING, timeout_s=PING_TIMEOUT_S)
+            except http.WireError as error:
+                raise GuestError(f"podman does not answer: {error.message}") from error
+
+    async def _attach_publisher(self) -> None:
+        await self.ssh.connect()
+        await self.ssh.exec([ATTACHED], timeout_s=ATTACH_TIMEOUT_S)
+
+    async def publish(self, wanted: Published, opened: bool) -> None:
+        """Open or close what podman announces, within the policy: loopback unless ``-p`` names an address.
+
+        Raises:
+            PortError: the port is taken or may not be bound.
+        """
+        address = wanted.address or self.options.publish_address
+        check_address("published address", address)
+        forward = Forward(
+            protocol=wanted.protocol,
+            host_address=address,
+            host_port=wanted.port,
+            guest_port=wanted.port,
+            purpose="container",
+        )
+        known = self.forwards.get(forward.key)
+        if opened:
+            if known != forward:  # podman repeats itself after a restart
+                await self._open(forward)
+        elif known is not None and known.purpose == "container":
+            await self._close(known)
+
+    async def export(self, host_port: int, guest_port: int, protocol: Protocol, address: str) -> Forward:
+        """Lead a host port, any free one for 0, to a port of the guest; raises PortError."""
+        if host_port == 0:
+            forward = await self.network.pick(guest_port, protocol=protocol, address=address)
+            self.forwards[forward.key] = forward
+            return forward
+        forward = Forward(protocol=protocol, host_address=address, host_port=host_port, guest_port=guest_port)
+        if self.forwards.get(forward.key) != forward:
+            await self._open(forward)
+        return forward
+
+    async def unexport(self, host_port: int, protocol: Protocol, address: str) -> None:
+        """Close what :meth:`export` opened; raises PortError."""
+        forward = Forward(protocol=protocol, host_address=address, host_port=host_port, guest_port=0)
+        known = self.forwards.get(forward.key)
+        if known is None or known.purpose != "export":
+            exported = ", ".join(f"{f.protocol} {f.local}" for f in self.forwards.values()) or "nothing"
+            raise PortError(f"{protocol} port {forward.local} is not exported", hint=f"exported: {exported}")
+        await self._close(known)
+
+    async def forget_containers(self) -> None:
+        """Close what containers had published: the guest was reset, and those that start again announce themselves."""
+        for forward in [f for f in self.forwards.values() if f.purpose == "container"]:
+            with contextlib.suppress(PortError):
+                await self._close(forward)
+
+    async def _open(self, forward: Forward) -> None:
+        await self.network.expose(forward)
+        self.forwards[forward.key] = forward
+
+    async def _close(self, forward: Forward) -> None:
+        self.forwards.pop(forward.key, None)
+        await self.network.unexpose(forward)
+
+    async def sync_clock(self) -> ClockSync:
+        """Set the guest's clock, and have chrony look at its servers without waiting for it."""
+        result = await self.clock.sync()
+        log.debug("clock was %+.1f ms off", result.offset_before_s * 1000)
+        return result
+
+    async def kick_chrony(self) -> None:
+        """Best effort: a host without a network has no time servers either."""
+        with contextlib.suppress(OVMError):
+            await self.clock.kick_chrony()
+
+
+@contextlib.asynccontextmanager
+async def open_session(
+    options: Options,
+    network: Network,
+    vm: Control,
+    channel: ReadyChannel,
+    *,
+    ssh: SSH,
+    podman_socket: Path,
+    podman_port: int | None,
+) -> AsyncIterator[Session]:
+    """A session whose connections are closed on the way out."""
+    session = Session(
+        options=options,
+        network=network,
+        vm=vm,
+        channel=channel,
+        ssh=ssh,
+        clock=Clock(ssh),
+        podman_socket=podman_socket,
+        podman_port=podman_port,
+    )
+    Publisher(ssh, session.publish)
+    try:
+        yield session
+    finally:
+        await session.clock.close()
+        await ssh.close()
