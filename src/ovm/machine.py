@@ -13,20 +13,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from ovm import prepare
-from ovm.config import PODMAN_PORT_FIRST, SSH_PORT_FIRST, Options, check_address, check_port
+from ovm.boot import blame, come_up, power_on, shut_down
+from ovm.config import Options, check_address, check_port
 from ovm.errors import GuestError, OptionError, OVMError, StartError, StateError, StopError
 from ovm.events import Event, EventName, Events, Listener
-from ovm.guest import ready
 from ovm.guest.clock import ClockSync
-from ovm.guest.ssh import SSH, ExecResult, warm_up
-from ovm.hypervisors import Arch, Channel, Disk, Happening, Share, VMSpec, qemu, virtiofsd
-from ovm.network import gvproxy
+from ovm.guest.ssh import ExecResult
+from ovm.hypervisors import Happening
 from ovm.network.gvproxy import Forward, Protocol
-from ovm.paths import KeyPaths, SocketPaths, TargetPaths
-from ovm.process import lock, logs
-from ovm.process.child import Child, Group, process_group
+from ovm.paths import KeyPaths, TargetPaths
 from ovm.process.supervise import first_exit, race
-from ovm.session import Session, open_session
+from ovm.session import Session
 from ovm.state import StateInfo, VMState, may_follow, state_info
 
 if TYPE_CHECKING:
@@ -36,22 +33,6 @@ log = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 180.0
 """From the hypervisor's start to the guest's ready; emulated guests on busy machines are slow."""
-LOCK_WAIT_S = 5.0
-"""How long a start waits for the last helpers of an owner that has just gone."""
-STOP_TIMEOUT_S = 90.0
-"""How long the guest may take to shut down before its power is cut."""
-POWER_BUTTON_AFTER_S = 15.0
-"""When a guest that was asked over ssh and is still there hears the power button too."""
-FORCE_TIMEOUT_S = 5.0
-BLAME_WAIT_S = 0.5
-"""gvproxy ends with its hypervisor and may be noticed first; wait to see who really was the first to go."""
-
-PODMAN_GUEST_PORT = 58125
-SSH_GUEST_PORT = 22
-READY_VSOCK_PORT = 1026
-
-CMDLINE = "quiet loglevel=4 panic=-1 cryptomgr.notests rcupdate.rcu_expedited=1"
-"""A panic resets the guest at once; the crypto self-tests are the kernel maintainers', not each boot's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +70,6 @@ class Info:
     def docker_host(self) -> str:
         """The value of ``DOCKER_HOST`` (and ``CONTAINER_HOST``) for this machine."""
         return f"unix://{self.podman_socket}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Happened:
-    what: Happening
-    words: str
 
 
 class OVM:
@@ -145,7 +120,7 @@ class OVM:
             raise StateError(f"the machine is {self._spoken()} already", hint="stop() it first")
         self._began = time.monotonic()
         self._stages = []
-        self._happened: asyncio.Queue[_Happened] = asyncio.Queue()
+        self._happened: asyncio.Queue[tuple[Happening, str]] = asyncio.Queue()
         self._stop_wanted, self._force_wanted = asyncio.Event(), asyncio.Event()
         self._to(VMState.STARTING)
         started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -210,234 +185,78 @@ class OVM:
                 started.exception()  # start() may have been cancelled meanwhile and never look
 
     async def _live(self, started: asyncio.Future[None], timeout_s: float) -> None:
-        """The boot, top to bottom; what is entered here is left in reverse order at the end."""
-        options, prepared = self.options, self._prepared
-        sockets = SocketPaths(options.socket_dir)
-        async with contextlib.AsyncExitStack() as stack:
-            held = await stack.enter_async_context(lock.hold(prepare.locked_directories(options), wait_s=LOCK_WAIT_S))
-            await asyncio.to_thread(_clear_sockets, sockets)
-            stack.push_async_callback(asyncio.to_thread, _clear_sockets, sockets)
-            names = ["guard", "gvproxy", "qemu", "console"]
-            names += [f"virtiofsd-{number}" for number in range(len(options.mounts))]
-            log_paths = await asyncio.to_thread(lambda: {name: logs.rotate(options.log_dir, name) for name in names})
-            importing = asyncio.create_task(warm_up())
-            stack.callback(importing.cancel)
-
-            group = await stack.enter_async_context(process_group(held.fds, log_path=log_paths["guard"]))
-            self._done("guard")
-
-            network = await stack.enter_async_context(
-                gvproxy.start(group, prepared.files.gvproxy, sockets, log_paths["gvproxy"])
-            )
-            ssh_port, podman_port = await self._open_ports(network, sockets)
-            self._done("network")
-
-            blocked = tuple(port for port in (ssh_port, podman_port) if port is not None)
-            await asyncio.to_thread(prepare.write_boot_initrd, options, prepared, blocked)
-            channel = await stack.enter_async_context(ready.listen(sockets.ready, log.warning))
-            spec = self._spec(sockets, log_paths["console"])
-            daemons = [
-                await stack.enter_async_context(self._share(group, share, log_paths[f"virtiofsd-{number}"]))
-                for number, share in enumerate(spec.shares)
-            ]
-            vm = await stack.enter_async_context(
-                qemu.start(
-                    group,
-                    spec,
-                    prepared.emulator,
-                    prepared.accelerator.accelerator,
-                    log_path=log_paths["qemu"],
-                    watcher=lambda what, words: self._hear(channel, what, words),
-                )
-            )
-            self._done("hypervisor")
-
-            ssh = SSH(ssh_port, KeyPaths(options.ssh_key_dir))
-            session = await stack.enter_async_context(
-                open_session(
-                    options, network, vm, channel, ssh=ssh, podman_socket=sockets.podman, podman_port=podman_port
-                )
-            )
-            children = [group.guard, network.child, vm.child, *daemons]
-            await race(
-                self._come_up(session),
-                children,
-                stage="boot",
-                timeout_s=timeout_s,
-                evidence=log_paths["console"],
-                hint=f"the guest's console is in {log_paths['console']}",
-            )
-            await asyncio.to_thread(sockets.boot_initrd.unlink, missing_ok=True)
+        async with power_on(self.options, self._prepared, step=self._done, watcher=self._hear) as session:
+            await self._come_up(session, timeout_s)
             self._session = session
             self._to(VMState.RUNNING)
             self._events.emit("ready")
             started.set_result(None)
             try:
-                await self._stay(session, children, log_paths["console"])
+                await self._stay(session)
             finally:
                 # also when the event loop itself is ending: it waits for us
-                await self._shut_down(session, children)
+                self._to(VMState.STOPPING)
+                await shut_down(session, self._force_wanted)
 
-    async def _open_ports(self, network: gvproxy.Network, sockets: SocketPaths) -> tuple[int, int | None]:
-        """Before the guest boots, so that it can be told which ports it must not reach."""
-        if self.options.guest == "bare":
-            return (await network.pick(SSH_GUEST_PORT, first=SSH_PORT_FIRST)).host_port, None
-        ssh = await network.pick(SSH_GUEST_PORT, first=SSH_PORT_FIRST)
-        await network.expose_socket(sockets.podman, PODMAN_GUEST_PORT)
-        await asyncio.to_thread(sockets.podman.chmod, 0o600)
-        if not self.options.podman_tcp:
-            return ssh.host_port, None
-        podman = await network.pick(PODMAN_GUEST_PORT, first=PODMAN_PORT_FIRST)
-        return ssh.host_port, podman.host_port
-
-    def _spec(self, sockets: SocketPaths, console: Path) -> VMSpec:
-        options, target = self.options, TargetPaths(self.options.target_dir)
-        arch: Arch = self._prepared.emulator.arch
-        return VMSpec(
-            arch=arch,
-            cpus=options.cpus,
-            memory_mib=options.memory_mib,
-            kernel=self._prepared.files.kernel,
-            initrd=sockets.boot_initrd,
-            cmdline=f"{CMDLINE} {options.kernel_cmdline}".strip(),
-            disks=(
-                Disk(name="ovm-rootfs", path=self._prepared.files.rootfs, read_only=True),
-                Disk(name="ovm-data", path=target.data_disk),
-            ),
-            shares=tuple(
-                Share(
-                    tag=f"share{number}",
-                    host_path=mount.host_path,
-                    read_only=mount.read_only,
-                    socket=sockets.share(number),
-                )
-                for number, mount in enumerate(options.mounts)
-            ),
-            channels=(Channel(name="ovm.ready", vsock_port=READY_VSOCK_PORT, socket=sockets.ready),),
-            network_socket=sockets.network_card,
-            mac=gvproxy.GUEST_MAC,
-            console_log=console,
+    async def _come_up(self, session: Session, timeout_s: float) -> None:
+        """Wait for the guest's ready; what can wait itself is done after it."""
+        await race(
+            come_up(session, step=self._done),
+            session.children,
+            stage="boot",
+            timeout_s=timeout_s,
+            evidence=session.console_log,
+            hint=f"the guest's console is in {session.console_log}",
         )
-
-    def _share(self, group: Group, share: Share, log_path: Path) -> contextlib.AbstractAsyncContextManager[Child]:
-        assert self._prepared.virtiofsd is not None
-        return virtiofsd.start(group, self._prepared.virtiofsd, share, log_path)
-
-    async def _come_up(self, session: Session) -> None:
-        """From a guest that boots to one that can be used."""
-        await session.channel.wait()
-        self._stages += [Stage(f"guest {s.name}", (s.heard_at - self._began) * 1000) for s in session.channel.stages]
+        heard = (Stage(f"guest: {s.name}", (s.heard_at - self._began) * 1000) for s in session.channel.stages)
+        self._stages = sorted([*self._stages, *heard], key=lambda stage: stage.ms)
         if self.options.guest != "bare":
-            await session.attach()
-        await asyncio.to_thread(prepare.remember_ready, self.options)
-        self._done("ready")
-        if self.options.guest != "bare":
-            self._in_background(self._settle(session))
+            self._in_background(session.settle())
 
-    async def _settle(self, session: Session) -> None:
-        """What can wait until the machine is ready."""
-        try:
-            await session.sync_clock()
-            await session.kick_chrony()
-        except OVMError as error:
-            log.warning("the guest's clock could not be set: %s", error.message)
-
-    async def _stay(self, session: Session, children: Sequence[Child], console: Path) -> None:
-        """Until a stop is wanted, or the guest powers off; whatever else ends is an error."""
-        death = asyncio.create_task(first_exit(children))
+    async def _stay(self, session: Session) -> None:
+        """Until a stop is wanted or the guest powers off; whatever else ends is an error."""
+        death = asyncio.create_task(first_exit(session.children))
         stop = asyncio.create_task(self._stop_wanted.wait())
-        again: asyncio.Task[None] | None = None
+        heard = asyncio.create_task(self._happened.get())
+        rebooting: asyncio.Task[None] | None = None
         try:
             while True:
-                heard = asyncio.create_task(self._happened.get())
-                waits: set[asyncio.Task[Any]] = {death, stop, heard} | ({again} if again else set())
-                try:
-                    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    heard.cancel()
+                waits: set[asyncio.Task[Any]] = {death, stop, heard}
+                if rebooting is not None:
+                    waits.add(rebooting)
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
                 if stop.done():
-                    return None
+                    return
                 if death.done():
-                    return await self._blame(session.vm.child, death.result(), children)
-                if again is not None and again.done():
-                    again.result()
-                    again = None
-                if heard.done() and not heard.cancelled():
-                    match heard.result():
-                        case _Happened(Happening.REBOOTED):
-                            if again is not None:
-                                again.cancel()
-                            again = asyncio.create_task(self._come_up_again(session, console))
-                        case _Happened(Happening.FAILED, words):
-                            self._to(VMState.ERROR)
-                            self._events.emit("error", GuestError(f"the virtual machine failed: {words}"))
-                        case _:
-                            pass
+                    if culprit := await blame(session, death.result()):
+                        raise await culprit.exited("running")
+                    log.info("the guest powered itself off")
+                    return
+                if rebooting is not None and rebooting.done():
+                    rebooting.result()
+                    rebooting = None
+                if heard.done():
+                    what, words = heard.result()
+                    heard = asyncio.create_task(self._happened.get())
+                    if what is Happening.REBOOTED:
+                        if rebooting is not None:
+                            rebooting.cancel()
+                        rebooting = asyncio.create_task(self._come_up_again(session))
+                    elif what is Happening.FAILED:
+                        self._to(VMState.ERROR)
+                        self._events.emit("error", GuestError(f"the virtual machine failed: {words}"))
         finally:
-            for task in (death, stop, again):
+            for task in (death, stop, heard, rebooting):
                 if task is not None:
                     task.cancel()
 
-    async def _come_up_again(self, session: Session, console: Path) -> None:
+    async def _come_up_again(self, session: Session) -> None:
         """The guest has reset itself."""
         self._began, self._stages = time.monotonic(), []
-        await session.clock.close()
-        await session.ssh.close()
-        await session.forget_containers()
-        await race(
-            self._come_up(session),
-            [session.vm.child],
-            stage="reboot",
-            timeout_s=READY_TIMEOUT_S,
-            evidence=console,
-        )
+        await session.guest_was_reset()
+        await self._come_up(session, READY_TIMEOUT_S)
         self._to(VMState.RUNNING)
         self._events.emit("ready")
-
-    async def _blame(self, vm: Child, noticed: Child, children: Sequence[Child]) -> None:
-        """A guest that powered itself off is a stop like any other; else the one that went first is to blame."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(BLAME_WAIT_S):
-                await vm.wait()
-        if not vm.running and vm.process.returncode == 0:
-            log.info("the guest powered itself off")
-            return
-        guard = children[0]
-        culprit = next((child for child in (guard, vm) if not child.running), noticed)
-        raise await culprit.exited("running")
-
-    async def _shut_down(self, session: Session, children: Sequence[Child]) -> None:
-        """Ask, ask louder, cut the power; the helpers that hang on the hypervisor may end with it."""
-        self._to(VMState.STOPPING)
-        for child in children:
-            child.expected = True
-        vm = session.vm
-        if not vm.child.running:
-            return
-        gone = asyncio.create_task(vm.child.wait())
-        force = asyncio.create_task(self._force_wanted.wait())
-        asking = asyncio.create_task(self._ask_to_power_off(session))
-        try:
-            await asyncio.wait({gone, force}, timeout=STOP_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
-            if not gone.done():
-                if not force.done():
-                    log.warning("the guest did not shut down within %g s, cutting its power", STOP_TIMEOUT_S)
-                asking.cancel()
-                await vm.force_stop()
-                await asyncio.wait({gone}, timeout=FORCE_TIMEOUT_S)
-        finally:
-            for task in (gone, force, asking):
-                task.cancel()
-            await asyncio.wait({gone, force, asking})
-
-    async def _ask_to_power_off(self, session: Session) -> None:
-        with contextlib.suppress(OVMError):
-            await session.vm.resume()  # a paused guest hears nothing
-            if self.options.guest != "bare" and not self._force_wanted.is_set():
-                with contextlib.suppress(OVMError):
-                    await session.ssh.exec(["systemctl", "poweroff", "--no-block"], timeout_s=POWER_BUTTON_AFTER_S)
-                    await asyncio.sleep(POWER_BUTTON_AFTER_S)
-            await session.vm.request_stop()
 
     # -- what a running machine can do
 
@@ -456,7 +275,7 @@ class OVM:
         session = self._running("info")
         keys = KeyPaths(self.options.ssh_key_dir)
         return Info(
-            podman_socket=session.podman_socket,
+            podman_socket=session.sockets.podman,
             podman_port=session.podman_port,
             ssh_port=session.ssh.port,
             ssh_key=keys.user_key,
@@ -673,11 +492,11 @@ class OVM:
     def _done(self, stage: str) -> None:
         self._stages.append(Stage(stage, (time.monotonic() - self._began) * 1000))
 
-    def _hear(self, channel: ready.ReadyChannel, what: Happening, words: str) -> None:
+    def _hear(self, what: Happening, words: str) -> None:
         if what is Happening.REBOOTED and self._session is not None:
-            channel.expect_boot()  # now, not later: its first line may be the next thing to arrive
+            self._session.channel.expect_boot()  # now, not later: its first line may be the next thing to arrive
             self._to(VMState.STARTING)
-        self._happened.put_nowait(_Happened(what, words))
+        self._happened.put_nowait((what, words))
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -723,8 +542,3 @@ def _check_forward(host_port: int, protocol: str, address: str, *, lowest: int) 
     check_address("address", address)
     if protocol not in {"tcp", "udp"}:
         raise OptionError(f"protocol={protocol!r} is unknown", hint="tcp or udp")
-
-
-def _clear_sockets(sockets: SocketPaths) -> None:
-    for path in sockets.stale():
-        path.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ovm.config import Options, check_address
 from ovm.errors import GuestError, OVMError, PortError
@@ -17,6 +18,8 @@ from ovm.guest.ready import ReadyChannel
 from ovm.guest.ssh import SSH
 from ovm.hypervisors import Control
 from ovm.network.gvproxy import Forward, Network, Protocol
+from ovm.paths import SocketPaths
+from ovm.process.child import Child
 from ovm.wire import http
 
 log = logging.getLogger(__name__)
@@ -38,8 +41,11 @@ class Session:
     channel: ReadyChannel
     ssh: SSH
     clock: Clock
-    podman_socket: Path
+    sockets: SocketPaths
     podman_port: int | None
+    children: tuple[Child, ...]
+    """Every helper, the guard first."""
+    console_log: Path
     forwards: dict[tuple[str, str], Forward] = field(default_factory=dict)
 
     async def attach(self) -> None:
@@ -53,7 +59,7 @@ class Session:
             tasks.create_task(self._attach_publisher())
 
     async def _ping(self) -> None:
-        async with http.connect(self.podman_socket) as podman:
+        async with http.connect(self.sockets.podman) as podman:
             try:
                 await podman.text(PING, timeout_s=PING_TIMEOUT_S)
             except http.WireError as error:
@@ -105,8 +111,10 @@ class Session:
             raise PortError(f"{protocol} port {forward.local} is not exported", hint=f"exported: {exported}")
         await self._close(known)
 
-    async def forget_containers(self) -> None:
-        """Close what containers had published: the guest was reset, and those that start again announce themselves."""
+    async def guest_was_reset(self) -> None:
+        """Forget what died with the last boot. Containers that start again announce their ports again."""
+        await self.clock.close()
+        await self.ssh.close()
         for forward in [f for f in self.forwards.values() if f.purpose == "container"]:
             with contextlib.suppress(PortError):
                 await self._close(forward)
@@ -125,6 +133,14 @@ class Session:
         log.debug("clock was %+.1f ms off", result.offset_before_s * 1000)
         return result
 
+    async def settle(self) -> None:
+        """What can wait until the machine is ready."""
+        try:
+            await self.sync_clock()
+        except OVMError as error:
+            log.warning("the guest's clock could not be set: %s", error.message)
+        await self.kick_chrony()
+
     async def kick_chrony(self) -> None:
         """Best effort: a host without a network has no time servers either."""
         with contextlib.suppress(OVMError):
@@ -132,27 +148,9 @@ class Session:
 
 
 @contextlib.asynccontextmanager
-async def open_session(
-    options: Options,
-    network: Network,
-    vm: Control,
-    channel: ReadyChannel,
-    *,
-    ssh: SSH,
-    podman_socket: Path,
-    podman_port: int | None,
-) -> AsyncIterator[Session]:
-    """A session whose connections are closed on the way out."""
-    session = Session(
-        options=options,
-        network=network,
-        vm=vm,
-        channel=channel,
-        ssh=ssh,
-        clock=Clock(ssh),
-        podman_socket=podman_socket,
-        podman_port=podman_port,
-    )
+async def open_session(*, ssh: SSH, **parts: Any) -> AsyncIterator[Session]:
+    """A session, of the fields of :class:`Session`, whose connections are closed on the way out."""
+    session = Session(ssh=ssh, clock=Clock(ssh), **parts)
     Publisher(ssh, session.publish)
     try:
         yield session

@@ -1,0 +1,225 @@
+"""From nothing to a virtual machine that is ready, and back: the steps of a start, top to bottom."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from ovm import prepare
+from ovm.config import PODMAN_PORT_FIRST, SSH_PORT_FIRST, Options
+from ovm.errors import OVMError
+from ovm.guest import ready
+from ovm.guest.ssh import SSH, warm_up
+from ovm.hypervisors import Channel, Disk, Share, VMSpec, Watcher, qemu, virtiofsd
+from ovm.network import gvproxy
+from ovm.paths import KeyPaths, SocketPaths, TargetPaths
+from ovm.process import lock, logs
+from ovm.process.child import Child, process_group
+from ovm.session import Session, open_session
+
+log = logging.getLogger(__name__)
+
+LOCK_WAIT_S = 5.0
+"""How long a start waits for the last helpers of an owner that has just gone."""
+STOP_TIMEOUT_S = 90.0
+"""How long the guest may take to shut down before its power is cut."""
+POWER_BUTTON_AFTER_S = 15.0
+"""When a guest that was asked over ssh and is still there hears the power button too."""
+FORCE_TIMEOUT_S = 5.0
+BLAME_WAIT_S = 0.5
+"""gvproxy ends with its hypervisor and may be noticed first; wait to see who really was the first to go."""
+
+PODMAN_GUEST_PORT = 58125
+SSH_GUEST_PORT = 22
+READY_VSOCK_PORT = 1026
+
+CMDLINE = "quiet loglevel=4 panic=-1 cryptomgr.notests rcupdate.rcu_expedited=1"
+"""A panic resets the guest at once; the crypto self-tests are the kernel maintainers', not each boot's."""
+
+
+@contextlib.asynccontextmanager
+async def power_on(
+    options: Options, prepared: prepare.Prepared, *, step: Callable[[str], None], watcher: Watcher
+) -> AsyncIterator[Session]:
+    """A machine whose guest has begun to boot. Whatever was entered here is left in reverse order.
+
+    Args:
+        options: What it is to be.
+        prepared: What it is made of.
+        step: Called with the name of each step that is done.
+        watcher: Called with what the hypervisor tells.
+
+    Raises:
+        InUseError: another process owns one of the directories.
+        StartError: a helper did not come up.
+        PortError: no port is to be had.
+    """
+    sockets = SocketPaths(options.socket_dir)
+    names = ["guard", "gvproxy", "qemu", "console", *_daemon_names(options)]
+    async with contextlib.AsyncExitStack() as stack:
+        held = await stack.enter_async_context(lock.hold(prepare.locked_directories(options), wait_s=LOCK_WAIT_S))
+        await asyncio.to_thread(_clear_sockets, sockets)
+        stack.push_async_callback(asyncio.to_thread, _clear_sockets, sockets)
+        log_paths = await asyncio.to_thread(lambda: {name: logs.rotate(options.log_dir, name) for name in names})
+        importing = asyncio.create_task(warm_up())
+        stack.callback(importing.cancel)
+
+        group = await stack.enter_async_context(process_group(held.fds, log_path=log_paths["guard"]))
+        step("guard")
+
+        network = await stack.enter_async_context(
+            gvproxy.start(group, prepared.files.gvproxy, sockets, log_paths["gvproxy"])
+        )
+        ssh_port, podman_port = await _open_ports(network, sockets, options)
+        step("network")
+
+        blocked = tuple(port for port in (ssh_port, podman_port) if port is not None)
+        await asyncio.to_thread(prepare.write_boot_initrd, options, prepared, blocked)
+        channel = await stack.enter_async_context(ready.listen(sockets.ready, log.warning))
+        spec = vm_spec(options, prepared, sockets, log_paths["console"])
+        daemons = []
+        for share, name in zip(spec.shares, _daemon_names(options), strict=True):
+            assert prepared.virtiofsd is not None
+            daemon = virtiofsd.start(group, prepared.virtiofsd, share, log_paths[name])
+            daemons.append(await stack.enter_async_context(daemon))
+        vm = await stack.enter_async_context(
+            qemu.start(
+                group,
+                spec,
+                prepared.emulator,
+                prepared.accelerator.accelerator,
+                log_path=log_paths["qemu"],
+                watcher=watcher,
+            )
+        )
+        step("hypervisor")
+
+        yield await stack.enter_async_context(
+            open_session(
+                options=options,
+                network=network,
+                vm=vm,
+                channel=channel,
+                ssh=SSH(ssh_port, KeyPaths(options.ssh_key_dir)),
+                sockets=sockets,
+                podman_port=podman_port,
+                children=(group.guard, vm.child, network.child, *daemons),
+                console_log=log_paths["console"],
+            )
+        )
+
+
+def _daemon_names(options: Options) -> list[str]:
+    return [f"virtiofsd-{number}" for number in range(len(options.mounts))]
+
+
+def _clear_sockets(sockets: SocketPaths) -> None:
+    for path in sockets.stale():
+        path.unlink(missing_ok=True)
+
+
+async def _open_ports(network: gvproxy.Network, sockets: SocketPaths, options: Options) -> tuple[int, int | None]:
+    """Sshd's and podman's port on the host, before the guest boots: it is told never to reach them itself."""
+    ssh = await network.pick(SSH_GUEST_PORT, first=SSH_PORT_FIRST)
+    if options.guest == "bare":
+        return ssh.host_port, None
+    await network.expose_socket(sockets.podman, PODMAN_GUEST_PORT)
+    await asyncio.to_thread(sockets.podman.chmod, 0o600)
+    if not options.podman_tcp:
+        return ssh.host_port, None
+    podman = await network.pick(PODMAN_GUEST_PORT, first=PODMAN_PORT_FIRST)
+    return ssh.host_port, podman.host_port
+
+
+def vm_spec(options: Options, prepared: prepare.Prepared, sockets: SocketPaths, console_log: Path) -> VMSpec:
+    """The virtual machine that ``options`` ask for."""
+    return VMSpec(
+        arch=prepared.emulator.arch,
+        cpus=options.cpus,
+        memory_mib=options.memory_mib,
+        kernel=prepared.files.kernel,
+        initrd=sockets.boot_initrd,
+        cmdline=f"{CMDLINE} {options.kernel_cmdline}".strip(),
+        disks=(
+            Disk(name="ovm-rootfs", path=prepared.files.rootfs, read_only=True),
+            Disk(name="ovm-data", path=TargetPaths(options.target_dir).data_disk),
+        ),
+        shares=tuple(
+            Share(
+                tag=f"share{number}",
+                host_path=mount.host_path,
+                read_only=mount.read_only,
+                socket=sockets.share(number),
+            )
+            for number, mount in enumerate(options.mounts)
+        ),
+        channels=(Channel(name="ovm.ready", vsock_port=READY_VSOCK_PORT, socket=sockets.ready),),
+        network_socket=sockets.network_card,
+        mac=gvproxy.GUEST_MAC,
+        console_log=console_log,
+    )
+
+
+async def come_up(session: Session, *, step: Callable[[str], None]) -> None:
+    """From a guest that boots to one that can be used, which the host remembers.
+
+    Raises:
+        GuestRefused: the guest says that it cannot go on.
+        GuestError: it said it was ready, but cannot be reached.
+    """
+    await session.channel.wait()
+    step("guest")
+    if session.options.guest != "bare":
+        await session.attach()
+    await asyncio.to_thread(prepare.remember_ready, session.options)
+    await asyncio.to_thread(SocketPaths(session.options.socket_dir).boot_initrd.unlink, missing_ok=True)
+    step("ready")
+
+
+async def blame(session: Session, noticed: Child) -> Child | None:
+    """Which helper's end ended the machine; ``None`` if the guest powered itself off."""
+    vm, guard = session.vm.child, session.children[0]
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(BLAME_WAIT_S):
+            await vm.wait()
+    if not vm.running and vm.process.returncode == 0:
+        return None
+    return next((child for child in (guard, vm) if not child.running), noticed)
+
+
+async def shut_down(session: Session, force_wanted: asyncio.Event) -> None:
+    """Ask, ask louder, cut the power. The helpers that hang on the hypervisor may end with it."""
+    for child in session.children:
+        child.expected = True
+    vm = session.vm
+    if not vm.child.running:
+        return
+    gone = asyncio.create_task(vm.child.wait())
+    force = asyncio.create_task(force_wanted.wait())
+    asking = asyncio.create_task(_ask_to_power_off(session, force_wanted))
+    began = time.monotonic()
+    try:
+        await asyncio.wait({gone, force}, timeout=STOP_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+        if not gone.done():
+            log.warning("cutting the guest's power after %.1f s", time.monotonic() - began)
+            asking.cancel()
+            await vm.force_stop()
+            await asyncio.wait({gone}, timeout=FORCE_TIMEOUT_S)
+    finally:
+        for task in (gone, force, asking):
+            task.cancel()
+        await asyncio.wait({gone, force, asking})
+
+
+async def _ask_to_power_off(session: Session, force_wanted: asyncio.Event) -> None:
+    with contextlib.suppress(OVMError):
+        await session.vm.resume()  # a paused guest hears nothing
+        if session.options.guest != "bare" and not force_wanted.is_set():
+            with contextlib.suppress(OVMError):
+                await session.ssh.exec(["systemctl", "poweroff", "--no-block"], timeout_s=POWER_BUTTON_AFTER_S)
+                await asyncio.sleep(POWER_BUTTON_AFTER_S)
+        await session.vm.request_stop()
