@@ -61,6 +61,7 @@ def write(target: int, size: int, pieces: Iterable[bytes]) -> Iterator[int]:
     for offset, data in data_runs(pieces):
         write_at(target, data, offset)
         yield offset + len(data)
+    yield size
 
 
 def data_runs(pieces: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:

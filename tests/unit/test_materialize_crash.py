@@ -1,0 +1,178 @@
+"""A run that is cut off at any step is made good by the next one."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ovm.config import OriginPath, Versions
+from ovm.disks.durable import TEMPORARY_PREFIX
+from ovm.disks.materialize import prepare
+
+NAMES = ("gvproxy", "kernel", "initrd", "rootfs")
+
+
+def content(name: str, version: str) -> bytes:
+    return f"{name} {version} ".encode() * 1000
+
+
+def origins(directory: Path, version: str) -> OriginPath:
+    directory.mkdir()
+    for name in NAMES:
+        (directory / name).write_bytes(content(name, version))
+    return OriginPath(**{name: directory / name for name in NAMES})
+
+
+def all_of(version: str) -> Versions:
+    return Versions(**dict.fromkeys(NAMES, version))
+
+
+def recorded(target: Path) -> dict[str, str]:
+    return json.loads((target / "versions.json").read_text())
+
+
+def assert_record_is_true(target: Path) -> None:
+    """Whatever is recorded is there, whole, in that version."""
+    for name, version in recorded(target).items():
+        assert (target / name).read_bytes() == content(name, version)
+
+
+def assert_complete(target: Path, version: str) -> None:
+    assert recorded(target) == dict.fromkeys(NAMES, version)
+    assert_record_is_true(target)
+    assert not list(target.glob(TEMPORARY_PREFIX + "*"))
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> OriginPath:
+    return origins(tmp_path / "one", "1")
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> OriginPath:
+    return origins(tmp_path / "two", "2")
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "target"
+
+
+KILLED_AT_EACH_STEP = """
+import asyncio, json, os, signal, sys
+from pathlib import Path
+from ovm.config import OriginPath, Versions
+from ovm.disks import materialize
+import isal.isal_zlib
+
+STEPS = "open fsync replace unlink pwrite copy_file_range ftruncate fchmod".split()
+
+def run(origin, version, target, force, die_at):
+    left = die_at
+    def counted(call):
+        def step(*args, **more):
+            nonlocal left
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **more)
+        return step
+    for name in STEPS:
+        setattr(os, name, counted(getattr(os, name)))
+    names = ("gvproxy", "kernel", "initrd", "rootfs")
+    files = OriginPath(**{name: Path(origin, name) for name in names})
+    versions = Versions(**dict.fromkeys(names, version))
+    asyncio.run(materialize.prepare(files, versions, Path(target), force=force))
+    os._exit(0)
+
+print("ready", flush=True)
+for line in sys.stdin:
+    pid = os.fork()
+    if not pid:
+        run(*json.loads(line))
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def killed():
+    """Runs ``prepare`` in a process that is killed at the given system call; says whether it was."""
+    if sys.platform != "linux":
+        pytest.skip("counts Linux's calls")
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED_AT_EACH_STEP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout.readline() == "ready\n"
+
+        def run(origin: OriginPath, version: str, target: Path, force: bool, step: int) -> bool:
+            line = json.dumps([os.fspath(origin.kernel.parent), version, os.fspath(target), force, step])
+            server.stdin.write(line + "\n")
+            server.stdin.flush()
+            code = int(server.stdout.readline())
+            assert code in {0, -9}
+            return code == -9
+
+        yield run
+        server.stdin.close()
+
+
+@pytest.mark.parametrize("part", range(12))
+@pytest.mark.parametrize("force", [False, True], ids=["upgrade", "reset"])
+async def test_a_run_killed_at_any_step_is_made_good_by_the_next(one, two, target, killed, force, part):
+    after = {"1": two, "2": one}
+    await prepare(one, all_of("1"), target)
+    version, step, died = "1", 1 + part, True
+    while died:
+        wanted = "1" if version == "2" else "2"
+        died = killed(after[version], wanted, target, force, step)
+        assert_record_is_true(target)
+        back = random.Random(step).choice([version, wanted])  # the next run may want either
+        await prepare(one if back == "1" else two, all_of(back), target)
+        assert_complete(target, back)
+        version, step = back, step + 12
+    assert step > 20
+
+
+async def test_a_reset_cut_short_is_finished_by_the_next_run(one, target, killed):
+    await prepare(one, all_of("1"), target)
+    step = 1
+    while True:
+        (target / "rootfs").write_bytes(b"damaged")
+        died = killed(one, "1", target, True, step)
+        if not died or "rootfs" not in recorded(target):
+            break
+        step += 1
+    await prepare(one, all_of("1"), target)
+    assert_complete(target, "1")
+    assert step < 30, "a reset forgets first and copies then"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc which file a descriptor is")
+async def test_each_step_is_durable_before_the_next_begins(one, two, target, monkeypatch):
+    """What a power cut may reorder lies between two flushes, so this order is what it can do at worst."""
+    await prepare(one, all_of("1"), target)
+    steps: list[str] = []
+    flush, rename = os.fsync, os.replace
+
+    def fsync(fd: int) -> None:
+        steps.append("flush " + Path(f"/proc/self/fd/{fd}").readlink().name)
+        flush(fd)
+
+    def replace(source: Path, to: Path) -> None:
+        steps.append(f"rename {Path(source).name}")
+        rename(source, to)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    await prepare(two, all_of("2"), target)
+    new = [TEMPORARY_PREFIX + name for name in NAMES]
+    record = TEMPORARY_PREFIX + "versions.json"
+    write_record = [f"flush {record}", f"rename {record}", "flush target"]
+    assert sorted(steps[:4]) == sorted(f"flush {name}" for name in new)
+    assert steps[4:] == [*write_record, *(f"rename {name}" for name in new), "flush target", *write_record]
