@@ -1,0 +1,1 @@
+"""The builder of guest images; a program of its own."""
