@@ -22,8 +22,6 @@ ProgressMode = Literal["auto", "plain", "none"]
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
-EXIT_PIPE = 141
-"""What a shell reports for a program ended by SIGPIPE."""
 
 _VERBS = {
     "start": ("ovm.cli.start:command", "Boot a machine and say how to reach its engine."),
@@ -121,7 +119,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         # the reader is gone; without this the interpreter would complain when it flushes stdout at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = EXIT_PIPE
+        status = EXIT_FAILED
     sys.exit(status)
 
 
@@ -137,8 +135,6 @@ def _status(ui: Ui, args: Sequence[str] | None) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("ovm: interrupted", err=True)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        raise
     except OVMError as error:
         _report(ui, error.as_dict(), str(error))
         return EXIT_FAILED

@@ -1,0 +1,145 @@
+"""``ovm start --foreground``: a machine that lives as long as the command, and ends as it is asked to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+import ovm
+from ovm import cli
+from ovm.errors import HelperExited
+from ovm.machine import Info, Stage
+
+INFO = Info(
+    podman_socket=Path("/run/x/podman.sock"),
+    podman_port=None,
+    ssh_port=2223,
+    ssh_key=Path("/keys/ovm"),
+    ssh_user="root",
+    accelerator="tcg",
+    accelerator_reason="asked for",
+    cpus=1,
+    memory_mib=256,
+    data_disk=Path("/target/data.img"),
+    log_dir=Path("/log"),
+    timings=(Stage("network", 20.0), Stage("ready", 1500.0)),
+)
+
+
+@dataclass
+class FakeMachine:
+    """Starts and stops as told, and remembers what was asked of it."""
+
+    when_ready: Callable[[FakeMachine], object] = lambda machine: None
+    start_takes_s: float = 0.0
+    stop_takes_s: float = 0.0
+    calls: list[str] = field(default_factory=list)
+    listeners: dict[str, Callable[..., object]] = field(default_factory=dict)
+    forced: asyncio.Event = field(default_factory=asyncio.Event)
+    info = INFO
+
+    def on(self, name: str, listener: Callable[..., object]) -> None:
+        self.listeners[name] = listener
+        if len(self.listeners) == 2:
+            self.when_ready(self)
+
+    async def start(self) -> None:
+        self.calls.append("start")
+        if self.start_takes_s:
+            self.when_ready(self)
+        try:
+            await asyncio.sleep(self.start_takes_s)
+        except asyncio.CancelledError:
+            self.calls.append("start cancelled")
+            raise
+
+    async def stop(self, *, force: bool = False) -> None:
+        self.calls.append("stop by force" if force else "stop")
+        if force:
+            self.forced.set()
+        elif self.stop_takes_s:
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.wait_for(self.forced.wait(), self.stop_takes_s)
+
+
+def start(monkeypatch: pytest.MonkeyPatch, machine: FakeMachine, *args: str) -> int:
+    """The status of ``ovm start --foreground ARGS`` with this machine."""
+
+    async def create(*_args: object, **_kwargs: object) -> FakeMachine:
+        return machine
+
+    monkeypatch.setitem(vars(ovm), "create_ovm", create)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--progress", "plain", "start", "--foreground", "--image", "/image", *args])
+    return int(ended.value.code or 0)
+
+
+def interrupt(_machine: FakeMachine) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def terminate(_machine: FakeMachine) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("ask", [interrupt, terminate])
+def test_signal_stops_the_guest_properly(capsys, monkeypatch, ask):
+    """Ctrl-C and SIGTERM shut the guest down; stdout holds the line to paste and nothing else."""
+    machine = FakeMachine(when_ready=ask)
+    assert start(monkeypatch, machine) == 0
+    assert machine.calls == ["start", "stop"]
+    said = capsys.readouterr()
+    assert said.out.strip() == "export DOCKER_HOST=unix:///run/x/podman.sock"
+    assert "ready after 1.5 s (tcg: asked for)" in said.err
+    assert "stopping default" in said.err
+
+
+def test_second_signal_forces(monkeypatch):
+    """A second Ctrl-C, while the guest shuts down, cuts its power."""
+    machine = FakeMachine(when_ready=interrupt, stop_takes_s=5)
+    assert start(monkeypatch, machine) == 0
+    assert machine.calls == ["start", "stop", "stop by force"]
+
+
+@pytest.mark.parametrize(("ask", "status"), [(interrupt, 130), (terminate, 143)])
+def test_signal_during_the_boot_cancels_it(monkeypatch, ask, status):
+    """A signal before the machine is ready cancels the start, and the status tells."""
+    machine = FakeMachine(when_ready=ask, start_takes_s=5)
+    assert start(monkeypatch, machine) == status
+    assert machine.calls == ["start", "start cancelled"]
+
+
+def test_info_as_json(capsys, monkeypatch):
+    """With --json stdout is one line: where the machine can be reached."""
+    assert start(monkeypatch, FakeMachine(when_ready=interrupt), "--json", "box") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    info = json.loads(line)
+    assert info["name"] == "box"
+    assert info["docker_host"] == "unix:///run/x/podman.sock"
+    assert info["ssh_port"] == 2223
+    assert info["timings"][-1] == {"name": "ready", "ms": 1500.0}
+
+
+def test_guest_that_powers_itself_off_ends_the_command(capsys, monkeypatch):
+    """A guest that powers itself off is a good end."""
+    machine = FakeMachine(when_ready=lambda it: it.listeners["close"]())
+    assert start(monkeypatch, machine) == 0
+    assert "has powered itself off" in capsys.readouterr().err
+
+
+def test_machine_that_fails_is_an_error(capsys, monkeypatch):
+    """When a helper dies the command ends with what the machine says of it."""
+
+    def fail(machine: FakeMachine) -> None:
+        machine.listeners["error"](HelperExited("qemu ended", exit_reason="killed by SIGKILL"))
+        machine.listeners["close"]()
+
+    assert start(monkeypatch, FakeMachine(when_ready=fail)) == 1
+    assert "killed by SIGKILL" in capsys.readouterr().err
