@@ -33,6 +33,9 @@ FORCE_TIMEOUT_S = 5.0
 BLAME_WAIT_S = 0.5
 """gvproxy ends with its hypervisor and may be noticed first; wait to see who really was the first to go."""
 
+POWER_OFF = ("systemctl", "start", "--no-block", "--job-mode=replace-irreversibly", "poweroff.target")
+"""What ``systemctl poweroff`` does where there is no logind to ask, which the guest has not."""
+
 PODMAN_GUEST_PORT = 58125
 SSH_GUEST_PORT = 22
 READY_VSOCK_PORT = 1026
@@ -220,6 +223,6 @@ async def _ask_to_power_off(session: Session, force_wanted: asyncio.Event) -> No
         await session.vm.resume()  # a paused guest hears nothing
         if session.options.guest != "bare" and not force_wanted.is_set():
             with contextlib.suppress(OVMError):
-                await session.ssh.exec(["systemctl", "poweroff", "--no-block"], timeout_s=POWER_BUTTON_AFTER_S)
+                await session.ssh.exec(POWER_OFF, timeout_s=POWER_BUTTON_AFTER_S)
                 await asyncio.sleep(POWER_BUTTON_AFTER_S)
         await session.vm.request_stop()
