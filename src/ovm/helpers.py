@@ -102,7 +102,7 @@ async def _first(program: Program, file_name: str, directories: Iterable[Path]) 
         try:
             return Helper(path, await check_helper(path, program))
         except HelperError as error:
-            refused.append(error.message)
+            refused += [error.message, *error.log_tail]
     what = file_name if program.name == file_name else f"{program.name} ({file_name})"
     if not refused:
         raise HelperError(f"{what} is not on this machine", hint=program.hint)

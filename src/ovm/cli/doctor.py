@@ -231,7 +231,8 @@ async def _virtiofsd() -> list[Check]:
     try:
         found = await helpers.find_virtiofsd()
     except HelperError as error:
-        return [Check(name, "warn", f"{error.message}; folders cannot be shared without it", error.hint)]
+        why = "; ".join([error.message, *error.log_tail])
+        return [Check(name, "warn", f"{why}; folders cannot be shared without it", error.hint)]
     if found.flavour == "c":
         hint = "the package virtiofsd of newer systems has the one written in Rust"
         return [Check(name, "warn", f"{found}: QEMU's old one needs root and ignores read-only", hint)]
