@@ -144,11 +144,11 @@ async def test_virtiofsd_tells_its_flavour(bare_host: Path):
 
 
 async def test_links_to_one_program_are_asked_once(bare_host: Path, tmp_path: Path):
-    """Several links to the same unusable program give one line of evidence, not three."""
+    """Several links to the same unusable program give its evidence once."""
     program = put_program(tmp_path / "real", "echo nothing")
     (bare_host / "gvproxy").symlink_to(program)
     helpers.own_bin_dir().mkdir(parents=True)
     (helpers.own_bin_dir() / "gvproxy").symlink_to(program)
     with pytest.raises(HelperError) as caught:
         await helpers.find_gvproxy()
-    assert len(caught.value.log_tail) == 1
+    assert caught.value.log_tail.count("nothing") == 1
