@@ -66,7 +66,7 @@ class Image:
 
 
 async def create_ovm(
-    name: str = DEFAULT_MACHINE, *, image: Path | None = None, progress: Progress | None = None, **options: Any
+    name: str = DEFAULT_MACHINE, *, image: Path | str | None = None, progress: Progress | None = None, **options: Any
 ) -> OVM:
     """The machine called ``name``, with a default for everything: the guest image, the helpers and the directories.
 
@@ -101,7 +101,8 @@ async def create_ovm(
     from ovm.config import Options
 
     arch = host_arch()
-    guest = await asyncio.to_thread(load_image, default_image_dir(arch) if image is None else image)
+    directory = default_image_dir(arch) if image is None else Path(image)
+    guest = await asyncio.to_thread(load_image, directory)
     gvproxy, qemu = await asyncio.gather(helpers.find_gvproxy(), _qemu(arch, options))
     origin, versions = await asyncio.to_thread(_files, guest, gvproxy)
     home = paths.machine_dir(name)
