@@ -26,7 +26,7 @@ SSH_PORT_FIRST = 2223
 
 MIB = 1024 * 1024
 
-_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,62}[A-Za-z0-9])?")
+_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _T = TypeVar("_T")
 
 
@@ -72,23 +72,28 @@ class Mount:
     read_only: bool = False
 
     def __post_init__(self) -> None:
-        host = Path(self.host_path).expanduser()
-        object.__setattr__(self, "host_path", host)
-        object.__setattr__(self, "guest_path", self.guest_path or os.fspath(host))
+        try:
+            host = Path(self.host_path).expanduser()
+        except TypeError as error:
+            raise OptionError(f"mounts: host_path={self.host_path!r} is not a path") from error
         if not host.is_absolute():
             raise OptionError(f"mounts: the host path {host} is not absolute", hint="give the whole path")
-        guest = self.guest_path
-        if not guest.startswith("/") or ".." in guest.split("/") or guest.rstrip("/") in _RESERVED_MOUNTS:
+        given = str(self.guest_path or host)
+        if "\0" in given or "\0" in os.fspath(host):
+            raise OptionError("mounts: a path cannot contain a NUL")
+        parts = [part for part in given.split("/") if part not in {"", "."}]
+        guest = "/" + "/".join(parts)  # one spelling, so that what is reserved or mounted twice is recognised
+        if not given.startswith("/") or ".." in parts or guest in _RESERVED_MOUNTS:
             raise OptionError(
-                f"mounts: {guest!r} cannot be a mount point in the guest",
+                f"mounts: {given!r} cannot be a mount point in the guest",
                 hint="give an absolute path without '..' that is not one of the guest's own directories",
             )
-        if "\0" in guest:
-            raise OptionError("mounts: a path cannot contain a NUL")
+        object.__setattr__(self, "host_path", host)
+        object.__setattr__(self, "guest_path", guest)
 
 
 _RESERVED_MOUNTS = frozenset(
-    {"", "/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr", "/var", "/root"}
+    {"/", "/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr", "/var", "/root"}
     | {"/var/lib", "/var/lib/containers", "/usr/lib", "/usr/bin"}
 )
 
@@ -132,6 +137,7 @@ class Options:
     """``ovm``: podman and sshd. ``bare``: a guest that only says when it is ready."""
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         object.__setattr__(self, "cpus", _whole("cpus", self.cpus, 1, 255))
         object.__setattr__(self, "memory_mib", _whole("memory_mib", self.memory_mib, MEMORY_MIN_MIB, 1 << 24))
         object.__setattr__(
@@ -148,7 +154,7 @@ class Options:
         if any(ord(c) < 32 for c in self.kernel_cmdline):
             raise OptionError("kernel_cmdline must be one line of text")
         for key, value in self.environment.items():
-            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key) or "\n" in value or "\0" in value:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(key)) or {"\n", "\0"} & set(str(value)):
                 raise OptionError(f"environment: {key!r} is not a variable of one line")
         points = [mount.guest_path for mount in self.mounts]
         if twice := {p for p in points if points.count(p) > 1}:
@@ -167,7 +173,8 @@ class Options:
             OptionError: a key is unknown or missing, or a value out of range.
         """
         if isinstance(given, Options):
-            return dataclasses.replace(given, **_known(cls, options)) if options else given
+            known = _known(cls, options)
+            return dataclasses.replace(given, **{name: _converted(cls, name, value) for name, value in known.items()})
         return _build(cls, {**_known(cls, given or {}), **_known(cls, options)})
 
 
@@ -180,7 +187,7 @@ def check_address(name: str, address: str) -> None:
     import ipaddress
 
     try:
-        ipaddress.ip_address(address)
+        ipaddress.ip_address(str(address))  # it would take a number too
     except ValueError as error:
         raise OptionError(f"{name}={address!r} is not an IP address", hint="127.0.0.1 is this host alone") from error
 
@@ -192,6 +199,28 @@ def check_port(name: str, port: int, *, lowest: int = 1) -> int:
         OptionError: it is not a whole number from ``lowest`` to 65535.
     """
     return _whole(name, port, lowest, PORT_MAX)
+
+
+_KINDS: dict[str, tuple[type[Any], str]] = {
+    "origin_path": (OriginPath, "an OriginPath"),
+    "versions": (Versions, "a Versions"),
+    "hostname": (str, "text"),
+    "kernel_cmdline": (str, "text"),
+    "podman_tcp": (bool, "True or False"),
+    "environment": (Mapping, "a mapping"),
+    "mounts": (tuple, "a list"),
+    "ca_certificates": (tuple, "a list"),
+}
+
+
+def _check_kinds(options: Options) -> None:
+    """Refuse what is of the wrong kind altogether, before its value is looked at."""
+    for name, (kind, words) in _KINDS.items():
+        if not isinstance(getattr(options, name), kind):
+            raise OptionError(f"{name}={getattr(options, name)!r} is not {words}")
+    zone: Any = options.timezone
+    if zone is not None and not (isinstance(zone, str) and re.fullmatch(r"[A-Za-z0-9_+/-]+", zone)):
+        raise OptionError(f"timezone={zone!r} is not the name of a time zone", hint="Europe/Berlin for one")
 
 
 def _whole(name: str, value: Any, lowest: int, highest: int) -> int:
@@ -261,6 +290,6 @@ def _converted(cls: type[Any], name: str, value: Any) -> Any:
 
 
 def _path(name: str, value: Any) -> Path:
-    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value) or "\0" in str(value):
         raise OptionError(f"{name}={value!r} is not a path")
     return Path(value).expanduser().absolute()

@@ -17,6 +17,7 @@ import asyncio
 import inspect
 import logging
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -45,13 +46,26 @@ class Event:
     """When, in seconds since the epoch on the host's clock."""
 
 
+class _Stream:
+    """One iterator over the events; forgotten when nobody holds it any more."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[Event] = asyncio.Queue()
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        return await self.queue.get()
+
+
 class Events:
     """Hands each event to every listener and every open iterator, in the order they happened."""
 
     def __init__(self) -> None:
         self._count = 0
-        self._listeners: dict[EventName, list[Listener]] = {name: [] for name in EVENT_NAMES}
-        self._queues: set[asyncio.Queue[Event]] = set()
+        self._listeners: dict[EventName, dict[object, Listener]] = {name: {} for name in EVENT_NAMES}
+        self._streams: weakref.WeakSet[_Stream] = weakref.WeakSet()
         self._running: set[asyncio.Future[object]] = set()
 
     def on(self, name: EventName, listener: Listener) -> Callable[[], None]:
@@ -62,12 +76,11 @@ class Events:
         """
         if name not in self._listeners:
             raise OptionError(f"there is no event {name!r}", hint=f"the events are {', '.join(EVENT_NAMES)}")
-        listeners = self._listeners[name]
-        listeners.append(listener)
+        listeners, token = self._listeners[name], object()
+        listeners[token] = listener
 
         def remove() -> None:
-            if listener in listeners:
-                listeners.remove(listener)
+            listeners.pop(token, None)
 
         return remove
 
@@ -76,25 +89,17 @@ class Events:
 
         Listening begins with the call itself, not with the first ``anext``.
         """
-        queue: asyncio.Queue[Event] = asyncio.Queue()
-        self._queues.add(queue)
-
-        async def read() -> AsyncIterator[Event]:
-            try:
-                while True:
-                    yield await queue.get()
-            finally:
-                self._queues.discard(queue)
-
-        return read()
+        stream = _Stream()
+        self._streams.add(stream)
+        return stream
 
     def emit(self, name: EventName, error: OVMError | None = None) -> None:
         """Tell everybody. A listener that fails is logged and hurts nobody else."""
         self._count += 1
         event = Event(self._count, name, error)
-        for queue in self._queues:
-            queue.put_nowait(event)
-        for listener in tuple(self._listeners[name]):
+        for stream in self._streams:
+            stream.queue.put_nowait(event)
+        for listener in tuple(self._listeners[name].values()):
             self._call(listener, event)
 
     def _call(self, listener: Listener, event: Event) -> None:

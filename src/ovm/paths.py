@@ -108,11 +108,10 @@ class SocketPaths:
     def stale(self) -> list[Path]:
         """What an earlier run may have left: only names of ours, nothing else in the directory."""
         fixed = [self.directory / name for name in SOCKET_NAMES]
-        return [
-            path
-            for path in (*fixed, self.boot_initrd, *sorted(self.directory.glob("virtiofs-*.sock*")))
-            if path.exists() or path.is_symlink()
+        shares = [
+            p for p in sorted(self.directory.glob("virtiofs-*.sock")) if p.stem.removeprefix("virtiofs-").isdigit()
         ]
+        return [path for path in (*fixed, self.boot_initrd, *shares) if path.exists() or path.is_symlink()]
 
 
 @dataclass(frozen=True, slots=True)
