@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ovm.errors import GuestError, StartError
-from ovm.hypervisors import Arch, Happening, VMSpec, Watcher
+from ovm.hypervisors import Happening, VMSpec, Watcher
 from ovm.hypervisors.accel import CONSOLE, MACHINE, Accel, Emulator, flags
 from ovm.process.child import Child, Group
 from ovm.process.supervise import race
@@ -29,9 +29,6 @@ OLDEST = (7, 2)
 QMP_START_S = 30.0
 QMP_TIMEOUT_S = 10.0
 END_GRACE_S = 5.0
-
-_BUS: dict[Arch, str] = {"x86_64": "device", "aarch64": "pci"}
-"""microvm speaks virtio over MMIO, virt over PCI."""
 
 _STATES = {
     "running": VMState.RUNNING,
@@ -55,7 +52,6 @@ def escape(value: str | os.PathLike[str]) -> str:
 
 def command(spec: VMSpec, emulator: Emulator, accelerator: Accel, *, qmp_fd: int) -> list[str]:
     """QEMU's command line for ``spec``; ``qmp_fd`` is our end's peer of a socket pair."""
-    bus = _BUS[spec.arch]
     machine = MACHINE[spec.arch]
     shared_memory = []
     if spec.shares:  # virtiofsd maps the guest's memory
@@ -70,12 +66,12 @@ def command(spec: VMSpec, emulator: Emulator, accelerator: Accel, *, qmp_fd: int
         "-append", f"console={CONSOLE[spec.arch]} {spec.cmdline}".strip(),
         "-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control",
         "-chardev", f"file,id=console,path={escape(spec.console_log)},append=on", "-serial", "chardev:console",
-        "-device", f"virtio-rng-{bus}",
+        "-device", "virtio-rng-pci",
         "-netdev", f"stream,id=wire,server=off,addr.type=unix,addr.path={escape(spec.network_socket)}",
         # the hubs let a new wire be plugged in when gvproxy has died
         "-netdev", "hubport,id=plug,hubid=0,netdev=wire", "-netdev", "hubport,id=card,hubid=0",
-        "-device", f"virtio-net-{bus},netdev=card,mac={spec.mac}",
-        "-device", f"virtio-serial-{bus}",
+        "-device", f"virtio-net-pci,netdev=card,mac={spec.mac}",
+        "-device", "virtio-serial-pci",
     ]  # fmt: skip
     for number, channel in enumerate(spec.channels):
         argv += ["-chardev", f"socket,id=channel{number},server=off,path={escape(channel.socket)}"]
@@ -88,10 +84,10 @@ def command(spec: VMSpec, emulator: Emulator, accelerator: Accel, *, qmp_fd: int
             "discard": "unmap",
             "file": {"driver": "file", "filename": os.fspath(disk.path)},
         }
-        argv += ["-blockdev", json.dumps(block), "-device", f"virtio-blk-{bus},drive={disk.name},serial={disk.name}"]
+        argv += ["-blockdev", json.dumps(block), "-device", f"virtio-blk-pci,drive={disk.name},serial={disk.name}"]
     for number, share in enumerate(spec.shares):
         argv += ["-chardev", f"socket,id=share{number},path={escape(share.socket)}"]
-        argv += ["-device", f"vhost-user-fs-{bus},chardev=share{number},tag={escape(share.tag)}"]
+        argv += ["-device", f"vhost-user-fs-pci,chardev=share{number},tag={escape(share.tag)}"]
     return argv
 
 
