@@ -55,15 +55,26 @@ async def prepare_linux(options: Options, progress: Progress | None = None) -> P
     emulator, virtiofsd = await _check_helpers(options, arch)
     await asyncio.to_thread(_make_directories, options)
     async with lock.hold(locked_directories(options), wait_s=PREPARE_LOCK_WAIT_S), asyncio.TaskGroup() as tasks:
-        files = tasks.create_task(
-            materialize.prepare(options.origin_path, options.versions, options.target_dir, progress=progress)
-        )
-        tasks.create_task(data.ensure_data_disk(TargetPaths(options.target_dir), options.data_disk_mib))
+        files = tasks.create_task(_make_files(options, progress))
         tasks.create_task(asyncio.to_thread(ssh.make_keys, KeyPaths(options.ssh_key_dir)))
         accelerator = tasks.create_task(
             accel.choose(options.accelerator, emulator, kernel=options.origin_path.kernel, cache_dir=paths.cache_dir())
         )
     return Prepared(files=files.result(), emulator=emulator, accelerator=accelerator.result(), virtiofsd=virtiofsd)
+
+
+async def _make_files(
+    options: Options, progress: Progress | None = None, *, force: bool = False, without_data: bool = False
+) -> materialize.Files:
+    """One after the other: both sweep away what a dead run has left half-written in the directory."""
+    target = TargetPaths(options.target_dir)
+    files = await materialize.prepare(
+        options.origin_path, options.versions, options.target_dir, force=force, progress=progress
+    )
+    if without_data:
+        await data.remove_data(target)
+    await data.ensure_data_disk(target, options.data_disk_mib)
+    return files
 
 
 def _check(options: Options, arch: hypervisors.Arch) -> None:
@@ -181,9 +192,5 @@ def search_domains() -> tuple[str, ...]:
 async def reset(options: Options, *, with_data: bool) -> None:
     """Make every file anew from its origin, and the data disk too if asked; raises as :func:`prepare_linux` does."""
     await asyncio.to_thread(assets.check_origins, options.origin_path, rootfs_must_be_btrfs=options.guest != "bare")
-    target = TargetPaths(options.target_dir)
     async with lock.hold(locked_directories(options), wait_s=0):
-        await materialize.prepare(options.origin_path, options.versions, options.target_dir, force=True)
-        if with_data:
-            await data.remove_data(target)
-        await data.ensure_data_disk(target, options.data_disk_mib)
+        await _make_files(options, force=True, without_data=with_data)
