@@ -103,9 +103,17 @@ def test_signal_stops_the_guest_properly(capsys, monkeypatch, ask):
 
 def test_second_signal_forces(monkeypatch):
     """A second Ctrl-C, while the guest shuts down, cuts its power."""
+    monkeypatch.setattr("ovm.cli.start.SAME_SIGNAL_S", 0)
     machine = FakeMachine(when_ready=interrupt, stop_takes_s=5)
     assert start(monkeypatch, machine) == 0
     assert machine.calls == ["start", "stop", "stop by force"]
+
+
+def test_signal_delivered_twice_is_one(monkeypatch):
+    """A wrapper that passes on what the terminal has sent already does not cut the guest's power."""
+    machine = FakeMachine(when_ready=lambda it: (interrupt(it), interrupt(it)))
+    assert start(monkeypatch, machine) == 0
+    assert machine.calls == ["start", "stop"]
 
 
 @pytest.mark.parametrize(("ask", "status"), [(interrupt, 130), (terminate, 143)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 EXIT_TERMINATED = 143
 """What a shell reports for a program ended by SIGTERM."""
+SAME_SIGNAL_S = 1.0
+"""Wrappers pass on a signal that the terminal has sent us already; what follows so soon is not a second wish."""
 
 _MEMORY = re.compile(r"(\d+)\s*([MG]?)(?:i?B)?", re.IGNORECASE)
 
@@ -153,13 +156,18 @@ class Signals:
         self.first = asyncio.Event()
         self.again = asyncio.Event()
         self.status = 0
+        self._first_at = 0.0
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self._caught, EXIT_INTERRUPTED)
         loop.add_signal_handler(signal.SIGTERM, self._caught, EXIT_TERMINATED)
 
     def _caught(self, status: int) -> None:
-        (self.again if self.first.is_set() else self.first).set()
-        self.status = self.status or status
+        now = time.monotonic()
+        if not self.first.is_set():
+            self.first.set()
+            self.status, self._first_at = status, now
+        elif now - self._first_at >= SAME_SIGNAL_S:
+            self.again.set()
 
     async def unless_stopped(self, work: Any) -> Any:
         """The result of ``work``; None if it was cancelled because of a signal. It has then cleaned up."""
