@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ovm.errors import HelperError, HelperExited, StartError
+from ovm.errors import HelperError, HelperExited, StartError, StopError
 from ovm.process import guard as guard_program
 from ovm.process import logs
 
@@ -66,7 +66,11 @@ class Child:
         return self.exit_reason
 
     async def end(self, *, grace_s: float = TERM_GRACE_S) -> None:
-        """Ask with SIGTERM, wait ``grace_s`` seconds, then SIGKILL; returns when it is gone and reaped."""
+        """Ask with SIGTERM, wait ``grace_s`` seconds, then SIGKILL; returns when it is gone and reaped.
+
+        Raises:
+            StopError: the kernel does not let it go.
+        """
         self.expected = True
         if not self.running:
             return
@@ -80,8 +84,13 @@ class Child:
             log.warning("%s ignored SIGTERM for %g s, killing it", self.name, grace_s)
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
-        async with asyncio.timeout(KILL_GRACE_S):
-            await self.process.wait()
+        try:
+            async with asyncio.timeout(KILL_GRACE_S):
+                await self.process.wait()
+        except TimeoutError as error:
+            raise StopError(
+                f"{self.name} (process {self.pid}) was killed but is still there after {KILL_GRACE_S:g} s"
+            ) from error
 
     async def exited(self, stage: str) -> HelperExited:
         """The error that tells of its death."""

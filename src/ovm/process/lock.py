@@ -51,7 +51,8 @@ async def hold(directories: Iterable[Path], *, wait_s: float) -> AsyncIterator[L
     deadline = time.monotonic() + wait_s
     try:
         for directory in await asyncio.to_thread(_distinct, directories):
-            while (fd := await asyncio.to_thread(_try, directory)) is None:
+            # in no thread: if we were cancelled meanwhile, it would leave us with a lock that nobody knows of
+            while (fd := _try(directory)) is None:
                 if time.monotonic() >= deadline:
                     raise InUseError(
                         f"{directory} is in use by {await asyncio.to_thread(_owner, directory)}",
@@ -86,8 +87,10 @@ def _try(directory: Path) -> int | None:
                 f"cannot lock {directory}: {error.strerror}", hint="choose a directory on a local file system"
             ) from error
         return None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, json.dumps({"pid": os.getpid(), "program": sys.argv[0], "since": time.time()}).encode(), 0)
+    owner = {"pid": os.getpid(), "program": sys.argv[0], "since": time.time()}
+    with contextlib.suppress(OSError):  # a full disk takes the name from the message, not the lock from us
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps(owner).encode(), 0)
     return fd
 
 

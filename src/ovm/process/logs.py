@@ -35,5 +35,9 @@ def tail(path: Path, lines: int = TAIL_LINES) -> tuple[str, ...]:
             text = file.read().decode(errors="replace")
     except OSError:
         return ()
-    printable = ("".join(c if c.isprintable() or c == "\t" else "·" for c in line) for line in text.splitlines())
-    return tuple(line.rstrip() for line in printable if line.strip())[-lines:]
+    return tuple(printable(line).rstrip() for line in text.splitlines() if line.strip())[-lines:]
+
+
+def printable(text: str) -> str:
+    """``text`` of untrusted origin without what could move a terminal's cursor or worse."""
+    return "".join(c if c.isprintable() or c == "\t" else "·" for c in text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,6 +62,8 @@ async def _cancel(futures: Iterable[asyncio.Future[Any]]) -> None:
     pending = [future for future in futures if not future.done()]
     for future in pending:
         future.cancel()
+    if pending:
+        await asyncio.wait(pending)  # which, unlike awaiting each, does not mistake our own cancellation for theirs
     for future in pending:
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await future
+        if not future.cancelled():
+            future.exception()  # so that nobody complains that it was never looked at

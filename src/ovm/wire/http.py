@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -41,7 +42,7 @@ class UnixHTTP:
         content = await self._request("GET", path, None, timeout_s)
         try:
             return msgspec.json.decode(content, type=answer)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise WireError(f"GET {path} answered something unexpected: {error}") from error
 
     async def text(self, path: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> str:
@@ -56,7 +57,10 @@ class UnixHTTP:
         import httpx2
 
         try:
-            response = await self._client.request(method, f"http://localhost{path}", content=content, timeout=timeout_s)
+            async with asyncio.timeout(timeout_s):  # the client's own deadlines are for each piece alone
+                response = await self._client.request(method, f"http://localhost{path}", content=content, timeout=None)
+        except TimeoutError as error:
+            raise WireError(f"{method} {path}: no answer within {timeout_s:g} s") from error
         except httpx2.HTTPError as error:
             raise WireError(f"{method} {path}: {str(error) or type(error).__name__}") from error
         if not response.is_success:
