@@ -1,1 +1,21 @@
-"""The builder of guest images; a program of its own."""
+"""Guest images: build one from Debian packages, and look after those there are.
+
+A program of its own: nothing that boots a machine imports it.
+"""
+
+from __future__ import annotations
+
+from ovm.image.build import BuildOptions, Progress, build_image
+from ovm.image.images import GuestImage, ImageFile, list_images, load_image, remove_image, verify_image
+
+__all__ = [
+    "BuildOptions",
+    "GuestImage",
+    "ImageFile",
+    "Progress",
+    "build_image",
+    "list_images",
+    "load_image",
+    "remove_image",
+    "verify_image",
+]

@@ -1,0 +1,153 @@
+"""``ovm image``: build guest images, and look after those there are."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from ovm.cli import Ui, json_option, run
+from ovm.cli.progress import Steps, steps
+
+if TYPE_CHECKING:
+    from ovm.image import BuildOptions, GuestImage
+
+
+@click.group("image")
+def image() -> None:
+    """Build and look at guest images."""
+
+
+command = image
+
+
+@image.command("build")
+@click.option("--arch", type=click.Choice(["amd64", "arm64"]), help="Of the guest; by default the host's own.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="The image's directory.")
+@click.option("--zip", "zipped", is_flag=True, help="Also pack the rootfs as rootfs.btrfs.zip.")
+@click.option("--suite", default="trixie", show_default=True, help="Debian's suite.")
+@click.option("--mirror", default="", metavar="URL", help="Debian's archive; by default the one this host's apt uses.")
+@json_option
+@click.pass_obj
+def build(
+    ui: Ui,
+    arch: Literal["amd64", "arm64"] | None,
+    output: Path | None,
+    zipped: bool,
+    suite: str,
+    mirror: str,
+    as_json: bool,
+) -> None:
+    """Build a guest image from Debian packages.
+
+    It replaces the image that machines start from by default, or the one in the directory given with -o.
+    """
+    from ovm.image import BuildOptions
+    from ovm.image.build import host_arch
+
+    options = BuildOptions(arch=arch or host_arch(), output=output, zip=zipped, suite=suite, mirror=mirror)
+    _show(run(_build(options, steps(ui.progress))), as_json)
+
+
+async def _build(options: BuildOptions, shown: Steps) -> GuestImage:
+    """The build with its stages shown; SIGTERM ends it as Ctrl-C does."""
+    from ovm.image import build_image
+
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    with contextlib.ExitStack() as at_end:
+        current: list[str] = []
+        open_step = contextlib.ExitStack()
+        at_end.callback(lambda: open_step.close())
+        advance: Any = None
+
+        def progress(stage: str, detail: str) -> None:
+            nonlocal advance
+            if current != [stage]:
+                open_step.close()
+                current[:] = [stage]
+                advance = open_step.enter_context(shown.step(stage))
+            if detail:
+                advance(detail, 0, 0)
+
+        try:
+            return await build_image(options, progress=progress)
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+
+
+@image.command("ls")
+@json_option
+def ls(as_json: bool) -> None:
+    """List the images there are."""
+    from ovm import paths
+    from ovm.image import list_images
+
+    images = list_images(paths.images_dir())
+    if as_json:
+        import json
+
+        print(json.dumps([_summary(found) for found in images]))
+        return
+    if not images:
+        click.echo("There is no image yet; build one: ovm image build", err=True)
+    for found in images:
+        versions = found.versions
+        click.echo(
+            f"{found.directory.name:<20} {found.arch:<6} podman {versions.get('podman', '?')}"
+            f"  kernel {versions.get('kernel', '?')}  {_mebibytes(found)} MiB"
+        )
+
+
+@image.command("verify")
+@click.argument("name", default="")
+@json_option
+def verify(name: str, as_json: bool) -> None:
+    """Check every file of an image against its digest. NAME is one of `ovm image ls`, or a directory."""
+    from ovm.image import verify_image
+
+    _show(run(verify_image(_directory(name))), as_json)
+
+
+@image.command("rm")
+@click.argument("name")
+def rm(name: str) -> None:
+    """Remove an image. NAME is one of `ovm image ls`, or a directory."""
+    from ovm.image import remove_image
+
+    remove_image(_directory(name))
+
+
+def _directory(name: str) -> Path:
+    from ovm import paths
+    from ovm.image.build import host_arch
+
+    if "/" in name:
+        return Path(name).expanduser().absolute()
+    return paths.images_dir() / (name or f"default-{host_arch()}")
+
+
+def _show(built: GuestImage, as_json: bool) -> None:
+    if as_json:
+        import json
+
+        print(json.dumps(_summary(built)))
+    else:
+        click.echo(f"{built.directory}: podman {built.versions.get('podman', '?')}, {_mebibytes(built)} MiB")
+
+
+def _mebibytes(found: GuestImage) -> int:
+    return sum(file.data_bytes or file.size for file in found.files.values()) >> 20
+
+
+def _summary(found: GuestImage) -> dict[str, Any]:
+    import msgspec
+
+    summary: dict[str, Any] = msgspec.to_builtins(found)
+    summary.pop("packages")
+    return summary
