@@ -12,8 +12,7 @@ run: ## Set everything up, boot a machine and run a container in it
 
 test: ## Set everything up, then run every check and every test
 	@scripts/setup test
-	@scripts/lint
-	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+	@scripts/test $(PYTEST_ARGS)
 
 lint: ## Check style, types and who imports whom
 	@scripts/setup test

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MACHINE = "default"
 IMAGE_MANIFEST = "image.json"
+IMAGE_GUEST = "ovm"
 IMAGE_FORMAT = 1
 MACHINE_NAME_MAX = 32
 """Long enough for people, short enough for the path of a socket."""
@@ -41,6 +42,7 @@ class _Manifest(msgspec.Struct, frozen=True):
     """What of ``image.json`` is read here."""
 
     format: int
+    guest: str
     arch: str
     files: dict[str, _File]
 
@@ -52,9 +54,7 @@ class Image:
     directory: Path
     arch: str
     sha256: dict[str, str]
-    """By file name."""
-    size: int
-    """Bytes in all files together."""
+    """Of the ``kernel``, the ``initrd`` and the ``rootfs``."""
 
     def path(self, role: str) -> Path:
         """The file that is the ``kernel``, ``initrd`` or ``rootfs``."""
@@ -62,7 +62,7 @@ class Image:
 
     def version(self, role: str) -> str:
         """Changes when that file's content does."""
-        return f"sha256:{self.sha256[_IMAGE_FILES[role]]}"
+        return f"sha256:{self.sha256[role]}"
 
 
 async def create_ovm(
@@ -162,20 +162,17 @@ def load_image(directory: Path) -> Image:
         raise ImageError(f"there is no guest image in {directory}", hint=_BUILD_HINT) from error
     except (OSError, msgspec.DecodeError) as error:
         raise ImageError(f"{manifest_path} cannot be read: {error}", hint=_BUILD_HINT) from error
-    if manifest.format != IMAGE_FORMAT:
+    if (manifest.guest, manifest.format) != (IMAGE_GUEST, IMAGE_FORMAT):
         raise ImageError(
-            f"the image in {directory} has format {manifest.format}; this ovm knows {IMAGE_FORMAT}", hint=_BUILD_HINT
+            f"the image in {directory} is of another kind: {manifest.guest}, format {manifest.format}",
+            hint=_BUILD_HINT,
         )
-    for name in _IMAGE_FILES.values():
-        if name not in manifest.files:
-            raise ImageError(f"the image in {directory} lacks {name}", hint=_BUILD_HINT)
-        _check_size(directory / name, manifest.files[name].size)
-    return Image(
-        directory=directory,
-        arch=manifest.arch,
-        sha256={name: file.sha256 for name, file in manifest.files.items()},
-        size=sum(file.size for file in manifest.files.values()),
-    )
+    for role, name in _IMAGE_FILES.items():
+        if role not in manifest.files:
+            raise ImageError(f"the image in {directory} lacks its {role}", hint=_BUILD_HINT)
+        _check_size(directory / name, manifest.files[role].size)
+    sha256 = {role: manifest.files[role].sha256 for role in _IMAGE_FILES}
+    return Image(directory=directory, arch=manifest.arch, sha256=sha256)
 
 
 def _check_size(path: Path, wanted: int) -> None:

@@ -43,7 +43,7 @@ def test_bare_host_lacks_what_is_required(capsys):
     checks = {check["name"]: check for check in report["checks"]}
     assert checks["QEMU"]["status"] == checks["gvproxy"]["status"] == checks["image builder"]["status"] == "missing"
     assert checks["virtiofsd"]["status"] == checks["guest image"]["status"] == "warn"
-    assert "apt install mmdebstrap btrfs-progs zstd" in checks["image builder"]["hint"]
+    assert "apt install mmdebstrap btrfs-progs xz-utils" in checks["image builder"]["hint"]
     assert all(check["hint"] for check in report["checks"] if check["status"] != "ok")
 
 
@@ -73,10 +73,10 @@ def test_table_shows_hints_below_what_lacks_something():
 
 def put_empty_image(directory: Path, arch: str) -> None:
     directory.mkdir(parents=True)
-    files = {name: {"size": 0, "sha256": ""} for name in ("kernel", "initrd", "rootfs.btrfs")}
-    for name in files:
+    for name in ("kernel", "initrd", "rootfs.btrfs"):
         (directory / name).touch()
-    (directory / "image.json").write_text(json.dumps({"format": 1, "arch": arch, "files": files}))
+    files = {role: {"size": 0, "sha256": ""} for role in ("kernel", "initrd", "rootfs")}
+    (directory / "image.json").write_text(json.dumps({"format": 1, "guest": "ovm", "arch": arch, "files": files}))
 
 
 def plain(line: str) -> str:

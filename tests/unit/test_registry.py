@@ -16,10 +16,10 @@ def put_image(directory: Path, **changes: object) -> Path:
     """A guest image whose files hold their own names."""
     directory.mkdir(parents=True, exist_ok=True)
     files = {}
-    for name in ("kernel", "initrd", "rootfs.btrfs"):
+    for role, name in (("kernel", "kernel"), ("initrd", "initrd"), ("rootfs", "rootfs.btrfs")):
         (directory / name).write_text(name)
-        files[name] = {"size": len(name), "sha256": hashlib.sha256(name.encode()).hexdigest()}
-    manifest = {"format": 1, "arch": "amd64", "files": files, "versions": {"kernel": "6.12"}} | changes
+        files[role] = {"size": len(name), "sha256": hashlib.sha256(name.encode()).hexdigest()}
+    manifest = {"format": 1, "guest": "ovm", "arch": "amd64", "files": files, "versions": {"kernel": "6.12"}} | changes
     (directory / "image.json").write_text(json.dumps(manifest))
     return directory
 
@@ -43,7 +43,6 @@ def test_whole_image_is_loaded(tmp_path: Path):
     assert image.arch == "amd64"
     assert image.path("rootfs") == tmp_path / "image" / "rootfs.btrfs"
     assert image.version("kernel") == "sha256:" + hashlib.sha256(b"kernel").hexdigest()
-    assert image.size == len("kernel" + "initrd" + "rootfs.btrfs")
 
 
 def test_missing_image_says_how_to_build_one(tmp_path: Path):
@@ -57,7 +56,8 @@ def test_missing_image_says_how_to_build_one(tmp_path: Path):
     ("changes", "said"),
     [
         ({"format": 99}, "format 99"),
-        ({"files": {}}, "lacks kernel"),
+        ({"guest": "other"}, "another kind: other"),
+        ({"files": {}}, "lacks its kernel"),
         ({"format": "x"}, "cannot be read"),
     ],
 )

@@ -24,7 +24,7 @@ SPACE_WANTED_MIB = 10 * 1024
 OLDEST_PYTHON = (3, 11)
 
 _COLOURS = {"ok": "green", "warn": "yellow", "missing": "red"}
-_BUILD_TOOLS = {"mmdebstrap": "mmdebstrap", "mkfs.btrfs": "btrfs-progs", "zstd": "zstd"}
+_BUILD_TOOLS = {"mmdebstrap": "mmdebstrap", "mkfs.btrfs": "btrfs-progs", "xz": "xz-utils"}
 """Programs the image builder runs, and the Debian packages that have them."""
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 """Where some of them lie; not on an ordinary user's PATH on Debian."""
@@ -124,7 +124,7 @@ def check_image(directory: Path) -> Check:
         image = registry.load_image(directory)
     except ImageError as error:
         return Check("guest image", "warn", error.message, error.hint)
-    return Check("guest image", "ok", f"{directory} ({image.size // 1_000_000} MB)")
+    return Check("guest image", "ok", f"{image.directory}")
 
 
 def check_build_tools(*, needed: bool) -> list[Check]:

@@ -106,9 +106,10 @@ async def _boot(name: str, image: Path | None, options: dict[str, Any], steps: S
     from ovm import create_ovm, registry
 
     if image is None and not await asyncio.to_thread(_has_image, registry.default_image_dir(registry.host_arch())):
-        from ovm.cli.image import build_default
+        from ovm.image import BuildOptions, build_image
 
-        await build_default(steps)
+        with steps.step("building the guest image") as advance:
+            await build_image(BuildOptions(), progress=lambda stage, _detail: advance(stage, 0, 0))
     with steps.step(f"preparing {name}") as advance:
         machine = await create_ovm(name, image=image, progress=advance, **options)
     with steps.step(f"booting {name}"):
