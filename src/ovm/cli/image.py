@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,20 +28,12 @@ command = image
 @image.command("build")
 @click.option("--arch", type=click.Choice(["amd64", "arm64"]), help="Of the guest; by default the host's own.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="The image's directory.")
-@click.option("--zip", "zipped", is_flag=True, help="Also pack the rootfs as rootfs.btrfs.zip.")
+@click.option("--zip", is_flag=True, help="Also pack the rootfs as rootfs.btrfs.zip.")
 @click.option("--suite", default="trixie", show_default=True, help="Debian's suite.")
 @click.option("--mirror", default="", metavar="URL", help="Debian's archive; by default the one this host's apt uses.")
 @json_option
 @click.pass_obj
-def build(
-    ui: Ui,
-    arch: Literal["amd64", "arm64"] | None,
-    output: Path | None,
-    zipped: bool,
-    suite: str,
-    mirror: str,
-    as_json: bool,
-) -> None:
+def build(ui: Ui, /, as_json: bool, **chosen: Any) -> None:
     """Build a guest image from Debian packages.
 
     It replaces the image that machines start from by default, or the one in the directory given with -o.
@@ -49,8 +41,15 @@ def build(
     from ovm.image import BuildOptions
     from ovm.image.build import host_arch
 
-    options = BuildOptions(arch=arch or host_arch(), output=output, zip=zipped, suite=suite, mirror=mirror)
+    options = BuildOptions(**chosen | {"arch": chosen["arch"] or host_arch()})
     _show(run(_build(options, steps(ui.progress))), as_json)
+
+
+async def build_default(shown: Steps) -> None:
+    """Build the image that machines start from by default."""
+    from ovm.image import BuildOptions
+
+    await _build(BuildOptions(), shown)
 
 
 async def _build(options: BuildOptions, shown: Steps) -> GuestImage:
@@ -59,26 +58,24 @@ async def _build(options: BuildOptions, shown: Steps) -> GuestImage:
 
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    with contextlib.ExitStack() as at_end:
-        current: list[str] = []
-        open_step = contextlib.ExitStack()
-        at_end.callback(lambda: open_step.close())
-        advance: Any = None
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        with contextlib.ExitStack() as step:
+            stage, advance = "", None
 
-        def progress(stage: str, detail: str) -> None:
-            nonlocal advance
-            if current != [stage]:
-                open_step.close()
-                current[:] = [stage]
-                advance = open_step.enter_context(shown.step(stage))
-            if detail:
+            def progress(entered: str, detail: str) -> None:
+                nonlocal stage, advance
+                if advance is None or entered != stage:
+                    step.close()
+                    stage, advance = entered, step.enter_context(shown.step(entered))
                 advance(detail, 0, 0)
 
-        try:
             return await build_image(options, progress=progress)
-        except asyncio.CancelledError:
-            raise KeyboardInterrupt from None
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
 
 
 @image.command("ls")
@@ -148,6 +145,6 @@ def _mebibytes(found: GuestImage) -> int:
 def _summary(found: GuestImage) -> dict[str, Any]:
     import msgspec
 
-    summary: dict[str, Any] = msgspec.to_builtins(found)
+    summary: dict[str, Any] = msgspec.to_builtins(found, enc_hook=str)
     summary.pop("packages")
     return summary

@@ -257,7 +257,7 @@ def describe(image: Path, options: BuildOptions) -> Description:
         packages=dict(sorted(packages.items())),
         files=files,
     )
-    for name in ("packages", "kernel-version", "manifest"):
+    for name in ("packages", "kernel-version"):
         (image / name).unlink()
     text = msgspec.json.format(msgspec.json.encode(description), indent=1)
     (image / DESCRIPTION).write_bytes(text + b"\n")
