@@ -131,7 +131,8 @@ async def test_a_helper_starts_clean(tmp_path, monkeypatch):
     leak = os.open(tmp_path, os.O_RDONLY)
     os.set_inheritable(leak, True)
     tell = (
-        "import json, os; mask = os.umask(0); fds = [int(fd) for fd in os.listdir('/proc/self/fd') if os.path.exists('/proc/self/fd/' + fd)];"
+        "import json, os; mask = os.umask(0); "
+        "fds = [int(fd) for fd in os.listdir('/proc/self/fd') if os.path.exists('/proc/self/fd/' + fd)];"
         "print(json.dumps([dict(os.environ), mask, sorted(fds), os.getpgrp(), os.getcwd()]))"
     )
     log = tmp_path / "log"
@@ -159,8 +160,10 @@ async def test_leaving_the_group_ends_everything_in_it(tmp_path):
     async with process_group([], log_path=tmp_path / "guard.log") as group:
         script = f"({STUBBORN}) & echo $!; wait"
         helper = await group.spawn("helper", ["sh", "-c", script], log_path=log)
-        await wait_for_text(log, "deaf")
-        grandchild = os.pidfd_open(int(log.read_text().replace("deaf", "")))
+        async with asyncio.timeout(5):
+            while len(words := log.read_text().split()) < 2:
+                await asyncio.sleep(0.002)
+        grandchild = os.pidfd_open(next(int(word) for word in words if word.isdigit()))
     async with asyncio.timeout(5):
         assert await helper.wait() == "killed by SIGKILL"
     assert select.select([grandchild], [], [], 5)[0]

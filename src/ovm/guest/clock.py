@@ -8,12 +8,14 @@ while it travels. So the error is half the *asymmetry* of the best round trip, n
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ovm.errors import GuestError
+from ovm.guest.ssh import converse
 
 if TYPE_CHECKING:
     import asyncssh
@@ -27,6 +29,8 @@ SAMPLES = 8
 CLOSE_ENOUGH_S = 0.002
 ATTEMPTS = 4
 ANSWER_TIMEOUT_S = 10.0
+
+_NANOSECONDS = re.compile(r"-?[0-9]{1,20}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +93,12 @@ class Clock:
         except TimeoutError:
             await self.close()
             raise GuestError(f"the guest's clock helper said nothing for {ANSWER_TIMEOUT_S:g} s") from None
-        if not answer.lstrip("-").isdigit():
-            raise GuestError(f"the guest's clock helper said {answer!r}")
+        except asyncio.CancelledError:
+            await self.close()  # its answer would be taken for that to the next question
+            raise
+        if not _NANOSECONDS.fullmatch(answer):
+            await self.close()
+            raise GuestError(f"the guest's clock helper said {answer!r:.200}")
         return answer
 
     async def _exchange(self, request: str) -> str:
@@ -98,13 +106,8 @@ class Clock:
         for last in (False, True):
             if self._process is None:
                 self._process = await self._stack.enter_async_context(self._ssh.process([HELPER]))
-            try:
-                self._process.stdin.write(f"{request}\n".encode())
-                answer = await self._process.stdout.readline()
-            except OSError:
-                answer = b""
-            if answer:
-                return answer.decode().strip()
+            if answer := await converse(self._process, request.encode()):
+                return answer.decode(errors="replace").strip()
             await self.close()
             if last:
                 break

@@ -7,6 +7,7 @@ only podman itself is obeyed.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from ovm.errors import OVMError
+from ovm.process import logs
 
 if TYPE_CHECKING:
     import asyncssh
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 LISTEN_PORT = 80
 PEER = "/usr/lib/ovm/peer"
 PEER_TIMEOUT_S = 20.0
+READ_TIMEOUT_S = 10.0
 BODY_LIMIT_BYTES = 64 * 1024
 READ_BYTES = 16 * 1024
 
@@ -98,10 +101,11 @@ class Publisher:
         import h11
 
         connection = h11.Connection(h11.SERVER)
-        with contextlib.suppress(OSError):
+        with contextlib.closing(writer), contextlib.suppress(OSError):
             try:
                 status, words = 200, ""
-                target, body = await _read_request(connection, reader)
+                async with asyncio.timeout(READ_TIMEOUT_S):
+                    target, body = await _read_request(connection, reader)
                 wanted = parse(target, body)
                 await self._check_peer(from_port)
                 await self._decide(*wanted)
@@ -112,7 +116,7 @@ class Publisher:
             except h11.RemoteProtocolError as error:
                 status, words = 400, str(error)
             if status != 200:
-                log.warning("port announcement refused: %s", words)
+                log.warning("port announcement refused: %s", logs.printable(words))
             if connection.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
                 content = words.encode()
                 headers = [("content-length", str(len(content))), ("connection", "close")]
@@ -120,7 +124,6 @@ class Publisher:
                 for event in answer:
                     writer.write(connection.send(event) or b"")
                 await writer.drain()
-            writer.close()
 
     async def _check_peer(self, from_port: int) -> None:
         answer = await self._ssh.exec([PEER, str(from_port)], timeout_s=PEER_TIMEOUT_S)

@@ -15,12 +15,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ovm.errors import GuestRefused
+from ovm.process import logs
 
 log = logging.getLogger(__name__)
 
@@ -109,14 +111,15 @@ class ReadyChannel:
                     continue
                 if not line:
                     return
-                self.hear(line.decode(errors="replace").strip())
+                self.hear(logs.printable(line.decode(errors="replace").strip()))  # people will see it
 
 
 def _seconds(text: str) -> float | None:
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
         return None
+    return seconds if math.isfinite(seconds) else None
 
 
 @contextlib.asynccontextmanager
@@ -130,8 +133,8 @@ async def listen(socket_path: Path, on_warning: Callable[[str], None]) -> AsyncI
         task.add_done_callback(channel.tasks.discard)
 
     server = await asyncio.start_unix_server(connected, socket_path, limit=_LINE_LIMIT_BYTES)
-    await asyncio.to_thread(socket_path.chmod, 0o600)
     try:
+        await asyncio.to_thread(socket_path.chmod, 0o600)
         yield channel
     finally:
         server.close()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 30.0
 """An emulated guest needs a while for the key exchange."""
 KEEPALIVE_S = 30
+CLOSE_TIMEOUT_S = 2.0
 READ_BYTES = 64 * 1024
 
 OnOutput = Callable[[bytes], object]
@@ -101,8 +102,12 @@ class SSH:
         async with self._connecting:
             if self._connection is None or self._connection.is_closed():
                 self._connection = await self._connect(timeout_s)
-                for action in self._on_connect:
-                    await action(self)
+                try:
+                    for action in self._on_connect:
+                        await action(self)
+                except BaseException:
+                    await self.close()  # or the next caller would take it for one on which all has been done
+                    raise
             return self._connection
 
     async def _connect(self, timeout_s: float) -> asyncssh.SSHClientConnection:
@@ -162,20 +167,20 @@ class SSH:
         await warm_up()
         import asyncssh
 
-        async with self.process(argv, environment=environment) as process:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    process.stdin.write(stdin)
-                    process.stdin.write_eof()
+        try:
+            async with asyncio.timeout(timeout_s) as deadline:  # a guest that hangs may not even let us begin
+                async with self.process(argv, environment=environment) as process:
+                    with contextlib.suppress(OSError):  # a quick command may be over without having read anything
+                        process.stdin.write(stdin)
+                        process.stdin.write_eof()
                     stdout, stderr = await asyncio.gather(
                         _drain(process.stdout, on_stdout), _drain(process.stderr, on_stderr)
                     )
                     ended = await process.wait()
-            except TimeoutError:
-                process.kill()
+        except (asyncssh.Error, OSError) as error:
+            if deadline.expired():
                 raise ExecTimeout(f"{shlex.join(argv)!r} ran longer than {timeout_s:g} s in the guest") from None
-            except asyncssh.Error as error:
-                raise GuestError(f"the connection to the guest was lost: {error}") from error
+            raise GuestError(f"the connection to the guest was lost: {error}") from error
         status = ended.returncode
         if status is None:
             raise GuestError(f"the connection was lost before {shlex.join(argv)!r} ended")
@@ -197,12 +202,16 @@ class SSH:
             )
         except (asyncssh.Error, OSError) as error:
             raise GuestError(f"{shlex.join(argv)!r} could not be started in the guest: {error}") from error
-        async with process:
-            try:
-                yield process
-            finally:
-                if process.returncode is None:
-                    process.close()
+        try:
+            yield process
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(OSError):  # the connection may be gone
+                    process.kill()
+            process.close()
+            with contextlib.suppress(TimeoutError):  # a guest that hangs does not confirm it
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await process.wait_closed()
 
     async def listen_in_guest(self, port: int, handler: Handler) -> None:
         """Serve connections made in the guest to its 127.0.0.1:``port``, for as long as the connection lasts.
@@ -220,7 +229,7 @@ class SSH:
 
         try:
             await self._connection.start_server(accept, "127.0.0.1", port, encoding=None)
-        except (asyncssh.Error, OSError) as error:
+        except (asyncssh.Error, asyncssh.ChannelListenError, OSError) as error:
             raise GuestError(f"the guest does not let us listen on its port {port}: {error}") from error
 
     async def close(self) -> None:
@@ -228,6 +237,18 @@ class SSH:
         if self._connection is not None:
             self._connection.abort()
             self._connection = None
+
+
+async def converse(process: asyncssh.SSHClientProcess[bytes], request: bytes) -> bytes:
+    """Write a line and read a whole one; empty if the process or the connection ended instead."""
+    import asyncssh
+
+    try:
+        process.stdin.write(request + b"\n")
+        answer = await process.stdout.readline()
+    except (asyncssh.Error, OSError):
+        return b""
+    return answer if answer.endswith(b"\n") else b""
 
 
 async def _drain(reader: asyncssh.SSHReader[bytes], consumer: OnOutput | None) -> bytes:
