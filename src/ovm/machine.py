@@ -183,6 +183,8 @@ class OVM:
             else:
                 started.set_exception(error)
                 started.exception()  # start() may have been cancelled meanwhile and never look
+        elif error is not None and self._stop_wanted.is_set():
+            raise error  # to stop()'s caller
 
     async def _live(self, started: asyncio.Future[None], timeout_s: float) -> None:
         async with power_on(self.options, self._prepared, step=self._done, watcher=self._hear) as session:
@@ -313,8 +315,11 @@ class OVM:
             try:
                 await session.vm.pause()
             except OVMError:
-                self._to(VMState.RUNNING)
+                if self._state is VMState.PAUSING:
+                    self._to(VMState.RUNNING)
                 raise
+            if self._state is not VMState.PAUSING:  # it was stopped, say, or failed meanwhile
+                self._refuse("vm_pause")
             self._to(VMState.PAUSED)
             self._events.emit("vmPause")
 
@@ -333,8 +338,11 @@ class OVM:
             try:
                 await session.vm.resume()
             except OVMError:
-                self._to(VMState.PAUSED)
+                if self._state is VMState.RESUMING:
+                    self._to(VMState.PAUSED)
                 raise
+            if self._state is not VMState.RESUMING:
+                self._refuse("vm_resume")
             self._to(VMState.RUNNING)
             if self.options.guest != "bare":
                 await session.sync_clock()
@@ -493,9 +501,12 @@ class OVM:
         self._stages.append(Stage(stage, (time.monotonic() - self._began) * 1000))
 
     def _hear(self, what: Happening, words: str) -> None:
-        if what is Happening.REBOOTED and self._session is not None:
+        if what is Happening.REBOOTED:
+            if self._session is None:
+                return  # it has not been ready yet, and is waited for already
             self._session.channel.expect_boot()  # now, not later: its first line may be the next thing to arrive
-            self._to(VMState.STARTING)
+            if may_follow(self._state, VMState.STARTING):  # not on its way out
+                self._to(VMState.STARTING)
         self._happened.put_nowait((what, words))
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:

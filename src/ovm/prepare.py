@@ -54,7 +54,9 @@ async def prepare_linux(options: Options, progress: Progress | None = None) -> P
     await asyncio.to_thread(_check, options, arch)
     emulator, virtiofsd = await _check_helpers(options, arch)
     await asyncio.to_thread(_make_directories, options)
-    async with lock.hold(locked_directories(options), wait_s=PREPARE_LOCK_WAIT_S), asyncio.TaskGroup() as tasks:
+    # the keys may be shared by several machines, so they are owned only while they are made
+    alone = [*locked_directories(options), options.ssh_key_dir]
+    async with lock.hold(alone, wait_s=PREPARE_LOCK_WAIT_S), asyncio.TaskGroup() as tasks:
         files = tasks.create_task(_make_files(options, progress))
         tasks.create_task(asyncio.to_thread(ssh.make_keys, KeyPaths(options.ssh_key_dir)))
         accelerator = tasks.create_task(

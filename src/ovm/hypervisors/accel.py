@@ -26,6 +26,7 @@ from ovm.process.child import clean_environment
 
 Accel = Literal["kvm", "hvf", "tcg"]
 
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 PROBE_DEADLINE_S = 5.0
 """A working KVM needs about one second for it."""
 
@@ -109,9 +110,8 @@ async def _remembered(fast: Accel, emulator: Emulator, kernel: Path, cache_dir: 
 
 def _key(fast: Accel, emulator: Emulator, kernel: Path) -> str:
     """Same host boot, same user, same QEMU, same kernel: same answer."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
     facts = [fast, str(emulator), str(os.getuid()), str(kernel.stat().st_size)]
-    facts.append(boot.read_text() if boot.exists() else "")
+    facts.append(BOOT_ID.read_text() if BOOT_ID.exists() else "")
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 
 

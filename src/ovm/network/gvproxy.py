@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import re
 import socket
 from collections.abc import AsyncIterator
@@ -148,12 +149,17 @@ class Network:
         )
 
     async def expose_socket(self, socket_path: Path, guest_port: int) -> None:
-        """Let a host unix socket, mode 0600 for it is made under umask 077, lead to a TCP port of the guest."""
+        """Let a host unix socket, mode 0600, lead to a TCP port of the guest.
+
+        Raises:
+            PortError: it cannot be made.
+        """
         body = {"local": str(socket_path), "remote": f"tcp://{GUEST_ADDRESS}:{guest_port}", "protocol": "unix"}
         try:
             await self._api.post("/services/forwarder/expose", body)
         except http.WireError as error:
             raise PortError(f"{socket_path} cannot be made: {error.message}") from error
+        await asyncio.to_thread(socket_path.chmod, 0o600)  # 0700 until here, under our umask
 
 
 @contextlib.asynccontextmanager
@@ -205,10 +211,9 @@ def free_port(protocol: Protocol, address: str, port: int) -> int | None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address, port))
-        except PermissionError:
-            return port  # let gvproxy's own words tell
-        except OSError:
-            return None
+        except OSError as error:
+            # for no rights, no such address and the like, let gvproxy's own words tell
+            return None if error.errno == errno.EADDRINUSE else port
         chosen: int = probe.getsockname()[1]
         return chosen
 
