@@ -1,0 +1,112 @@
+"""The full guest: one machine for the whole session, and ordinary clients to drive it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import ovm
+from full import BUSYBOX_IMAGE, Authority, MachineOptions, Podman, busybox_tar
+
+
+@pytest.fixture(scope="session")
+def short_tmp() -> Iterator[Callable[[str], Path]]:
+    """Makes directories whose paths leave room for a socket's name."""
+    with tempfile.TemporaryDirectory(prefix="ovm-") as base:
+
+        def make(name: str) -> Path:
+            path = Path(base) / name
+            path.mkdir(exist_ok=True)
+            return path
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def options_for(image: Path, gvproxy: Path, short_tmp: Callable[[str], Path]) -> MachineOptions:
+    """Options of a machine of the full guest with directories of its own."""
+
+    def make(name: str, *, image_dir: Path = image, **more: object) -> dict[str, object]:
+        base = short_tmp(name)
+        rootfs = image_dir / "rootfs.btrfs"
+        return {
+            "origin_path": {
+                "gvproxy": gvproxy,
+                "kernel": image_dir / "kernel",
+                "initrd": image_dir / "initrd",
+                "rootfs": rootfs,
+            },
+            "versions": dict.fromkeys(("gvproxy", "kernel", "initrd", "rootfs"), "1"),
+            "target_dir": base / "target",
+            "socket_dir": base / "socket",
+            "log_dir": base / "log",
+            "ssh_key_dir": base / "ssh",
+            "data_disk_mib": 8192,
+            "memory_mib": 1536,
+            "cpus": 2,
+            **more,
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shared(short_tmp: Callable[[str], Path]) -> tuple[Path, Path]:
+    """Two host folders for the machine: one to write to, one only to read; a space and a comma in their names."""
+    base = short_tmp("shared")
+    writable, readable = base / "to write, here", base / "to read"
+    for folder in (writable, readable):
+        folder.mkdir()
+        (folder / "from-host").write_text("hello from the host\n")
+    return writable, readable
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Made by openssl, as a company would."""
+    base = tmp_path_factory.mktemp("ca")
+    ca, ca_key, key, request, certificate = (base / n for n in ("ca.pem", "ca.key", "key.pem", "csr.pem", "cert.pem"))
+    names = base / "names"
+    names.write_text("subjectAltName=DNS:host.containers.internal\n")
+    new_key = ["openssl", "req", "-newkey", "rsa:2048", "-nodes", "-batch"]
+    sign = ["openssl", "x509", "-req", "-days", "30", "-CA", ca, "-CAkey", ca_key, "-CAcreateserial"]
+    for command in (
+        [*new_key, "-x509", "-days", "30", "-subj", "/CN=ovm test authority", "-keyout", ca_key, "-out", ca],
+        [*new_key, "-subj", "/CN=host.containers.internal", "-keyout", key, "-out", request],
+        [*sign, "-in", request, "-extfile", names, "-out", certificate],
+    ):
+        subprocess.run(command, check=True, capture_output=True)
+    return Authority(ca, certificate, key)
+
+
+@pytest.fixture(scope="session")
+async def vm(options_for: MachineOptions, shared: tuple[Path, Path], authority: Authority) -> AsyncIterator[ovm.OVM]:
+    """The machine most tests share."""
+    writable, readable = shared
+    mounts = []
+    if os.geteuid() == 0 or shutil.which("virtiofsd") or Path("/usr/libexec/virtiofsd").exists():
+        mounts = [ovm.Mount(writable), ovm.Mount(readable, "/mnt/read only", read_only=True)]
+    machine = await ovm.create_linux_ovm(
+        options_for("vm"),
+        mounts=mounts,
+        ca_certificates=[authority.ca],
+        timezone="Asia/Kolkata",
+        environment={"OVM_TEST_VARIABLE": 'with "quotes" and spaces'},
+    )
+    async with machine:
+        yield machine
+
+
+@pytest.fixture(scope="session")
+async def podman(vm: ovm.OVM, tmp_path_factory: pytest.TempPathFactory) -> Podman:
+    """A client of the shared machine, with the busybox image imported."""
+    home = tmp_path_factory.mktemp("podman")
+    client = Podman(vm, home)
+    await client("import", busybox_tar(home / "busybox.tar"), BUSYBOX_IMAGE)
+    return client

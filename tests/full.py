@@ -1,0 +1,127 @@
+"""The words in which the full guest's tests are written."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import os
+import re
+import subprocess
+import tarfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import ovm
+
+MachineOptions = Callable[..., dict[str, object]]
+"""Makes the options of a machine with directories of its own."""
+
+
+@dataclass
+class Authority:
+    """A certificate authority of the tests' own, and a certificate for the host as guests call it."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+
+CLIENT_TIMEOUT_S = 180.0
+BUSYBOX = Path("/bin/busybox")
+HOST_PROGRAMS = ("/usr/bin/getent", "/usr/bin/perl")
+"""A static busybox can neither look names up nor serve UDP; these can, with the host's own libraries."""
+APPLETS = "cat cut date echo false grep head httpd id ls mkdir nc rm seq sh sleep sync test touch tr true wc"
+BUSYBOX_IMAGE = "localhost/busybox:latest"
+
+
+@dataclass
+class Ran:
+    """What a client printed, and how it ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Podman:
+    """Debian's own ``podman --remote``, with a home of its own."""
+
+    def __init__(self, machine: ovm.OVM, home: Path) -> None:
+        self.machine = machine
+        self._environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "XDG_CONFIG_HOME": str(home / "config"),
+            "XDG_RUNTIME_DIR": str(home),
+            "TMPDIR": str(home),
+        }
+
+    async def __call__(
+        self, *arguments: str | Path, stdin: bytes = b"", check: bool = True, timeout: float = CLIENT_TIMEOUT_S
+    ) -> Ran:
+        process = await asyncio.create_subprocess_exec(
+            "podman",
+            "--remote",
+            "--url",
+            self.machine.info.docker_host,
+            *map(str, arguments),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=self._environment,
+        )
+        try:
+            async with asyncio.timeout(timeout):
+                out, err = await process.communicate(stdin)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        assert process.returncode is not None
+        ran = Ran(process.returncode, out.decode(errors="replace").strip(), err.decode(errors="replace").strip())
+        if check:
+            assert ran.status == 0, f"podman {' '.join(map(str, arguments))}: {ran.err or ran.out}"
+        return ran
+
+
+def busybox_tar(path: Path) -> Path:
+    """A root file system of busybox, getent and perl."""
+    with tarfile.open(path, "w") as tar:
+        for name in ("bin", "tmp", "etc", "data"):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o777
+            tar.addfile(entry)
+        tar.add(BUSYBOX, "bin/busybox")
+        linked = subprocess.run(["ldd", *HOST_PROGRAMS], check=True, capture_output=True, text=True).stdout
+        for file in {*HOST_PROGRAMS, *re.findall(r"\s(/\S+) \(", linked)}:
+            tar.add(Path(file).resolve(), file.lstrip("/"))
+        for applet in APPLETS.split():
+            entry = tarfile.TarInfo(f"bin/{applet}")
+            entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(entry)
+        passwd = tarfile.TarInfo("etc/passwd")
+        content = b"root:x:0:0:root:/:/bin/sh\n"
+        passwd.size = len(content)
+        tar.addfile(passwd, io.BytesIO(content))
+    return path
+
+
+@contextlib.asynccontextmanager
+async def running(podman: Podman, *arguments: str) -> AsyncIterator[str]:
+    """A container started with ``podman run -d`` and removed on the way out."""
+    identity = (await podman("run", "-d", *arguments)).out
+    try:
+        yield identity
+    finally:
+        await podman("rm", "-f", "-t", "0", identity)
+
+
+async def eventually(
+    check: Callable[[], Awaitable[object]], *, timeout_s: float = 60.0, interval_s: float = 0.2
+) -> None:
+    """Until ``check``, an async function, returns something true."""
+    async with asyncio.timeout(timeout_s):
+        while not await check():
+            await asyncio.sleep(interval_s)
