@@ -1,0 +1,200 @@
+"""The network: a real gvproxy, without a guest."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+import pytest
+
+from ovm.errors import HelperExited, PortError
+from ovm.network import gvproxy as network_module
+from ovm.network.gvproxy import Forward, argv, free_port, join
+from ovm.paths import SocketPaths
+
+
+@pytest.fixture
+async def network(group, gvproxy, short_path, tmp_path):
+    """A running gvproxy."""
+    log = tmp_path / "gvproxy.log"
+    async with network_module.start(group, gvproxy, SocketPaths(short_path), log) as running:
+        yield running
+
+
+def forward(port: int, protocol: str = "tcp", address: str = "127.0.0.1") -> Forward:
+    return Forward(protocol=protocol, host_address=address, host_port=port, guest_port=80)
+
+
+def listens(protocol: str, port: int, address: str = "127.0.0.1") -> bool:
+    return free_port(protocol, address, port) is None
+
+
+def test_the_command_line():
+    """gvproxy gets its two sockets, our MTU and no ssh port of its own, so that nothing listens unasked."""
+    assert argv(Path("/t/gvproxy"), SocketPaths(Path("/s"))) == [
+        "/t/gvproxy",
+        *("-mtu", "1500"),
+        *("-ssh-port", "-1"),
+        *("-listen", "unix:///s/network.sock"),
+        *("-listen-qemu", "unix:///s/net.sock"),
+    ]
+
+
+async def test_it_is_up_with_both_sockets_private(network, short_path):
+    """When the start is over both sockets are there, for their owner alone."""
+    sockets = SocketPaths(short_path)
+    for path in (sockets.network_api, sockets.network_card):
+        assert path.is_socket()
+        assert path.stat().st_mode & 0o077 == 0
+    assert network.child.running
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+async def test_a_port_is_opened_and_closed(network, unused_port, protocol):
+    """An exposed port listens on the very address and no other, and an unexposed one no more."""
+    opened = forward(unused_port, protocol)
+    await network.expose(opened)
+    assert listens(protocol, unused_port)
+    assert not listens(protocol, unused_port, "127.0.0.2")
+    await network.unexpose(opened)
+    assert not listens(protocol, unused_port)
+
+
+async def test_a_taken_port_is_told(network):
+    """A port that somebody else has is a PortError with advice on how to find out who."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(PortError, match="address already in use") as caught:
+            await network.expose(forward(port))
+    assert f"sport = :{port}" in caught.value.hint
+    await network.expose(forward(port))  # it is free now
+
+
+async def test_a_taken_udp_port_is_told(network):
+    """A UDP port that somebody else has is a PortError too."""
+    with socket.socket(type=socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(PortError, match="address already in use"):
+            await network.expose(forward(taken.getsockname()[1], "udp"))
+
+
+async def test_a_port_of_our_own_is_taken_as_well(network, unused_port):
+    """Exposing the same port twice is a PortError, and the first stays open."""
+    await network.expose(forward(unused_port))
+    with pytest.raises(PortError, match="in use") as caught:
+        await network.expose(forward(unused_port))
+    assert caught.value.hint
+    assert listens("tcp", unused_port)
+
+
+async def test_an_address_that_is_not_ours_is_told_as_such(network, unused_port):
+    """An address this host does not have is a PortError in these words, not a port in use."""
+    with pytest.raises(PortError, match="cannot assign requested address"):
+        await network.expose(forward(unused_port, address="203.0.113.1"))
+    with pytest.raises(PortError, match="cannot assign requested address"):
+        await network.pick(80, first=unused_port, address="203.0.113.1")
+
+
+async def test_what_is_not_open_cannot_be_closed(network, unused_port):
+    """Closing a port that is not open is a PortError."""
+    with pytest.raises(PortError, match="not found"):
+        await network.unexpose(forward(unused_port))
+
+
+async def test_a_port_is_picked_from_the_first_upward(network):
+    """The first free port from the given one up is taken; taken ones are passed over, gvproxy's own too."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        first = taken.getsockname()[1]
+        one = await network.pick(22, first=first)
+        two = await network.pick(22, first=first)
+    assert first < one.host_port < two.host_port
+    assert (one.guest_port, one.protocol, one.host_address) == (22, "tcp", "127.0.0.1")
+    assert listens("tcp", one.host_port)
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+async def test_any_free_port_can_be_had(network, protocol):
+    """Without a first port any free one is picked, and told."""
+    picked = await network.pick(80, protocol=protocol)
+    assert picked.host_port > 0
+    assert listens(protocol, picked.host_port)
+
+
+async def test_a_lost_race_picks_again(network, unused_port, monkeypatch):
+    """A port that somebody takes between our look and gvproxy's bind is passed over."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        answers = iter([taken.getsockname()[1], unused_port])
+        monkeypatch.setattr(network_module, "free_port", lambda *_: next(answers))
+        assert (await network.pick(80)).host_port == unused_port
+
+
+async def test_no_port_to_be_had_is_told(network, monkeypatch):
+    """When no port is free the error names the protocol, the address and where the search began."""
+    monkeypatch.setattr(network_module, "free_port", lambda *_: None)
+    with pytest.raises(PortError, match=r"no udp port of 127\.0\.0\.1 is free from 65530 up"):
+        await network.pick(80, first=65530, protocol="udp")
+
+
+async def test_a_socket_can_lead_to_the_guest(network, short_path):
+    """A unix socket for podman is made, for its owner alone."""
+    path = SocketPaths(short_path).podman
+    await network.expose_socket(path, 58125)
+    assert path.is_socket()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_socket_that_cannot_be_made_is_told(network, short_path):
+    """A socket in a directory that is not there is a PortError that names it."""
+    with pytest.raises(PortError, match=r"missing/podman\.sock cannot be made"):
+        await network.expose_socket(short_path / "missing" / "podman.sock", 58125)
+
+
+async def test_two_machines_have_two_networks(group, network, gvproxy, short_path, tmp_path):
+    """Two gvproxies run side by side, and each opens ports of its own."""
+    second = short_path / "second"
+    second.mkdir()
+    async with network_module.start(group, gvproxy, SocketPaths(second), tmp_path / "second.log") as other:
+        one, two = await asyncio.gather(network.pick(80), other.pick(80))
+        assert one.host_port != two.host_port
+        assert listens("tcp", two.host_port)
+    assert not listens("tcp", two.host_port)
+    assert listens("tcp", one.host_port)
+
+
+async def test_a_stale_socket_in_the_way_is_told(group, gvproxy, short_path, tmp_path):
+    """A gvproxy that ends at once is HelperExited with its last words, not a wait until the deadline."""
+    SocketPaths(short_path).network_card.touch()
+    async with asyncio.timeout(10):
+        with pytest.raises(HelperExited) as caught:
+            async with network_module.start(group, gvproxy, SocketPaths(short_path), tmp_path / "gvproxy.log"):
+                pass
+    assert caught.value.stage == "network"
+    assert caught.value.exit_reason.startswith("exit status")
+    assert "already exists" in "".join(caught.value.log_tail)
+
+
+async def test_it_ends_with_its_block(group, gvproxy, short_path, tmp_path):
+    """Left, gvproxy is gone and what it had opened is closed."""
+    async with network_module.start(group, gvproxy, SocketPaths(short_path), tmp_path / "log") as running:
+        opened = await running.pick(80)
+    assert not running.child.running
+    assert not listens("tcp", opened.host_port)
+
+
+async def test_a_dead_gvproxy_is_told(network):
+    """Asking a gvproxy that was killed is a PortError, not a wait."""
+    await network.child.end(grace_s=0)
+    async with asyncio.timeout(5):
+        with pytest.raises(PortError):
+            await network.pick(80)
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "joined"),
+    [("127.0.0.1", 80, "127.0.0.1:80"), ("0.0.0.0", 1, "0.0.0.0:1"), ("::1", 80, "[::1]:80"), ("::", 80, "[::]:80")],
+)
+def test_addresses_are_joined_with_ports(address, port, joined):
+    """An IPv6 address gets its brackets."""
+    assert join(address, port) == joined
+    assert forward(port, address=address).key == ("tcp", joined)
