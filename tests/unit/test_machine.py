@@ -1,0 +1,414 @@
+"""The machine's own rules, on a stage without a virtual machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ovm import machine as machine_module
+from ovm import prepare
+from ovm.config import Options
+from ovm.errors import (
+    GuestError,
+    HelperExited,
+    OptionError,
+    OVMError,
+    StartError,
+    StateError,
+    StopError,
+)
+from ovm.hypervisors import Happening
+from ovm.machine import OVM
+from ovm.process.child import Child
+from ovm.state import VMState
+
+
+class Stage:
+    """What a machine runs on, played by this class: power, guest and hypervisor do as a test says."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.booting = asyncio.Event()
+        self.ready = asyncio.Event()
+        self.pausing = asyncio.Event()
+        self.may_pause = asyncio.Event()
+        self.may_pause.set()
+        self.trouble: Exception | None = None
+        self.said: list[str] = []
+        self.powered = 0
+        self.reboots_expected = 0
+        self.tmp_path = tmp_path
+        self.child: Child | None = None
+
+    # the hypervisor
+    async def pause(self) -> None:
+        self.pausing.set()
+        await self.may_pause.wait()
+        if self.trouble:
+            raise self.trouble
+
+    resume = pause
+
+    async def state(self) -> VMState:
+        return VMState.RUNNING
+
+    # the boot
+    @contextlib.asynccontextmanager
+    async def power_on(self, options, prepared, *, step, watcher):
+        process = await asyncio.create_subprocess_exec("sleep", "60")
+        self.child = Child("qemu", process)
+        self.powered += 1
+        self.watcher = watcher
+
+        def expect_boot() -> None:
+            self.reboots_expected += 1
+
+        async def nothing() -> None:
+            self.said.append("reset")
+
+        try:
+            yield SimpleNamespace(
+                options=options,
+                vm=self,
+                children=(self.child,),
+                channel=SimpleNamespace(stages=[], expect_boot=expect_boot),
+                console_log=self.tmp_path / "console.log",
+                guest_was_reset=nothing,
+                forwards={},
+            )
+        finally:
+            await self.child.end(grace_s=0)
+            self.powered -= 1
+
+    async def come_up(self, session, *, step) -> None:
+        self.booting.set()
+        await self.ready.wait()
+        if self.trouble:
+            raise self.trouble
+
+    async def shut_down(self, session, force_wanted) -> None:
+        self.said.append("forced" if force_wanted.is_set() else "asked")
+        if self.trouble:
+            raise self.trouble
+
+
+@pytest.fixture
+async def stage(tmp_path, monkeypatch):
+    stage = Stage(tmp_path)
+    for name in ("power_on", "come_up", "shut_down"):
+        monkeypatch.setattr(machine_module, name, getattr(stage, name))
+
+    async def blame(_session, noticed):
+        return noticed
+
+    monkeypatch.setattr(machine_module, "blame", blame)
+    return stage
+
+
+@pytest.fixture
+async def vm(stage, tmp_path):
+    """A stopped machine; ``vm.heard`` lists its events."""
+    options = Options.of(
+        origin_path={name: f"/o/{name}" for name in ("gvproxy", "kernel", "initrd", "rootfs")},
+        versions=dict.fromkeys(("gvproxy", "kernel", "initrd", "rootfs"), "1"),
+        **{name: tmp_path / name for name in ("target_dir", "socket_dir", "log_dir", "ssh_key_dir")},
+        guest="bare",
+    )
+    machine = OVM(options, None)
+    machine.heard = []
+    for name in ("ready", "close", "vmPause", "vmResume"):
+        machine.on(name, lambda name=name: machine.heard.append(name))
+    machine.on("error", lambda error: machine.heard.append(error.code))
+    yield machine
+    stage.trouble = None
+    stage.may_pause.set()
+    with contextlib.suppress(OVMError):
+        async with asyncio.timeout(5):
+            await machine.stop(force=True)
+
+
+@pytest.fixture
+async def running(vm, stage):
+    stage.ready.set()
+    async with asyncio.timeout(5):
+        await vm.start()
+    return vm
+
+
+async def test_a_life(vm, stage):
+    """A machine starts, says ready, stops, says close, and can be started again."""
+    stage.ready.set()
+    for _ in range(2):
+        async with asyncio.timeout(5), vm:
+            assert vm.state is VMState.RUNNING
+            assert (await vm.vm_state()).can_pause
+        assert vm.state is VMState.STOPPED
+        assert stage.powered == 0
+    assert vm.heard == ["ready", "close"] * 2
+    assert stage.said == ["asked"] * 2
+
+
+CALLS = {
+    "info": lambda vm: vm.info,
+    "vm_pause": lambda vm: vm.vm_pause(),
+    "vm_resume": lambda vm: vm.vm_resume(),
+    "clocksync": lambda vm: vm.clocksync(),
+    "export_port": lambda vm: vm.export_port(0, 80),
+    "unexport_port": lambda vm: vm.unexport_port(1),
+    "ports": lambda vm: vm.ports(),
+    "exec": lambda vm: vm.exec(["true"]),
+    "process": lambda vm: vm.process(["true"]).__aenter__(),
+}
+
+
+async def ask(vm: OVM, call: str) -> None:
+    result = CALLS[call](vm)
+    if asyncio.iscoroutine(result):
+        await result
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_calls_are_refused_while_stopped(vm, call):
+    """What needs a running machine is a StateError while it is stopped, naming the call and what to do."""
+    with pytest.raises(StateError, match=f"{call}: the machine is stopped") as caught:
+        await ask(vm, call)
+    assert caught.value.hint == "start() it first"
+
+
+@pytest.mark.parametrize("call", ["info", "clocksync", "export_port", "exec", "process"])
+async def test_calls_are_refused_while_paused(running, call):
+    """A paused machine is not asked what it could not answer, and the error says to resume it."""
+    await running.vm_pause()
+    with pytest.raises(StateError, match="the machine is paused") as caught:
+        await ask(running, call)
+    assert caught.value.hint == "vm_resume() it first"
+
+
+@pytest.mark.parametrize("call", ["stop", "vm_state"])
+async def test_what_is_fine_while_stopped(vm, call):
+    """Stopping and asking for the state need no running machine."""
+    await getattr(vm, call)()
+    assert vm.state is VMState.STOPPED
+
+
+async def test_a_second_start_is_refused(running):
+    """A machine that runs cannot be started, and runs on."""
+    with pytest.raises(StateError, match="running already"):
+        await running.start()
+    assert running.state is VMState.RUNNING
+
+
+async def test_its_files_are_not_restored_under_it(running):
+    """``reset_path`` is refused while the machine runs."""
+    with pytest.raises(StateError, match="cannot be restored") as caught:
+        await running.reset_path()
+    assert "stop()" in caught.value.hint
+
+
+async def test_a_start_that_fails_tells_its_caller(vm, stage):
+    """What went wrong in a start is raised there, told to listeners once, and leaves nothing behind."""
+    stage.trouble = GuestError("podman does not answer")
+    stage.ready.set()
+    with pytest.raises(GuestError, match="podman does not answer"):
+        await vm.start()
+    assert vm.heard == ["guest-error", "close"]
+    assert (vm.state, stage.powered) == (VMState.STOPPED, 0)
+
+
+async def test_a_start_that_takes_too_long_is_given_up(vm):
+    """A guest that is never ready is given up at the deadline."""
+    with pytest.raises(StartError, match=r"nothing was heard for 0\.02 s"):
+        await vm.start(timeout_s=0.02)
+    assert vm.state is VMState.STOPPED
+
+
+async def test_a_hypervisor_that_dies_in_a_start_is_told(vm, stage):
+    """A hypervisor that ends before the guest is ready is told at once, by its name."""
+    start = asyncio.create_task(vm.start())
+    async with asyncio.timeout(5):
+        await stage.booting.wait()
+        stage.child.process.kill()
+        with pytest.raises(HelperExited, match="qemu ended unexpectedly"):
+            await start
+
+
+async def test_a_cancelled_start_leaves_nothing(vm, stage):
+    """Cancelling a start ends what it had begun, before the cancellation is over."""
+    start = asyncio.create_task(vm.start())
+    async with asyncio.timeout(5):
+        await stage.booting.wait()
+        start.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await start
+    assert (vm.state, stage.powered, vm.heard) == (VMState.STOPPED, 0, ["close"])
+
+
+async def test_a_stop_ends_a_start(vm, stage):
+    """A stop while it starts ends the start with an error, and is no failure of the stop."""
+    start = asyncio.create_task(vm.start())
+    async with asyncio.timeout(5):
+        await stage.booting.wait()
+        await vm.stop()
+        with pytest.raises(StartError, match="stopped before it was ready"):
+            await start
+    assert vm.heard == ["close"]
+
+
+async def test_a_hypervisor_that_dies_is_an_error_and_a_close(running, stage):
+    """A hypervisor that ends by itself is told to listeners, once, and then the machine is stopped."""
+    closed = asyncio.Event()
+    running.on("close", closed.set)
+    stage.child.process.kill()
+    async with asyncio.timeout(5):
+        await closed.wait()
+    assert running.heard == ["ready", "helper-exited", "close"]
+    assert running.state is VMState.STOPPED
+
+
+async def test_a_stop_that_fails_is_told_to_its_caller(running, stage):
+    """What goes wrong in a stop is raised from it as a StopError, and the machine counts as stopped."""
+    stage.trouble = OSError("no")
+    with pytest.raises(StopError) as caught:
+        await running.stop()
+    assert isinstance(caught.value.__cause__, OSError)
+    assert running.heard == ["ready", "close"]
+    await running.stop()
+
+
+async def test_a_cancelled_stop_is_finished_all_the_same(running, stage):
+    """Whoever asked for a stop may be cancelled; the stop goes on, and another caller can wait for it."""
+    stop = asyncio.create_task(running.stop())
+    await asyncio.sleep(0)
+    stop.cancel()
+    async with asyncio.timeout(5):
+        await running.stop()
+    assert running.state is VMState.STOPPED
+    assert running.heard == ["ready", "close"]
+
+
+async def test_two_stops_are_one(running, stage):
+    """A second stop joins the first."""
+    async with asyncio.timeout(5):
+        await asyncio.gather(running.stop(), running.stop())
+    assert (running.heard, stage.said) == (["ready", "close"], ["asked"])
+
+
+async def test_pause_and_resume(running):
+    """Pausing and resuming change the state, say so once, and are fine when repeated."""
+    await running.vm_resume()
+    await running.vm_pause()
+    await running.vm_pause()
+    assert running.state is VMState.PAUSED
+    await running.vm_resume()
+    assert running.state is VMState.RUNNING
+    assert running.heard == ["ready", "vmPause", "vmResume"]
+
+
+async def test_a_pause_that_fails_changes_nothing(running, stage):
+    """If the hypervisor refuses, the machine runs on and the caller is told."""
+    stage.trouble = GuestError("QEMU refused stop")
+    with pytest.raises(GuestError):
+        await running.vm_pause()
+    assert running.state is VMState.RUNNING
+
+
+@pytest.mark.parametrize("trouble", [None, GuestError("QEMU did not answer stop")])
+async def test_a_stop_overtakes_a_pause(running, stage, trouble):
+    """A pause that a stop has overtaken is an error of ours, and the machine is stopped."""
+    stage.may_pause.clear()
+    pause = asyncio.create_task(running.vm_pause())
+    async with asyncio.timeout(5):
+        await stage.pausing.wait()
+        await running.stop()
+        stage.trouble = trouble
+        stage.may_pause.set()
+        with pytest.raises(GuestError if trouble else StateError):
+            await pause
+    assert running.state is VMState.STOPPED
+    assert "vmPause" not in running.heard
+
+
+async def test_a_guest_that_reboots_is_ready_again(running, stage):
+    """A guest that resets itself is starting until it is ready anew, and says so."""
+    again = asyncio.Event()
+    running.on("ready", again.set)
+    stage.ready.clear()
+    stage.watcher(Happening.REBOOTED, "guest-reset")
+    assert running.state is VMState.STARTING
+    stage.ready.set()
+    async with asyncio.timeout(5):
+        await again.wait()
+    assert running.state is VMState.RUNNING
+    assert running.heard == ["ready", "ready"]
+    assert (stage.reboots_expected, stage.said) == (1, ["reset"])
+
+
+async def test_a_reset_before_the_first_ready_is_part_of_the_boot(vm, stage):
+    """A guest that resets while it boots is ready once, not twice."""
+    start = asyncio.create_task(vm.start())
+    async with asyncio.timeout(5):
+        await stage.booting.wait()
+        stage.watcher(Happening.REBOOTED, "guest-reset")
+        stage.ready.set()
+        await start
+        for _ in range(10):
+            await asyncio.sleep(0)
+    assert (vm.heard, stage.said) == (["ready"], [])
+
+
+async def test_a_reset_on_the_way_out_changes_nothing(running, stage, monkeypatch):
+    """A guest that resets itself while it is being stopped is stopped all the same."""
+
+    async def shut_down(_session, _force) -> None:
+        stage.watcher(Happening.REBOOTED, "guest-reset")
+
+    monkeypatch.setattr(machine_module, "shut_down", shut_down)
+    async with asyncio.timeout(5):
+        await running.stop()
+    assert running.heard == ["ready", "close"]
+
+
+async def test_a_failed_disk_is_an_error(running, stage):
+    """What the hypervisor tells of a failed disk is an error event, and the state says so."""
+    told = asyncio.Event()
+    running.on("error", lambda _: told.set())
+    stage.watcher(Happening.FAILED, "the disk ovm-data failed: No space left on device")
+    async with asyncio.timeout(5):
+        await told.wait()
+    assert running.state is VMState.ERROR
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda vm: vm.export_port(-1, 80), "host_port=-1"),
+        (lambda vm: vm.export_port(65536, 80), "host_port=65536"),
+        (lambda vm: vm.export_port(80, 0), "guest_port=0"),
+        (lambda vm: vm.export_port("80", 80), "host_port='80'"),
+        (lambda vm: vm.export_port(80, 80, protocol="sctp"), "protocol='sctp'"),
+        (lambda vm: vm.export_port(80, 80, address="localhost"), "address='localhost'"),
+        (lambda vm: vm.unexport_port(0), "host_port=0"),
+        (lambda vm: vm.exec("ls -l"), "argv is the list"),
+        (lambda vm: vm.exec([]), "argv is the list"),
+    ],
+)
+async def test_what_makes_no_sense_is_refused_first(vm, call, words):
+    """A port, address or command that is none is an OptionError, whatever the machine's state."""
+    with pytest.raises(OptionError) as caught:
+        await call(vm)
+    assert words in caught.value.message
+
+
+async def test_it_says_what_it_is(running):
+    """A machine shows its directory and state."""
+    assert repr(running) == f"<OVM {running.options.target_dir} Running>"
+
+
+async def test_sockets_live_in_a_private_directory(vm):
+    """The directory of the sockets is closed to others, even if it was there before and open."""
+    vm.options.socket_dir.mkdir(mode=0o777)
+    prepare._make_directories(vm.options)
+    assert vm.options.socket_dir.stat().st_mode & 0o777 == 0o700
