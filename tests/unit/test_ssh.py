@@ -103,8 +103,12 @@ async def test_a_process_can_be_talked_to(ssh):
 async def test_a_command_that_runs_too_long_is_ended(ssh, tmp_path):
     """At its deadline a command is ended in the guest, and the error says how long it was given."""
     pid_file = tmp_path / "pid"
-    with pytest.raises(ExecTimeout, match=r"ran longer than 0\.1 s"):
-        await ssh.exec(["sh", "-c", f"echo $$ > {shlex.quote(str(pid_file))}; exec sleep 60"], timeout_s=0.1)
+    script = f"echo $$ > {shlex.quote(str(pid_file))}; exec sleep 60"
+    for given in (0.1, 1, 10):  # a busy machine may need more time to begin
+        with pytest.raises(ExecTimeout, match=f"ran longer than {given:g} s"):
+            await ssh.exec(["sh", "-c", script], timeout_s=given)
+        if pid_file.exists() and pid_file.read_text():
+            break
     try:
         watch = os.pidfd_open(int(pid_file.read_text()))
     except ProcessLookupError:

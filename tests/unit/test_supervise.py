@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 
@@ -62,6 +63,33 @@ async def test_a_death_ends_the_wait(helper):
     assert caught.value.exit_reason == "killed by SIGKILL"
     assert caught.value.log_tail == ("its last words",)
     assert ended.is_set()
+
+
+async def test_a_failure_after_the_death_is_not_complained_of(helper, monkeypatch):
+    """What fails because the helper has died, and after it, is no error on top of the error that tells so."""
+    loop = asyncio.get_running_loop()
+    complaints = []
+    monkeypatch.setattr(loop, "_exception_handler", lambda _loop, context: complaints.append(context))
+    telling, exited = asyncio.Event(), helper.exited
+
+    async def hang_up():
+        await telling.wait()
+        raise ConnectionResetError
+
+    async def tell(stage):
+        telling.set()
+        return await exited(stage)
+
+    monkeypatch.setattr(helper, "exited", tell)
+    waiting = asyncio.create_task(race(hang_up(), [helper], stage="boot", timeout_s=60))
+    os.kill(helper.pid, signal.SIGKILL)
+    async with asyncio.timeout(5):
+        with pytest.raises(HelperExited):
+            await waiting
+    del waiting
+    await asyncio.sleep(0)  # the loop lets go of it only now
+    gc.collect()
+    assert complaints == []
 
 
 async def test_the_deadline_shows_the_evidence(helper, tmp_path):

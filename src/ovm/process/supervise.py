@@ -59,11 +59,12 @@ async def race(
 
 
 async def _cancel(futures: Iterable[asyncio.Future[Any]]) -> None:
+    futures = tuple(futures)
     pending = [future for future in futures if not future.done()]
     for future in pending:
         future.cancel()
     if pending:
         await asyncio.wait(pending)  # which, unlike awaiting each, does not mistake our own cancellation for theirs
-    for future in pending:
+    for future in futures:
         if not future.cancelled():
             future.exception()  # so that nobody complains that it was never looked at
