@@ -113,8 +113,8 @@ class Session:
 
     async def guest_was_reset(self) -> None:
         """Forget what died with the last boot. Containers that start again announce their ports again."""
+        await self.ssh.close()  # first: whoever waits for an answer of the old guest must learn that none will come
         await self.clock.close()
-        await self.ssh.close()
         for forward in [f for f in self.forwards.values() if f.purpose == "container"]:
             with contextlib.suppress(PortError):
                 await self._close(forward)
@@ -155,5 +155,5 @@ async def open_session(*, ssh: SSH, **parts: Any) -> AsyncIterator[Session]:
     try:
         yield session
     finally:
-        await session.clock.close()
         await ssh.close()
+        await session.clock.close()
