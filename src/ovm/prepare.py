@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,13 @@ def _make_directories(options: Options) -> None:
     status = options.socket_dir.stat()
     if status.st_uid != os.getuid():  # somebody else could swap our sockets
         raise FileError(f"socket_dir {options.socket_dir} belongs to another user", hint="give a directory of your own")
+    for (
+        ancestor
+    ) in options.socket_dir.parents:  # the same for a directory on the way that anybody could have made first
+        if ancestor.parent.stat().st_mode & stat.S_IWOTH and ancestor.lstat().st_uid not in {0, os.getuid()}:
+            raise FileError(
+                f"socket_dir {options.socket_dir} lies in another user's {ancestor}", hint="give another one"
+            )
     options.socket_dir.chmod(0o700)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ from ovm import machine as machine_module
 from ovm import prepare
 from ovm.config import Options
 from ovm.errors import (
+    FileError,
     GuestError,
     HelperExited,
     OptionError,
@@ -412,3 +415,16 @@ async def test_sockets_live_in_a_private_directory(vm):
     vm.options.socket_dir.mkdir(mode=0o777)
     prepare._make_directories(vm.options)
     assert vm.options.socket_dir.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's directory")
+@pytest.mark.parametrize(("foreign", "words"), [("", "belongs to another user"), ("..", "lies in another user's")])
+async def test_nobody_else_can_lay_out_the_socket_directory(vm, short_path, foreign, words):
+    """A socket directory that another user made, or made the way to in /tmp, is refused: its sockets could be swapped."""
+    short_path.chmod(0o1777)
+    chosen = short_path / "ovm-0" / "default"
+    chosen.mkdir(parents=True)
+    os.chown((chosen / foreign).resolve(), 65534, 65534)
+    options = dataclasses.replace(vm.options, socket_dir=chosen)
+    with pytest.raises(FileError, match=words):
+        prepare._make_directories(options)
