@@ -7,11 +7,13 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 from ovm import prepare
 from ovm.config import PODMAN_PORT_FIRST, SSH_PORT_FIRST, Options
-from ovm.errors import OVMError
+from ovm.disks.blocking import in_thread
+from ovm.errors import HelperExited, OVMError, StartError
 from ovm.guest import ready
 from ovm.guest.ssh import SSH, warm_up
 from ovm.hypervisors import Channel, Disk, Share, VMSpec, Watcher, qemu, virtiofsd
@@ -28,7 +30,7 @@ LOCK_WAIT_S = 5.0
 STOP_TIMEOUT_S = 90.0
 """How long the guest may take to shut down before its power is cut."""
 POWER_BUTTON_AFTER_S = 15.0
-"""When a guest that was asked over ssh and is still there hears the power button too."""
+"""When a guest that was asked over ssh and is still there hears the power button too, and how often."""
 FORCE_TIMEOUT_S = 5.0
 BLAME_WAIT_S = 0.5
 """gvproxy ends with its hypervisor and may be noticed first; wait to see who really was the first to go."""
@@ -65,9 +67,10 @@ async def power_on(
     names = ["guard", "gvproxy", "qemu", "console", *_daemon_names(options)]
     async with contextlib.AsyncExitStack() as stack:
         held = await stack.enter_async_context(lock.hold(prepare.locked_directories(options), wait_s=LOCK_WAIT_S))
-        await asyncio.to_thread(_clear_sockets, sockets)
-        stack.push_async_callback(asyncio.to_thread, _clear_sockets, sockets)
-        log_paths = await asyncio.to_thread(lambda: {name: logs.rotate(options.log_dir, name) for name in names})
+        # a thread cannot be cancelled: it is waited for, or it would write behind the back of the lock's next holder
+        await in_thread(partial(_clear_sockets, sockets))
+        stack.push_async_callback(in_thread, partial(_clear_sockets, sockets))
+        log_paths = await in_thread(lambda: {name: logs.rotate(options.log_dir, name) for name in names})
         importing = asyncio.create_task(warm_up())
         stack.callback(importing.cancel)
 
@@ -81,7 +84,7 @@ async def power_on(
         step("network")
 
         blocked = tuple(port for port in (ssh_port, podman_port) if port is not None)
-        await asyncio.to_thread(prepare.write_boot_initrd, options, prepared, blocked)
+        await in_thread(partial(prepare.write_boot_initrd, options, prepared, blocked))
         channel = await stack.enter_async_context(ready.listen(sockets.ready, log.warning))
         spec = vm_spec(options, prepared, sockets, log_paths["console"])
         daemons = []
@@ -131,7 +134,6 @@ async def _open_ports(network: gvproxy.Network, sockets: SocketPaths, options: O
     if options.guest == "bare":
         return ssh.host_port, None
     await network.expose_socket(sockets.podman, PODMAN_GUEST_PORT)
-    await asyncio.to_thread(sockets.podman.chmod, 0o600)
     if not options.podman_tcp:
         return ssh.host_port, None
     podman = await network.pick(PODMAN_GUEST_PORT, first=PODMAN_PORT_FIRST)
@@ -178,9 +180,37 @@ async def come_up(session: Session, *, step: Callable[[str], None]) -> None:
     step("guest")
     if session.options.guest != "bare":
         await session.attach()
-    await asyncio.to_thread(prepare.remember_ready, session.options)
-    await asyncio.to_thread(SocketPaths(session.options.socket_dir).boot_initrd.unlink, missing_ok=True)
+    await in_thread(partial(prepare.remember_ready, session.options))
+    await in_thread(partial(session.sockets.boot_initrd.unlink, missing_ok=True))
     step("ready")
+
+
+async def boot_error(session: Session, message: str) -> StartError:
+    """What went wrong inside the guest while it booted; its console is the evidence."""
+    return StartError(
+        message,
+        stage="boot",
+        log_tail=await in_thread(partial(logs.tail, session.console_log)),
+        hint=f"the guest's console is in {session.console_log}",
+    )
+
+
+async def explain(session: Session, noticed: HelperExited) -> StartError:
+    """What a helper's end during the boot really means: a guest that is gone takes the hypervisor and gvproxy along.
+
+    Raises:
+        GuestRefused: the guest had said why.
+    """
+    await session.channel.last_words()
+    vm = session.vm.child
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(BLAME_WAIT_S):
+            await vm.wait()
+    if vm.running:
+        return noticed
+    if vm.process.returncode == 0:
+        return await boot_error(session, "the guest powered itself off before it was ready")
+    return await vm.exited("boot")
 
 
 async def blame(session: Session, noticed: Child) -> Child | None:
@@ -196,6 +226,14 @@ async def blame(session: Session, noticed: Child) -> Child | None:
 
 async def shut_down(session: Session, force_wanted: asyncio.Event) -> None:
     """Ask, ask louder, cut the power. The helpers that hang on the hypervisor may end with it."""
+    try:
+        await _shut_down(session, force_wanted)
+    except asyncio.CancelledError:  # the event loop is ending in the midst of it: what was begun is finished
+        await _shut_down(session, force_wanted)
+        raise
+
+
+async def _shut_down(session: Session, force_wanted: asyncio.Event) -> None:
     for child in session.children:
         child.expected = True
     vm = session.vm
@@ -221,8 +259,10 @@ async def shut_down(session: Session, force_wanted: asyncio.Event) -> None:
 async def _ask_to_power_off(session: Session, force_wanted: asyncio.Event) -> None:
     with contextlib.suppress(OVMError):
         await session.vm.resume()  # a paused guest hears nothing
-        if session.options.guest != "bare" and not force_wanted.is_set():
-            with contextlib.suppress(OVMError):
-                await session.ssh.exec(POWER_OFF, timeout_s=POWER_BUTTON_AFTER_S)
-                await asyncio.sleep(POWER_BUTTON_AFTER_S)
+    if session.options.guest != "bare" and not force_wanted.is_set():
+        with contextlib.suppress(OVMError):
+            await session.ssh.exec(POWER_OFF, timeout_s=POWER_BUTTON_AFTER_S)
+            await asyncio.sleep(POWER_BUTTON_AFTER_S)
+    while True:  # a press that comes before the guest listens is lost
         await session.vm.request_stop()
+        await asyncio.sleep(POWER_BUTTON_AFTER_S)

@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from ovm import prepare
-from ovm.boot import blame, come_up, power_on, shut_down
+from ovm.boot import blame, boot_error, come_up, explain, power_on, shut_down
 from ovm.config import Options, check_address, check_port
-from ovm.errors import GuestError, OptionError, OVMError, StartError, StateError, StopError
+from ovm.errors import GuestError, HelperExited, OptionError, OVMError, StartError, StateError, StopError
 from ovm.events import Event, EventName, Events, Listener
 from ovm.guest.clock import ClockSync
 from ovm.guest.ssh import ExecResult
@@ -121,7 +121,7 @@ class OVM:
         self._began = time.monotonic()
         self._stages = []
         self._happened: asyncio.Queue[tuple[Happening, str]] = asyncio.Queue()
-        self._stop_wanted, self._force_wanted = asyncio.Event(), asyncio.Event()
+        self._stop_wanted, self._force_wanted, self._fallen = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._to(VMState.STARTING)
         started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._keeper = asyncio.create_task(self._keep(started, timeout_s), name=f"{self!r}")
@@ -162,7 +162,8 @@ class OVM:
         try:
             await self._live(started, timeout_s)
         except asyncio.CancelledError:
-            error = StartError("the machine was stopped before it was ready") if self._stop_wanted.is_set() else None
+            if self._stop_wanted.is_set() and not started.done():
+                error = StartError("the machine was stopped before it was ready")
         except BaseExceptionGroup as group:
             error = _first(group)
         except Exception as failure:  # noqa: BLE001 - told to start()'s caller or to the listeners
@@ -202,18 +203,32 @@ class OVM:
 
     async def _come_up(self, session: Session, timeout_s: float) -> None:
         """Wait for the guest's ready; what can wait itself is done after it."""
-        await race(
-            come_up(session, step=self._done),
-            session.children,
-            stage="boot",
-            timeout_s=timeout_s,
-            evidence=session.console_log,
-            hint=f"the guest's console is in {session.console_log}",
-        )
+        try:
+            await race(
+                self._come_up_or_fall(session),
+                session.children,
+                stage="boot",
+                timeout_s=timeout_s,
+                evidence=session.console_log,
+                hint=f"the guest's console is in {session.console_log}",
+            )
+        except HelperExited as noticed:
+            raise await explain(session, noticed) from None
         heard = (Stage(f"guest: {s.name}", (s.heard_at - self._began) * 1000) for s in session.channel.stages)
         self._stages = sorted([*self._stages, *heard], key=lambda stage: stage.ms)
         if self.options.guest != "bare":
             self._in_background(session.settle())
+
+    async def _come_up_or_fall(self, session: Session) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            falling = tasks.create_task(self._fall(session))
+            await come_up(session, step=self._done)
+            falling.cancel()
+
+    async def _fall(self, session: Session) -> None:
+        """A guest that resets itself before its ready would do so again and again."""
+        await self._fallen.wait()
+        raise await boot_error(session, "the guest reset itself before it was ready")
 
     async def _stay(self, session: Session) -> None:
         """Until a stop is wanted or the guest powers off; whatever else ends is an error."""
@@ -256,7 +271,11 @@ class OVM:
         """The guest has reset itself."""
         self._began, self._stages = time.monotonic(), []
         await session.guest_was_reset()
-        await self._come_up(session, READY_TIMEOUT_S)
+        try:
+            await self._come_up(session, READY_TIMEOUT_S)
+        except Exception:
+            self._force_wanted.set()  # there is nothing in it to shut down
+            raise
         self._to(VMState.RUNNING)
         self._events.emit("ready")
 
@@ -502,8 +521,10 @@ class OVM:
 
     def _hear(self, what: Happening, words: str) -> None:
         if what is Happening.REBOOTED:
-            if self._session is None:
-                return  # it has not been ready yet, and is waited for already
+            if self._state is VMState.STARTING:
+                self._fallen.set()
+            if self._session is None or self._state is not VMState.RUNNING:
+                return  # on its way out, a reset changes nothing for us
             self._session.channel.expect_boot()  # now, not later: its first line may be the next thing to arrive
             if may_follow(self._state, VMState.STARTING):  # not on its way out
                 self._to(VMState.STARTING)

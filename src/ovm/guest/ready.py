@@ -26,6 +26,9 @@ from ovm.process import logs
 
 log = logging.getLogger(__name__)
 
+LAST_WORDS_S = 2.0
+"""The connection ends with the hypervisor; this is for one that does not."""
+
 _LINE_LIMIT_BYTES = 4096
 _STAGES_KEPT = 64
 _HINTS = {
@@ -70,6 +73,17 @@ class ReadyChannel:
             GuestRefused: it says that it cannot go on.
         """
         await asyncio.shield(self._ready)
+
+    async def last_words(self) -> None:
+        """When the hypervisor has ended: until everything the guest wrote has been heard.
+
+        Raises:
+            GuestRefused: it had said that it cannot go on.
+        """
+        if self.tasks:
+            await asyncio.wait(self.tasks, timeout=LAST_WORDS_S)
+        if self._ready.done():
+            self._ready.result()
 
     def hear(self, line: str) -> None:
         """Take in one line; what makes no sense is logged and passed over, for a guest is not to be trusted."""
@@ -132,8 +146,10 @@ async def listen(socket_path: Path, on_warning: Callable[[str], None]) -> AsyncI
         channel.tasks.add(task)
         task.add_done_callback(channel.tasks.discard)
 
-    server = await asyncio.start_unix_server(connected, socket_path, limit=_LINE_LIMIT_BYTES)
+    # asyncio pauses behind start_serving: a cancellation there would leave the server to nobody
+    server = await asyncio.start_unix_server(connected, socket_path, limit=_LINE_LIMIT_BYTES, start_serving=False)
     try:
+        await server.start_serving()
         await asyncio.to_thread(socket_path.chmod, 0o600)
         yield channel
     finally:

@@ -70,7 +70,7 @@ def command(spec: VMSpec, emulator: Emulator, accelerator: Accel, *, qmp_fd: int
         "-netdev", f"stream,id=wire,server=off,addr.type=unix,addr.path={escape(spec.network_socket)}",
         # the hubs let a new wire be plugged in when gvproxy has died
         "-netdev", "hubport,id=plug,hubid=0,netdev=wire", "-netdev", "hubport,id=card,hubid=0",
-        "-device", f"virtio-net-pci,netdev=card,mac={spec.mac}",
+        "-device", f"virtio-net-pci,netdev=card,mac={spec.mac},romfile=",  # it is not to be booted from
         "-device", "virtio-serial-pci",
     ]  # fmt: skip
     for number, channel in enumerate(spec.channels):
@@ -94,9 +94,11 @@ def command(spec: VMSpec, emulator: Emulator, accelerator: Accel, *, qmp_fd: int
 class QEMU:
     """A running QEMU; :func:`start` makes one."""
 
-    def __init__(self, child: Child, qmp: QMPClient) -> None:
+    def __init__(self, child: Child, qmp: QMPClient, wire: socket.socket, watching: asyncio.Task[None]) -> None:
         self.child = child
         self._qmp = qmp
+        self._wire = wire
+        self._watching = watching
 
     async def state(self) -> VMState:
         """What QEMU itself says now."""
@@ -113,8 +115,10 @@ class QEMU:
 
     async def request_stop(self) -> None:
         """Press the ACPI power button; a paused guest would not hear it, so it is resumed first."""
-        await self._execute("cont")
-        await self._execute("system_powerdown")
+        # past the client: an event loop that is ending has cancelled the client's tasks along with all others
+        for name in ("cont", "system_powerdown"):
+            with contextlib.suppress(OSError):
+                self._wire.send(json.dumps({"execute": name, "id": "button"}).encode())
 
     async def force_stop(self) -> None:
         """Cut the power; QEMU flushes its images before it goes."""
@@ -125,6 +129,8 @@ class QEMU:
     async def _execute(self, name: str, **arguments: Any) -> Any:
         from qemu.qmp import ExecuteError, QMPError
 
+        if self._watching.done() or self._watching.cancelling():  # and so are the client's own tasks
+            raise GuestError(f"QEMU cannot be asked to {name}: the connection to it is over")
         try:
             async with asyncio.timeout(QMP_TIMEOUT_S):
                 return await self._qmp.execute(name, arguments or None)
@@ -176,7 +182,7 @@ async def start(
                 raise await child.exited("hypervisor") from error
             raise StartError(f"QEMU's control socket failed: {error}", stage="hypervisor") from error
         watching = asyncio.create_task(_watch(qmp, watcher), name="qmp events")
-        yield QEMU(child, qmp)
+        yield QEMU(child, qmp, ours, watching)
     finally:
         await child.end(grace_s=END_GRACE_S)
         if watching is not None:
