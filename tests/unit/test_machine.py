@@ -69,6 +69,9 @@ class Stage:
         def expect_boot() -> None:
             self.reboots_expected += 1
 
+        async def no_words() -> None:
+            pass
+
         async def nothing() -> None:
             self.said.append("reset")
 
@@ -77,7 +80,7 @@ class Stage:
                 options=options,
                 vm=self,
                 children=(self.child,),
-                channel=SimpleNamespace(stages=[], expect_boot=expect_boot),
+                channel=SimpleNamespace(stages=[], expect_boot=expect_boot, last_words=no_words),
                 console_log=self.tmp_path / "console.log",
                 guest_was_reset=nothing,
                 forwards={},
@@ -420,7 +423,7 @@ async def test_sockets_live_in_a_private_directory(vm):
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's directory")
 @pytest.mark.parametrize(("foreign", "words"), [("", "belongs to another user"), ("..", "lies in another user's")])
 async def test_nobody_else_can_lay_out_the_socket_directory(vm, short_path, foreign, words):
-    """A socket directory that another user made, or made the way to in /tmp, is refused: its sockets could be swapped."""
+    """A socket directory that another user made, or the way to it, is refused: its sockets could be swapped."""
     short_path.chmod(0o1777)
     chosen = short_path / "ovm-0" / "default"
     chosen.mkdir(parents=True)
