@@ -58,6 +58,7 @@ def test_nothing_required_missing_is_success(capsys, bare_host, tmp_path):
     status, out = examine(capsys)
     assert status == 0, out
     assert "missing " not in out
+    assert "accelerator" in out
     assert "gvproxy (0.8.9)" in out
 
 

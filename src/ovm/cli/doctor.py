@@ -171,7 +171,9 @@ def check_space() -> Check:
     hint = "free some space, or choose another disk with OVM_HOME"
     if free_mib < SPACE_NEEDED_MIB:
         return Check("disk space", "missing", detail, hint)
-    return Check("disk space", "ok" if free_mib >= SPACE_WANTED_MIB else "warn", detail, hint)
+    if free_mib < SPACE_WANTED_MIB:
+        return Check("disk space", "warn", detail, hint)
+    return Check("disk space", "ok", detail)
 
 
 def check_socket_dir() -> Check:
@@ -239,5 +241,20 @@ async def _virtiofsd() -> list[Check]:
     return [Check(name, "ok", str(found))]
 
 
-async def _accelerator(arch: str) -> list[Check]:  # noqa: ARG001 - used once the probe exists
-    return []
+async def _accelerator(arch: str) -> list[Check]:
+    from ovm import helpers, hypervisors, paths, registry
+    from ovm.errors import OVMError
+    from ovm.hypervisors import accel
+
+    name = "accelerator"
+    try:
+        found = await helpers.find_qemu(arch)
+        kernel = registry.load_image(registry.default_image_dir(arch)).path("kernel")
+    except OVMError:
+        return [Check(name, "warn", "can be told once there are QEMU and a guest image", "ovm image build")]
+    emulator = accel.Emulator(program=found.path, version=found.version, arch=hypervisors.host_arch())
+    answer = await accel.choose("auto", emulator, kernel=kernel, cache_dir=paths.cache_dir())
+    if answer.accelerator == "tcg":
+        hint = "make /dev/kvm work: virtualisation on (nested, inside of a VM), and you in the group kvm"
+        return [Check(name, "warn", f"tcg, several times slower: {answer.reason}", hint)]
+    return [Check(name, "ok", f"{answer.accelerator}: {answer.reason}")]

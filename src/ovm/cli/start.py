@@ -142,8 +142,8 @@ def _announce(name: str, info: Info, *, as_json: bool) -> None:
         print(msgspec.json.encode(fields).decode(), flush=True)
         return
     took = info.timings[-1].ms / 1000 if info.timings else 0
-    stages = ", ".join(f"{stage.name} {stage.ms / 1000:.1f}" for stage in info.timings)
-    click.echo(f"  {stages}", err=True)
+    for stage in info.timings:
+        click.echo(click.style(f"  {stage.ms / 1000:5.1f} s  {stage.name}", dim=True), err=True, color=colour())
     click.echo(f"{name} is ready after {took:.1f} s ({info.accelerator}: {info.accelerator_reason})", err=True)
     click.echo("In another shell, for docker, podman --remote and anything else that speaks to an engine:\n", err=True)
     click.echo(f"  export DOCKER_HOST={click.style(info.docker_host, bold=True)}\n", color=colour())
