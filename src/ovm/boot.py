@@ -38,6 +38,10 @@ BLAME_WAIT_S = 0.5
 POWER_OFF = ("systemctl", "start", "--no-block", "--job-mode=replace-irreversibly", "poweroff.target")
 """What ``systemctl poweroff`` does where there is no logind to ask, which the guest has not."""
 
+PANIC = "Kernel panic - not syncing: "
+PANIC_LINES = 100
+"""How far behind the reason of a panic its registers and call trace may end."""
+
 PODMAN_GUEST_PORT = 58125
 SSH_GUEST_PORT = 22
 READY_VSOCK_PORT = 1026
@@ -66,7 +70,9 @@ async def power_on(
     sockets = SocketPaths(options.socket_dir)
     names = ["guard", "gvproxy", "qemu", "console", *_daemon_names(options)]
     async with contextlib.AsyncExitStack() as stack:
+        await in_thread(partial(prepare.make_directories, options))  # a logout may have taken the runtime directory
         held = await stack.enter_async_context(lock.hold(prepare.locked_directories(options), wait_s=LOCK_WAIT_S))
+        await in_thread(partial(prepare.check_files, prepared.files))
         # a thread cannot be cancelled: it is waited for, or it would write behind the back of the lock's next holder
         await in_thread(partial(_clear_sockets, sockets))
         stack.push_async_callback(in_thread, partial(_clear_sockets, sockets))
@@ -187,10 +193,12 @@ async def come_up(session: Session, *, step: Callable[[str], None]) -> None:
 
 async def boot_error(session: Session, message: str) -> StartError:
     """What went wrong inside the guest while it booted; its console is the evidence."""
+    console = await in_thread(partial(logs.tail, session.console_log, PANIC_LINES))
+    panics = [line.partition(PANIC)[2] for line in console if PANIC in line]
     return StartError(
-        message,
+        f"{message}: kernel panic, {panics[-1]}" if panics else message,
         stage="boot",
-        log_tail=await in_thread(partial(logs.tail, session.console_log)),
+        log_tail=console[-logs.TAIL_LINES :],
         hint=f"the guest's console is in {session.console_log}",
     )
 

@@ -88,6 +88,7 @@ class OVM:
         self._keeper: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
         self._background: set[asyncio.Task[None]] = set()
+        self._changes: set[asyncio.Task[None]] = set()
         self._began = 0.0
         self._stages: list[Stage] = []
 
@@ -168,6 +169,9 @@ class OVM:
             error = _first(group)
         except Exception as failure:  # noqa: BLE001 - told to start()'s caller or to the listeners
             error = failure
+            if isinstance(failure, OSError) and not started.done():
+                error = StartError(f"a file or socket cannot be used: {failure}")
+                error.__cause__ = failure
         for task in self._background:
             task.cancel()
         self._session = None
@@ -326,6 +330,9 @@ class OVM:
         Raises:
             StateError: it is neither running nor paused.
         """
+        await self._to_its_end(self._pause())
+
+    async def _pause(self) -> None:
         async with self._turn:
             if self._state is VMState.PAUSED:
                 return
@@ -349,6 +356,9 @@ class OVM:
             StateError: it is neither running nor paused.
             GuestError: it runs again, but its clock could not be set.
         """
+        await self._to_its_end(self._resume())
+
+    async def _resume(self) -> None:
         async with self._turn:
             if self._state is VMState.RUNNING:
                 return
@@ -529,6 +539,13 @@ class OVM:
             if may_follow(self._state, VMState.STARTING):  # not on its way out
                 self._to(VMState.STARTING)
         self._happened.put_nowait((what, words))
+
+    async def _to_its_end(self, change: Coroutine[Any, Any, None]) -> None:
+        """A change of the state, finished once begun, even if its caller is cancelled."""
+        task = asyncio.create_task(change)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        await asyncio.shield(task)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ import msgspec
 from ovm import hypervisors, paths
 from ovm.config import Options
 from ovm.disks import assets, data, materialize
+from ovm.disks.blocking import in_thread
 from ovm.errors import FileError, HelperError, OptionError
 from ovm.guest import bootconfig, ssh
 from ovm.hypervisors import accel
@@ -23,7 +25,7 @@ from ovm.process import lock
 from ovm.process.probe import GVPROXY, QEMU, VIRTIOFSD, check_helper
 
 PREPARE_LOCK_WAIT_S = 60.0
-"""Another create on the same directory is waited for; a running machine is not, it says who owns it at once."""
+"""Another create on the same directory is waited for; a running machine is not, and it is said who owns it."""
 
 Progress = Callable[[str, int, int], object]
 
@@ -54,16 +56,16 @@ async def prepare_linux(options: Options, progress: Progress | None = None) -> P
     arch = hypervisors.host_arch()
     await asyncio.to_thread(_check, options, arch)
     emulator, virtiofsd = await _check_helpers(options, arch)
-    await asyncio.to_thread(_make_directories, options)
+    accelerator = await accel.choose(
+        options.accelerator, emulator, kernel=options.origin_path.kernel, cache_dir=paths.cache_dir()
+    )
+    await in_thread(partial(make_directories, options))
     # the keys may be shared by several machines, so they are owned only while they are made
     alone = [*locked_directories(options), options.ssh_key_dir]
-    async with lock.hold(alone, wait_s=PREPARE_LOCK_WAIT_S), asyncio.TaskGroup() as tasks:
+    async with lock.hold(alone, wait_s=PREPARE_LOCK_WAIT_S, brief=True), asyncio.TaskGroup() as tasks:
         files = tasks.create_task(_make_files(options, progress))
-        tasks.create_task(asyncio.to_thread(ssh.make_keys, KeyPaths(options.ssh_key_dir)))
-        accelerator = tasks.create_task(
-            accel.choose(options.accelerator, emulator, kernel=options.origin_path.kernel, cache_dir=paths.cache_dir())
-        )
-    return Prepared(files=files.result(), emulator=emulator, accelerator=accelerator.result(), virtiofsd=virtiofsd)
+        tasks.create_task(in_thread(partial(ssh.make_keys, KeyPaths(options.ssh_key_dir))))
+    return Prepared(files=files.result(), emulator=emulator, accelerator=accelerator, virtiofsd=virtiofsd)
 
 
 async def _make_files(
@@ -127,7 +129,23 @@ async def _check_helpers(options: Options, arch: hypervisors.Arch) -> tuple[acce
     return emulator, virtiofsd
 
 
-def _make_directories(options: Options) -> None:
+def check_files(files: materialize.Files) -> None:
+    """See that nobody has taken a file away since it was put there.
+
+    Raises:
+        FileError: says which is missing.
+    """
+    for path in (files.gvproxy, files.kernel, files.initrd, files.rootfs):
+        if not path.is_file():
+            raise FileError(f"{path} is missing", hint="restore the files with reset_path()")
+
+
+def make_directories(options: Options) -> None:
+    """Make the four directories, private to this user.
+
+    Raises:
+        FileError: one cannot be made, or is not to be trusted.
+    """
     for directory in (options.target_dir, options.log_dir, options.socket_dir, options.ssh_key_dir):
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -202,5 +220,5 @@ def search_domains() -> tuple[str, ...]:
 async def reset(options: Options, *, with_data: bool) -> None:
     """Make every file anew from its origin, and the data disk too if asked; raises as :func:`prepare_linux` does."""
     await asyncio.to_thread(assets.check_origins, options.origin_path, rootfs_must_be_btrfs=options.guest != "bare")
-    async with lock.hold(locked_directories(options), wait_s=0):
+    async with lock.hold(locked_directories(options), wait_s=0, brief=True):
         await _make_files(options, force=True, without_data=with_data)

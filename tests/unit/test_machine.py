@@ -416,7 +416,7 @@ async def test_it_says_what_it_is(running):
 async def test_sockets_live_in_a_private_directory(vm):
     """The directory of the sockets is closed to others, even if it was there before and open."""
     vm.options.socket_dir.mkdir(mode=0o777)
-    prepare._make_directories(vm.options)
+    prepare.make_directories(vm.options)
     assert vm.options.socket_dir.stat().st_mode & 0o777 == 0o700
 
 
@@ -430,4 +430,4 @@ async def test_nobody_else_can_lay_out_the_socket_directory(vm, short_path, fore
     os.chown((chosen / foreign).resolve(), 65534, 65534)
     options = dataclasses.replace(vm.options, socket_dir=chosen)
     with pytest.raises(FileError, match=words):
-        prepare._make_directories(options)
+        prepare.make_directories(options)
