@@ -1,0 +1,55 @@
+"""Guests for the end-to-end tests."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+import ovm.image
+import tiny
+from ovm.image.build import host_arch
+
+CACHE = Path(__file__).parents[2] / ".cache"
+
+
+@pytest.fixture(scope="session")
+async def image() -> Path:
+    """A full guest image: $OVM_TEST_IMAGE, else one built once for each state of its sources."""
+    if chosen := os.environ.get("OVM_TEST_IMAGE"):
+        return Path(chosen).absolute()
+    directory = CACHE / f"test-image-{_sources_digest()}"
+    CACHE.mkdir(exist_ok=True)
+    with (CACHE / "test-image.lock").open("w") as lock:  # parallel runs wait for one build
+        await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
+        if not (directory / "image.json").exists():
+            await ovm.image.build_image(ovm.image.BuildOptions(arch=host_arch(), output=directory))
+    return directory
+
+
+def _sources_digest() -> str:
+    digest = hashlib.sha256()
+    root = Path(ovm.image.__file__).parent
+    for path in sorted(path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
+        for part in (os.fsencode(path.relative_to(root)), path.stat().st_mode.to_bytes(4, "big"), path.read_bytes()):
+            digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()[:16]
+
+
+@pytest.fixture(scope="session")
+def tiny_guest(image: Path, tmp_path_factory: pytest.TempPathFactory) -> tiny.Guest:
+    """The files of the tiny guest."""
+    return tiny.build(image, tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+async def machines(tiny_guest: tiny.Guest, gvproxy: Path, short_path: Path) -> AsyncIterator[tiny.Machines]:
+    """Makes tiny machines; at the end they are ended, and nothing of them may be left."""
+    made = tiny.Machines(tiny_guest, gvproxy, short_path)
+    yield made
+    await made.end()

@@ -1,0 +1,211 @@
+"""Starts that fail: each with its own error, with evidence, and with nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ovm
+import tiny
+from ovm.config import SSH_PORT_FIRST
+
+pytestmark = pytest.mark.tiny
+
+
+async def failure(m: tiny.Machine, machines: tiny.Machines, **how: Any) -> ovm.OVMError:
+    """The error of a start, which must have told of it and left nothing."""
+    with pytest.raises(ovm.OVMError) as caught:
+        await m.ovm.start(**how)
+    assert m.events == ["error", "close"]
+    assert m.errors == [caught.value]
+    assert m.state == "Stopped"
+    assert await machines.leftovers() == []
+    m.events.clear(), m.errors.clear()
+    return caught.value
+
+
+def script(path: Path, body: str) -> Path:
+    """A program that tells gvproxy's and QEMU's version, and otherwise does ``body``."""
+    path.write_text(
+        "#!/bin/sh\n"
+        'case $1 in -version) echo "gvproxy version v0.8.9"; exit ;;'
+        ' --version) echo "QEMU emulator version 7.2.0"; exit ;; esac\n' + body
+    )
+    path.chmod(0o755)
+    return path
+
+
+async def test_the_guest_is_never_ready_and_a_later_start_succeeds(machines: tiny.Machines) -> None:
+    m = await machines("m", "never", "tick")
+    error = await failure(m, machines, timeout_s=8)
+    assert isinstance(error, ovm.NotReadyError)
+    assert (error.message, error.stage) == ("nothing was heard for 8 s", "boot")
+    assert error.log_tail
+    assert str(m.ovm.options.log_dir / "console.log") in error.hint
+    again = await machines()
+    async with again.ovm:
+        assert again.events == ["ready"]
+
+
+async def test_the_guest_says_that_it_cannot_go_on(machines: tiny.Machines) -> None:
+    m = await machines("m", "fatal=data-damaged")
+    error = await failure(m, machines)
+    assert isinstance(error, ovm.GuestRefused)
+    assert error.message == "the guest cannot go on: tiny cannot go on"
+    assert error.stage == "data-damaged"
+    assert "btrfs check" in error.hint
+
+
+async def test_the_guests_last_words_count_however_late_they_are_heard(machines: tiny.Machines) -> None:
+    m = await machines("m", "fatal=data-foreign")
+
+    def doze(name: str) -> None:  # while the guest speaks, powers off, and QEMU and gvproxy end
+        if name == "hypervisor":
+            deadline = time.monotonic() + 120
+            while "qemu" in tiny._command(qemu[0]):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+
+    qemu: list[int] = []
+    done = m.ovm._done
+
+    def step(name: str) -> None:
+        done(name)
+        qemu.extend(_processes("qemu-system"))
+        doze(name)
+
+    def _processes(word: str) -> list[int]:
+        return [pid for pid in tiny.holders(machines.root) if word in tiny._command(pid)]
+
+    m.ovm._done = step  # type: ignore[method-assign]
+    error = await failure(m, machines)
+    assert isinstance(error, ovm.GuestRefused)
+    assert error.stage == "data-foreign"
+
+
+@pytest.mark.parametrize(
+    ("word", "message", "console"),
+    [
+        ("panic", "the guest reset itself before it was ready: kernel panic, sysrq triggered crash", "Kernel Offset"),
+        ("reset", "the guest reset itself before it was ready", "tiny: booted"),
+        ("off", "the guest powered itself off before it was ready", "Power down"),
+    ],
+)
+async def test_the_guest_falls_while_it_boots(machines: tiny.Machines, word: str, message: str, console: str) -> None:
+    m = await machines("m", word)
+    error = await failure(m, machines)
+    assert isinstance(error, ovm.StartError)
+    assert (error.message, error.stage) == (message, "boot")
+    assert console in "\n".join(error.log_tail)
+    assert "console.log" in error.hint
+
+
+async def test_qemu_that_ends_at_once(machines: tiny.Machines) -> None:
+    qemu = script(machines.root / "qemu", "echo 'no such machine' >&2; exit 3\n")
+    m = await machines("m", qemu=str(qemu), accelerator="tcg")
+    error = await failure(m, machines)
+    assert isinstance(error, ovm.HelperExited)
+    assert (error.message, error.stage) == ("qemu ended unexpectedly", "hypervisor")
+    assert error.exit_reason == "exit status 3"
+    assert error.log_tail == ("no such machine",)
+    assert "qemu.log" in error.hint
+
+
+async def test_qemu_that_never_answers(machines: tiny.Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ovm.hypervisors.qemu.QMP_START_S", 1.0)
+    qemu = script(machines.root / "qemu", "echo thinking; exec sleep 1000\n")
+    m = await machines("m", qemu=str(qemu), accelerator="tcg")
+    error = await failure(m, machines)
+    assert isinstance(error, ovm.NotReadyError)
+    assert error.stage == "hypervisor"
+    assert error.log_tail == ("thinking",)
+
+
+async def test_gvproxy_that_ends_at_once(machines: tiny.Machines) -> None:
+    machines.gvproxy = script(machines.root / "gvproxy", "echo 'cannot listen'; exit 0\n")
+    error = await failure(await machines(), machines)
+    assert isinstance(error, ovm.HelperExited)
+    assert (error.message, error.stage) == ("gvproxy ended unexpectedly", "network")
+    assert error.exit_reason == "exit status 0"
+    assert error.log_tail == ("cannot listen",)
+
+
+async def test_gvproxy_that_never_answers(machines: tiny.Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ovm.network.gvproxy.API_START_S", 1.0)
+    machines.gvproxy = script(machines.root / "gvproxy", "trap '' TERM\nwhile :; do sleep 0.2; done\n")
+    monkeypatch.setattr("ovm.network.gvproxy.END_GRACE_S", 0.2)
+    error = await failure(await machines(), machines)
+    assert isinstance(error, ovm.NotReadyError)
+    assert error.stage == "network"
+
+
+@pytest.mark.parametrize("name", ["gvproxy", "kernel", "tiny.initrd"])
+async def test_a_file_that_vanished_after_create(machines: tiny.Machines, name: str) -> None:
+    m = await machines()
+    (m.ovm.options.target_dir / name).unlink()
+    error = await failure(m, machines)
+    assert isinstance(error, ovm.FileError)
+    assert error.message == f"{m.ovm.options.target_dir / name} is missing"
+    assert "reset_path" in error.hint
+    await m.ovm.reset_path()
+    starting = m.start_soon()
+    await m.until_step("hypervisor")
+    await m.ovm.stop()
+    with pytest.raises(ovm.StartError):
+        await starting
+
+
+async def test_a_taken_ssh_port_is_passed_over(machines: tiny.Machines) -> None:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for port in range(SSH_PORT_FIRST, SSH_PORT_FIRST + 50):  # the first that is free now would have been taken
+            try:
+                taken.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            break
+        taken.listen()
+        m = await machines()
+        async with m.ovm:
+            assert m.ovm.info.ssh_port > port
+
+
+async def test_directories_that_vanished_are_made_again(machines: tiny.Machines) -> None:
+    m = await machines()
+    for directory in (m.ovm.options.socket_dir, m.ovm.options.log_dir):
+        shutil.rmtree(directory)
+    starting = m.start_soon()
+    await m.until_step("hypervisor")
+    assert m.ovm.options.socket_dir.stat().st_mode & 0o777 == 0o700
+    await m.ovm.stop()
+    with pytest.raises(ovm.StartError):
+        await starting
+
+
+async def test_a_socket_directory_that_became_unusable(machines: tiny.Machines) -> None:
+    m = await machines()
+    directory = m.ovm.options.socket_dir
+    for path in directory.iterdir():
+        path.unlink()
+    directory.rmdir()
+    directory.write_text("a file now")
+    error = await failure(m, machines)
+    assert isinstance(error, ovm.FileError)
+    assert str(directory) in error.message
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+async def test_a_socket_directory_that_may_not_be_written(machines: tiny.Machines) -> None:
+    m = await machines()
+    m.ovm.options.socket_dir.chmod(0o500)
+    try:
+        error = await failure(m, machines)
+    finally:
+        m.ovm.options.socket_dir.chmod(0o700)
+    assert isinstance(error, ovm.FileError)
