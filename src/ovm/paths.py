@@ -22,7 +22,7 @@
     ssh_key_dir/                   0700
         ovm  ovm.pub               the key that root in the guest accepts
         host_key  host_key.pub     the guest's own host key, pinned by the manager
-        ovm.lock                   held only while keys are made
+        ovm.lock                   held during create alone
 """
 
 from __future__ import annotations
