@@ -160,7 +160,7 @@ def load_image(directory: Path) -> Image:
         manifest = msgspec.json.decode(manifest_path.read_bytes(), type=_Manifest)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError(f"there is no guest image in {directory}", hint=_BUILD_HINT) from error
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ImageError(f"{manifest_path} cannot be read: {error}", hint=_BUILD_HINT) from error
     if (manifest.guest, manifest.format) != (IMAGE_GUEST, IMAGE_FORMAT):
         raise ImageError(

@@ -67,7 +67,9 @@ class Session:
 
     async def _attach_publisher(self) -> None:
         await self.ssh.connect()
-        await self.ssh.exec([ATTACHED], timeout_s=ATTACH_TIMEOUT_S)
+        told = await self.ssh.exec([ATTACHED], timeout_s=ATTACH_TIMEOUT_S)
+        if told.exit_status != 0:
+            raise GuestError(f"the guest did not take us for its manager: {told.stderr.decode(errors='replace')}")
 
     async def publish(self, wanted: Published, opened: bool) -> None:
         """Open or close what podman announces, within the policy: loopback unless ``-p`` names an address.

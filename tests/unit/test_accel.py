@@ -61,7 +61,7 @@ async def test_a_boot_into_the_panic_is_a_success(emulator, kernel, tmp_path):
         ("echo 'qemu: error: kvm run failed' >&2; kill -ABRT $$", "failed: qemu: error: kvm run failed"),
         ("exit 1", "failed: exit status 1"),
         ("exit 0", "failed: exit status 0"),
-        ("kill -SEGV $$", "failed: exit status -11"),
+        ("kill -SEGV $$", "failed: killed by SIGSEGV"),
         (f"({PANIC}); exit 1", "failed: VFS: Unable"),
     ],
 )

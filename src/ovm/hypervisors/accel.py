@@ -13,7 +13,6 @@ import hashlib
 import os
 import sys
 import tempfile
-from asyncio.subprocess import DEVNULL, STDOUT
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,7 +21,7 @@ import msgspec
 
 from ovm.errors import UnsupportedError
 from ovm.hypervisors import Arch
-from ovm.process.child import clean_environment
+from ovm.process.child import process_group
 
 Accel = Literal["kvm", "hvf", "tcg"]
 
@@ -130,22 +129,19 @@ async def probe(accelerator: Accel, emulator: Emulator, kernel: Path, *, timeout
         "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         "-kernel", os.fspath(kernel), "-append", f"console={CONSOLE[emulator.arch]} panic=-1 reboot=t",
     ]  # fmt: skip
-    with tempfile.TemporaryFile() as output:
-        process = await asyncio.create_subprocess_exec(
-            *argv, "-serial", "stdio", stdin=DEVNULL, stdout=output, stderr=STDOUT, env=clean_environment()
-        )
-        try:
-            async with asyncio.timeout(timeout_s):
-                status = await process.wait()
-        except TimeoutError:
-            return Answer("tcg", f"a guest stalls under {accelerator}")
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        output.seek(0)
-        said = output.read()
-    if status == 0 and _PANIC in said:
+    with tempfile.TemporaryDirectory(prefix="ovm-probe-") as directory:
+        log_path = Path(directory) / "qemu.log"
+        async with process_group((), log_path=Path(directory) / "guard.log") as group:
+            child = await group.spawn("qemu", [*argv, "-serial", "stdio"], log_path=log_path)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    reason = await child.wait()
+            except TimeoutError:
+                return Answer("tcg", f"a guest stalls under {accelerator}")
+            finally:
+                await child.end(grace_s=0)
+        said = await asyncio.to_thread(log_path.read_bytes)
+    if child.process.returncode == 0 and _PANIC in said:
         return Answer(accelerator, "a test boot succeeded")
     lines = said.decode(errors="replace").strip().splitlines()
-    return Answer("tcg", f"a test boot under {accelerator} failed: {lines[0] if lines else f'exit status {status}'}")
+    return Answer("tcg", f"a test boot under {accelerator} failed: {lines[0] if lines else reason}")

@@ -76,7 +76,7 @@ def load_image(directory: Path) -> GuestImage:
                 f"{directory} holds a guest image of another kind ({form.guest}, format {form.format})", hint=_REBUILD
             )
         described = msgspec.json.decode(text, type=Description)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ImageError(f"{directory / DESCRIPTION} cannot be understood: {error}", hint=_REBUILD) from error
     image = GuestImage(directory=directory, **{name: getattr(described, name) for name in described.__struct_fields__})
     for name in FILE_NAMES:
@@ -138,7 +138,7 @@ def remove_image(directory: Path) -> None:
     """
     try:
         form = msgspec.json.decode((directory / DESCRIPTION).read_bytes(), type=_Format)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ImageError(f"{directory} is not a guest image, so it was left alone") from error
     if form.guest != "ovm":
         raise ImageError(f"{directory} is a guest image of another kind ({form.guest}), so it was left alone")
