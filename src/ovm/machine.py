@@ -118,7 +118,11 @@ class OVM:
         Raises:
             StateError: it is not stopped.
             InUseError: another process owns one of the directories.
+            FileError: a file or directory of it is not there any more or cannot be used.
+            HelperError: a helper cannot be executed.
+            PortError: no port is to be had for ssh or podman.
             StartError: it did not come up; says at which stage, how a helper ended, and its last words.
+            GuestError: the guest said it was ready, but cannot be reached.
         """
         if self._keeper is not None and not self._keeper.done():
             raise StateError(f"the machine is {self._spoken()} already", hint="stop() it first")
@@ -332,6 +336,7 @@ class OVM:
 
         Raises:
             StateError: it is neither running nor paused.
+            GuestError: the hypervisor did not do as asked.
         """
         await self._to_its_end(self._pause())
 
@@ -455,6 +460,7 @@ class OVM:
             on_stderr: Likewise for standard error.
 
         Raises:
+            OptionError: ``argv`` is no list of words.
             StateError: it is not running.
             ExecTimeout: it ran too long.
             GuestError: the guest cannot be reached.
@@ -488,6 +494,7 @@ class OVM:
             StateError: it is not stopped.
             InUseError: another process runs it.
             InputError: an origin cannot be used any more; nothing was changed.
+            SpaceError: the disk is too small; says what is needed.
         """
         if self._keeper is not None and not self._keeper.done():
             raise StateError("the files of a running machine cannot be restored", hint="stop() it first")
