@@ -254,7 +254,9 @@ class Machine:
     async def until(self, *, state: str = "", event: str = "", count: int = 1, timeout_s: float = 120.0) -> None:
         """Until the machine went to ``state``, or ``event`` was heard, ``count`` times."""
         async with asyncio.timeout(timeout_s):
+            closed = self.events.count("close")
             while (self.transitions if state else self.events).count(state or event) < count:
+                assert self.events.count("close") == closed, self.errors
                 await asyncio.sleep(0.01)
 
     def console(self) -> str:
