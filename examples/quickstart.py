@@ -22,7 +22,7 @@ async def main() -> None:
         said = await asyncio.to_thread(run_container, machine.info.docker_host)
         print("A container says:", said)
     print("The machine is stopped; its images and containers are kept. Next:")
-    print("  .venv/bin/ovm start --foreground    a machine to use from another shell, with docker or podman --remote")
+    print("  .venv/bin/ovm start --foreground    a machine to use from another shell, with docker or podman")
     print("  .venv/bin/ovm doctor                what this host has, and what it lacks")
 
 

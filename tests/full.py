@@ -125,3 +125,16 @@ async def eventually(
     async with asyncio.timeout(timeout_s):
         while not await check():
             await asyncio.sleep(interval_s)
+
+
+async def fetch(port: int, address: str = "127.0.0.1") -> str:
+    """What a web server says; empty if there is none."""
+    try:
+        async with asyncio.timeout(10):
+            reader, writer = await asyncio.open_connection(address, port)
+            writer.write(b"GET /hello HTTP/1.0\r\n\r\n")
+            answer = await reader.read()
+            writer.close()
+    except (OSError, TimeoutError):
+        return ""
+    return answer.decode().rpartition("\r\n\r\n")[2].strip()

@@ -6,15 +6,17 @@ import asyncio
 import fcntl
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
+import builds
 import ovm.image
 import tiny
 from ovm.image.build import host_arch
 
+BUILD_DEADLINE_S = 900.0
 CACHE = Path(__file__).parents[2] / ".cache"
 
 
@@ -23,12 +25,28 @@ async def image() -> Path:
     """A full guest image: $OVM_TEST_IMAGE, else one built once for each state of its sources."""
     if chosen := os.environ.get("OVM_TEST_IMAGE"):
         return Path(chosen).absolute()
-    directory = CACHE / f"test-image-{_sources_digest()}"
+
+    async def build(directory: Path) -> None:
+        await ovm.image.build_image(ovm.image.BuildOptions(arch=host_arch(), output=directory))
+
+    return await _built_once(CACHE / f"test-image-{_sources_digest()}", build)
+
+
+@pytest.fixture(scope="session")
+async def second_image() -> Path:
+    """The same built at another time, without privileges where that can be tried: $OVM_TEST_SECOND_IMAGE, or built."""
+    if chosen := os.environ.get("OVM_TEST_SECOND_IMAGE"):
+        return Path(chosen).absolute()
+    return await _built_once(CACHE / f"test-image-{_sources_digest()}-second", builds.unprivileged)
+
+
+async def _built_once(directory: Path, build: Callable[[Path], Awaitable[object]]) -> Path:
     CACHE.mkdir(exist_ok=True)
     with (CACHE / "test-image.lock").open("w") as lock:  # parallel runs wait for one build
         await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
         if not (directory / "image.json").exists():
-            await ovm.image.build_image(ovm.image.BuildOptions(arch=host_arch(), output=directory))
+            async with asyncio.timeout(BUILD_DEADLINE_S):
+                await build(directory)
     return directory
 
 

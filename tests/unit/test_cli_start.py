@@ -91,12 +91,15 @@ def terminate(_machine: FakeMachine) -> None:
 
 @pytest.mark.parametrize("ask", [interrupt, terminate])
 def test_signal_stops_the_guest_properly(capsys, monkeypatch, ask):
-    """Ctrl-C and SIGTERM shut the guest down; stdout holds the line to paste and nothing else."""
+    """Ctrl-C and SIGTERM shut the guest down; stdout holds the lines to paste and nothing else."""
     machine = FakeMachine(when_ready=ask)
     assert start(monkeypatch, machine) == 0
     assert machine.calls == ["start", "stop"]
     said = capsys.readouterr()
-    assert said.out.strip() == "export DOCKER_HOST=unix:///run/x/podman.sock"
+    variables = ("DOCKER_HOST", "CONTAINER_HOST")
+    assert [line.strip() for line in said.out.splitlines()] == [
+        f"export {v}=unix:///run/x/podman.sock" for v in variables
+    ]
     assert "ready after 1.5 s (tcg: asked for)" in said.err
     assert "stopping default" in said.err
 

@@ -77,7 +77,11 @@ def command(ui: Ui, /, name: str, foreground: bool, image: Path | None, as_json:
         raise click.UsageError("a machine runs as long as the command that started it: add --foreground")
     from ovm.cli.progress import steps
 
-    options = {"memory_mib" if key == "memory" else key: value for key, value in given.items() if value}
+    options = {
+        "memory_mib" if key == "memory" else key: value
+        for key, value in given.items()
+        if value not in {None, (), False}
+    }
     return run(_start(name, image, options, steps(ui.progress), as_json=as_json))
 
 
@@ -145,8 +149,11 @@ def _announce(name: str, info: Info, *, as_json: bool) -> None:
     for stage in info.timings:
         click.echo(click.style(f"  {stage.ms / 1000:5.1f} s  {stage.name}", dim=True), err=True, color=colour())
     click.echo(f"{name} is ready after {took:.1f} s ({info.accelerator}: {info.accelerator_reason})", err=True)
-    click.echo("In another shell, for docker, podman --remote and anything else that speaks to an engine:\n", err=True)
-    click.echo(f"  export DOCKER_HOST={click.style(info.docker_host, bold=True)}\n", color=colour())
+    click.echo("In another shell, for docker and whatever speaks its API, and for podman --remote:\n", err=True)
+    address = click.style(info.docker_host, bold=True)
+    for variable in ("DOCKER_HOST", "CONTAINER_HOST"):
+        click.echo(f"  export {variable}={address}", color=colour())
+    click.echo("", err=True)
     click.echo("Ctrl-C stops it.", err=True)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import ovm
-from full import BUSYBOX_IMAGE, MachineOptions, Podman, busybox_tar, eventually
+from full import BUSYBOX_IMAGE, MachineOptions, Podman, busybox_tar, eventually, fetch
 
 pytestmark = pytest.mark.full
 
@@ -22,7 +22,7 @@ WantedBy=multi-user.target
 """
 
 
-async def test_a_life(options_for: MachineOptions, newer_image: Path, tmp_path: Path) -> None:
+async def test_a_life(options_for: MachineOptions, second_image: Path, tmp_path: Path) -> None:
     """One machine through its life: volume, restart policy and quadlet over reboot, stop, reset and upgrade."""
     machine = await ovm.create_linux_ovm(options_for("life"))
     podman = Podman(machine, tmp_path)
@@ -75,7 +75,7 @@ async def test_a_life(options_for: MachineOptions, newer_image: Path, tmp_path: 
         assert file.read(7) != b"damaged"
     before = rootfs.stat().st_ino
     upgraded = await ovm.create_linux_ovm(
-        options_for("life", image_dir=newer_image),
+        options_for("life", image_dir=second_image),
         versions=dict.fromkeys(("gvproxy", "kernel", "initrd", "rootfs"), "2"),
     )
     assert rootfs.stat().st_ino != before
@@ -92,13 +92,6 @@ async def serves(port: int, words: str) -> None:
     """A web server on the host's loopback says ``words``."""
 
     async def asked() -> bool:
-        try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(b"GET /hello HTTP/1.0\r\n\r\n")
-            answer = await reader.read()
-            writer.close()
-        except OSError:
-            return False
-        return words.encode() in answer
+        return await fetch(port) == words
 
     await eventually(asked, timeout_s=90)

@@ -9,23 +9,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 import ovm
-from full import BUSYBOX_IMAGE, Podman, eventually, running
+from full import BUSYBOX_IMAGE, Podman, eventually, fetch, running
 from ovm.network.gvproxy import free_port
 
 pytestmark = pytest.mark.full
-
-
-async def fetch(port: int, address: str = "127.0.0.1") -> str:
-    """What a web server says; empty if there is none."""
-    try:
-        async with asyncio.timeout(10):
-            reader, writer = await asyncio.open_connection(address, port)
-            writer.write(b"GET /hello HTTP/1.0\r\n\r\n")
-            answer = await reader.read()
-            writer.close()
-    except (OSError, TimeoutError):
-        return ""
-    return answer.decode().rpartition("\r\n\r\n")[2].strip()
 
 
 def any_port(protocol: str = "tcp") -> int:
