@@ -221,14 +221,12 @@ async def explain(session: Session, noticed: HelperExited) -> StartError:
     return await vm.exited("boot")
 
 
-async def blame(session: Session, noticed: Child) -> Child | None:
-    """Which helper's end ended the machine; ``None`` if the guest powered itself off."""
+async def blame(session: Session, noticed: Child) -> Child:
+    """Which helper's end ended the machine: gvproxy follows the hypervisor, all follow the guard."""
     vm, guard = session.vm.child, session.children[0]
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(BLAME_WAIT_S):
             await vm.wait()
-    if not vm.running and vm.process.returncode == 0:
-        return None
     return next((child for child in (guard, vm) if not child.running), noticed)
 
 

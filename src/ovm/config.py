@@ -88,6 +88,8 @@ class Mount:
                 f"mounts: {given!r} cannot be a mount point in the guest",
                 hint="give an absolute path without '..' that is not one of the guest's own directories",
             )
+        if not isinstance(self.read_only, bool):
+            raise OptionError(f"mounts: read_only={self.read_only!r} is neither True nor False")
         object.__setattr__(self, "host_path", host)
         object.__setattr__(self, "guest_path", guest)
 

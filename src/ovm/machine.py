@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from ovm import prepare
-from ovm.boot import blame, boot_error, come_up, explain, power_on, shut_down
+from ovm.boot import BLAME_WAIT_S, blame, boot_error, come_up, explain, power_on, shut_down
 from ovm.config import Options, check_address, check_port
 from ovm.errors import GuestError, HelperExited, OptionError, OVMError, StartError, StateError, StopError
 from ovm.events import Event, EventName, Events, Listener
@@ -22,6 +22,7 @@ from ovm.guest.ssh import ExecResult
 from ovm.hypervisors import Happening
 from ovm.network.gvproxy import Forward, Protocol
 from ovm.paths import KeyPaths, TargetPaths
+from ovm.process.child import Child
 from ovm.process.supervise import first_exit, race
 from ovm.session import Session
 from ovm.state import StateInfo, VMState, may_follow, state_info
@@ -125,6 +126,8 @@ class OVM:
             raise StateError(f"the machine is {self._spoken()} already", hint="stop() it first")
         self._began = time.monotonic()
         self._stages = []
+        self._powered_off = asyncio.Event()
+        self._timeout_s = timeout_s
         self._happened: asyncio.Queue[tuple[Happening, str]] = asyncio.Queue()
         self._stop_wanted, self._force_wanted, self._fallen = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._to(VMState.STARTING)
@@ -202,11 +205,15 @@ class OVM:
             self._to(VMState.RUNNING)
             self._events.emit("ready")
             started.set_result(None)
+            if self.options.guest != "bare":
+                self._in_background(session.keep_attached())
             try:
                 await self._stay(session)
             finally:
                 # also when the event loop itself is ending: it waits for us
                 self._to(VMState.STOPPING)
+                for task in self._background:
+                    task.cancel()
                 await shut_down(session, self._force_wanted)
 
     async def _come_up(self, session: Session, timeout_s: float) -> None:
@@ -253,10 +260,11 @@ class OVM:
                 if stop.done():
                     return
                 if death.done():
-                    if culprit := await blame(session, death.result()):
-                        raise await culprit.exited("running")
-                    log.info("the guest powered itself off")
-                    return
+                    culprit = await blame(session, death.result())
+                    if await self._guest_powered_off(culprit):
+                        log.info("the guest powered itself off")
+                        return
+                    raise await culprit.exited("running")
                 if rebooting is not None and rebooting.done():
                     rebooting.result()
                     rebooting = None
@@ -275,12 +283,21 @@ class OVM:
                 if task is not None:
                     task.cancel()
 
+    async def _guest_powered_off(self, ended: Child) -> bool:
+        """Whether the guest itself did it; a QEMU that somebody terminated ends with the same status."""
+        if ended.process.returncode != 0:
+            return False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(BLAME_WAIT_S):  # QEMU's last words may be read after its death
+                await self._powered_off.wait()
+        return self._powered_off.is_set()
+
     async def _come_up_again(self, session: Session) -> None:
         """The guest has reset itself."""
         self._began, self._stages = time.monotonic(), []
         await session.guest_was_reset()
         try:
-            await self._come_up(session, READY_TIMEOUT_S)
+            await self._come_up(session, self._timeout_s)
         except Exception:
             self._force_wanted.set()  # there is nothing in it to shut down
             raise
@@ -299,9 +316,9 @@ class OVM:
         """Where the machine can be reached.
 
         Raises:
-            StateError: it is not running.
+            StateError: it is neither running nor paused.
         """
-        session = self._running("info")
+        session = self._in({VMState.RUNNING, VMState.PAUSED}, "info")
         keys = KeyPaths(self.options.ssh_key_dir)
         return Info(
             podman_socket=session.sockets.podman,
@@ -378,10 +395,12 @@ class OVM:
             if self._state is not VMState.RESUMING:
                 self._refuse("vm_resume")
             self._to(VMState.RUNNING)
-            if self.options.guest != "bare":
-                await session.sync_clock()
-                self._in_background(session.kick_chrony())
-            self._events.emit("vmResume")
+            try:
+                if self.options.guest != "bare":
+                    await session.sync_clock()
+                    self._in_background(session.kick_chrony())
+            finally:
+                self._events.emit("vmResume")
 
     async def clocksync(self) -> ClockSync:
         """Set the guest's clock to the host's, verify it, and have chrony look at its servers now.
@@ -537,6 +556,8 @@ class OVM:
         self._stages.append(Stage(stage, (time.monotonic() - self._began) * 1000))
 
     def _hear(self, what: Happening, words: str) -> None:
+        if what is Happening.POWERED_OFF:
+            self._powered_off.set()
         if what is Happening.REBOOTED:
             # One reboot makes several resets, at their own pace on a slow host: the kernel tries every way it knows,
             # and SeaBIOS, run a second time, starts over. So a boot that has not said a word yet has not fallen.

@@ -29,6 +29,8 @@ ATTACHED = "/usr/lib/ovm/attached"
 PING = "/libpod/_ping"
 PING_TIMEOUT_S = 60.0
 ATTACH_TIMEOUT_S = 60.0
+REATTACH_S = 2.0
+"""Between two tries to reach a guest that does not answer; it may be paused, or rebooting."""
 
 
 @dataclass(kw_only=True)
@@ -70,6 +72,16 @@ class Session:
         told = await self.ssh.exec([ATTACHED], timeout_s=ATTACH_TIMEOUT_S)
         if told.exit_status != 0:
             raise GuestError(f"the guest did not take us for its manager: {told.stderr.decode(errors='replace')}")
+
+    async def keep_attached(self) -> None:
+        """For ever: whenever the connection is lost, make it anew, or published ports would no longer be heard of."""
+        while True:
+            await self.ssh.wait_lost()
+            try:
+                await self.ssh.connect()
+            except OVMError as error:
+                log.info("not attached to the guest: %s", error.message)
+                await asyncio.sleep(REATTACH_S)
 
     async def publish(self, wanted: Published, opened: bool) -> None:
         """Open or close what podman announces, within the policy: loopback unless ``-p`` names an address.

@@ -184,7 +184,7 @@ async def test_calls_are_refused_while_stopped(vm, call):
     assert caught.value.hint == "start() it first"
 
 
-@pytest.mark.parametrize("call", ["info", "clocksync", "export_port", "exec", "process"])
+@pytest.mark.parametrize("call", ["clocksync", "export_port", "exec", "process"])
 async def test_calls_are_refused_while_paused(running, call):
     """A paused machine is not asked what it could not answer, and the error says to resume it."""
     await running.vm_pause()
@@ -226,7 +226,7 @@ async def test_a_start_that_fails_tells_its_caller(vm, stage):
 
 async def test_a_start_that_takes_too_long_is_given_up(vm):
     """A guest that is never ready is given up at the deadline."""
-    with pytest.raises(StartError, match=r"nothing was heard for 0\.02 s"):
+    with pytest.raises(StartError, match=r"it was not ready within 0\.02 s"):
         await vm.start(timeout_s=0.02)
     assert vm.state is VMState.STOPPED
 

@@ -93,13 +93,13 @@ async def test_a_failure_after_the_death_is_not_complained_of(helper, monkeypatc
 
 
 async def test_the_deadline_shows_the_evidence(helper, tmp_path):
-    """At the deadline the error says for how long nothing was heard, and shows the end of the given log."""
+    """At the deadline the error says how long was waited, and shows the end of the given log."""
     console = tmp_path / "console"
     console.write_text("a\nb\n")
     ended = asyncio.Event()
     with pytest.raises(NotReadyError) as caught:
         await race(never(ended), [helper], stage="boot", timeout_s=0.01, evidence=console, hint="look")
-    assert caught.value.message == "nothing was heard for 0.01 s"
+    assert caught.value.message == "it was not ready within 0.01 s"
     assert caught.value.log_tail == ("a", "b")
     assert caught.value.hint == "look"
     assert ended.is_set()

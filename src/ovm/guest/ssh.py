@@ -232,6 +232,11 @@ class SSH:
         except (asyncssh.Error, asyncssh.ChannelListenError, OSError) as error:
             raise GuestError(f"the guest does not let us listen on its port {port}: {error}") from error
 
+    async def wait_lost(self) -> None:
+        """Until there is no connection."""
+        if self._connection is not None:
+            await self._connection.wait_closed()
+
     async def close(self) -> None:
         """Hang up."""
         if self._connection is not None:

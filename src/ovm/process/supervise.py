@@ -49,7 +49,7 @@ async def race(
         if death in done:
             raise await death.result().exited(stage)
         raise NotReadyError(
-            f"nothing was heard for {timeout_s:g} s",
+            f"it was not ready within {timeout_s:g} s",
             stage=stage,
             log_tail=await asyncio.to_thread(logs.tail, evidence) if evidence else (),
             hint=hint,

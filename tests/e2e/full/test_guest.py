@@ -81,6 +81,7 @@ async def test_pause_stops_a_container_and_resume_lets_it_go_on(vm: ovm.OVM, pod
         await vm.vm_pause()
         await vm.vm_pause()
         assert (await vm.vm_state()).state is ovm.VMState.PAUSED
+        assert vm.info.podman_socket.exists()
         with pytest.raises(ovm.StateError, match="paused"):
             await vm.exec(["true"])
         await asyncio.sleep(10)
