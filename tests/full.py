@@ -128,13 +128,13 @@ async def eventually(
 
 
 async def fetch(port: int, address: str = "127.0.0.1") -> str:
-    """What a web server says; empty if there is none."""
+    """What a web server says at /hello; empty if there is none."""
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(5):
             reader, writer = await asyncio.open_connection(address, port)
-            writer.write(b"GET /hello HTTP/1.0\r\n\r\n")
-            answer = await reader.read()
-            writer.close()
+            with contextlib.closing(writer):
+                writer.write(b"GET /hello HTTP/1.0\r\n\r\n")
+                answer = await reader.read()
     except (OSError, TimeoutError):
         return ""
     return answer.decode().rpartition("\r\n\r\n")[2].strip()
