@@ -14,7 +14,7 @@ import pytest
 
 import ovm
 from ovm import cli
-from ovm.errors import HelperExited
+from ovm.errors import HelperExited, OptionError
 from ovm.machine import Info, Stage
 
 INFO = Info(
@@ -154,3 +154,19 @@ def test_machine_that_fails_is_an_error(capsys, monkeypatch):
 
     assert start(monkeypatch, FakeMachine(when_ready=fail)) == 1
     assert "killed by SIGKILL" in capsys.readouterr().err
+
+
+def test_zero_is_refused_and_not_taken_for_the_default(capsys, monkeypatch):
+    """``--memory 0`` reaches the machine's own check instead of being dropped."""
+    asked = {}
+
+    async def create(name, **options):
+        asked.update(options)
+        raise OptionError("memory_mib=0 is too little")
+
+    monkeypatch.setitem(vars(ovm), "create_ovm", create)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["start", "--foreground", "--image", "/image", "--memory", "0"])
+    assert ended.value.code == 1
+    assert asked["memory_mib"] == 0
+    assert "too little" in capsys.readouterr().err

@@ -80,7 +80,7 @@ def command(ui: Ui, /, name: str, foreground: bool, image: Path | None, as_json:
     options = {
         "memory_mib" if key == "memory" else key: value
         for key, value in given.items()
-        if value not in {None, (), False}
+        if value is not None and value is not False and value != ()  # 0 is a value, and a wrong one
     }
     return run(_start(name, image, options, steps(ui.progress), as_json=as_json))
 
