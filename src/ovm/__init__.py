@@ -2,7 +2,7 @@
 
 General layout, and who may import whom (import-linter holds it)::
 
-    cli → service, image, testing → registry → machine → hypervisors | network | guest | disks | power
+    cli → image → registry → machine, boot, session, prepare → helpers → hypervisors | network | guest | disks
         → process → wire → errors, config, state, events, paths
 
 The names below are resolved when first used, so that ``import ovm`` stays cheap.
