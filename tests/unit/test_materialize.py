@@ -58,8 +58,9 @@ def recorded(target: Path) -> dict[str, str]:
     return json.loads((target / "versions.json").read_text())
 
 
-def inodes(target: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_ino for path in target.iterdir()}
+def inodes(target: Path) -> dict[str, tuple[int, int]]:
+    """Which files these are: a number alone may be another file's by now, once freed."""
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in target.iterdir()}
 
 
 @pytest.fixture

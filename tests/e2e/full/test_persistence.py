@@ -73,12 +73,12 @@ async def test_a_life(options_for: MachineOptions, second_image: Path, tmp_path:
     await machine.reset_path()
     with rootfs.open("rb") as file:
         assert file.read(7) != b"damaged"
-    before = rootfs.stat().st_ino
+    before = rootfs.stat()
     upgraded = await ovm.create_linux_ovm(
         options_for("life", image_dir=second_image),
         versions=dict.fromkeys(("gvproxy", "kernel", "initrd", "rootfs"), "2"),
     )
-    assert rootfs.stat().st_ino != before
+    assert (rootfs.stat().st_ino, rootfs.stat().st_mtime_ns) != (before.st_ino, before.st_mtime_ns)
     podman.machine = machine = upgraded
     async with machine:
         await everything_is_back()
