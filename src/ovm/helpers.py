@@ -1,4 +1,4 @@
-"""The helper programs found on this host: gvproxy, QEMU and virtiofsd.
+"""The helper programs found on this host: gvproxy, QEMU and virtiofsd, or vfkit.
 
 They are looked for on ``PATH`` and where distributions, podman, Homebrew and MacPorts put them; the first
 one that is new enough is taken.
@@ -14,7 +14,7 @@ from typing import Literal
 
 from ovm import paths
 from ovm.errors import HelperError, UnsupportedError
-from ovm.process.probe import GVPROXY, QEMU, VIRTIOFSD, Program, Version, check_helper, show_version
+from ovm.process.probe import GVPROXY, QEMU, VFKIT, VIRTIOFSD, Program, Version, check_helper, show_version
 
 Flavour = Literal["rust", "c"]
 
@@ -27,10 +27,19 @@ _GVPROXY_DIRS = (
     "/opt/homebrew/bin",
     "/usr/local/opt/podman/libexec/podman",
     "/opt/podman/bin",
+    "/opt/local/libexec",
     "/opt/local/libexec/podman",
     "/opt/local/bin",
     "/usr/local/bin",
     "/usr/bin",
+)
+_VFKIT_DIRS = (
+    "/opt/homebrew/bin",
+    "/usr/local/bin",
+    "/opt/homebrew/opt/podman/libexec/podman",
+    "/usr/local/opt/podman/libexec/podman",
+    "/opt/podman/bin",
+    "/opt/local/bin",
 )
 _QEMU_DIRS = ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin", "/opt/local/bin")
 _VIRTIOFSD_DIRS = ("/usr/libexec", "/usr/lib", "/usr/lib/virtiofsd", "/usr/local/libexec", "/usr/lib/qemu")
@@ -72,6 +81,15 @@ async def find_gvproxy() -> Helper:
         HelperError: there is none, or only one that is too old.
     """
     return await _first(GVPROXY, "gvproxy", [own_bin_dir(), *map(Path, _GVPROXY_DIRS)])
+
+
+async def find_vfkit() -> Helper:
+    """The vfkit to use.
+
+    Raises:
+        HelperError: there is none, or only one that is too old.
+    """
+    return await _first(VFKIT, "vfkit", [own_bin_dir(), *map(Path, _VFKIT_DIRS)])
 
 
 async def find_qemu(arch: str) -> Helper:

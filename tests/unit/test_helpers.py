@@ -10,7 +10,7 @@ import pytest
 
 from ovm import helpers
 from ovm.errors import HelperError, UnsupportedError
-from ovm.process.probe import GVPROXY, QEMU, VIRTIOFSD, check_helper, parse_version, probe_version
+from ovm.process.probe import GVPROXY, QEMU, VFKIT, VIRTIOFSD, check_helper, parse_version, probe_output, show_version
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def bare_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory.mkdir()
     monkeypatch.setenv("PATH", str(directory))
     monkeypatch.setenv("OVM_HOME", str(tmp_path / "home"))
-    for table in ("_GVPROXY_DIRS", "_QEMU_DIRS", "_VIRTIOFSD_DIRS"):
+    for table in ("_GVPROXY_DIRS", "_QEMU_DIRS", "_VFKIT_DIRS", "_VIRTIOFSD_DIRS"):
         monkeypatch.setattr(helpers, table, ())
     return directory
 
@@ -45,6 +45,11 @@ def put_program(path: Path, script: str) -> Path:
         (VIRTIOFSD, "virtiofsd version 7.2.22 (Debian 1:7.2+dfsg-7)\nusing FUSE kernel interface 7.36\n", (7, 2, 22)),
         (VIRTIOFSD, "virtiofsd 1.13.2\n", (1, 13, 2)),
         (VIRTIOFSD, "virtiofsd backend 1.1.0\n", (1, 1, 0)),
+        (VFKIT, "vfkit version: v0.6.4\n", (0, 6, 4)),
+        (VFKIT, "vfkit version: 0.5.1\n", (0, 5, 1)),
+        (VFKIT, "vfkit version: v0.6.2-17-g3f0c1d2-dirty\n", (0, 6, 2)),
+        (VFKIT, "vfkit version: unknown\n", None),
+        (VFKIT, "Error: unknown flag: --version\n", None),
     ],
 )
 def test_version_is_read_from_what_a_program_prints(program, output, version):
@@ -55,7 +60,7 @@ def test_version_is_read_from_what_a_program_prints(program, output, version):
 async def test_version_on_stderr_counts(tmp_path: Path):
     """Some programs print their version on stderr and exit with a status."""
     program = put_program(tmp_path / "gvproxy", "echo gvproxy version v1.2.3 >&2; exit 2")
-    assert await probe_version([program, "-version"], GVPROXY.pattern) == (1, 2, 3)
+    assert await check_helper(program, GVPROXY) == (1, 2, 3)
 
 
 async def test_hanging_program_is_ended_with_its_children(tmp_path: Path):
@@ -63,7 +68,7 @@ async def test_hanging_program_is_ended_with_its_children(tmp_path: Path):
     program = put_program(tmp_path / "hangs", f"sleep 60 & echo $! > {tmp_path}/child; wait")
     begun = time.monotonic()
     with pytest.raises(HelperError, match=r"did not answer .* within 0\.1 s"):
-        await probe_version([program, "-version"], "x", timeout=0.1)
+        await probe_output([program, "-version"], timeout=0.1)
     assert time.monotonic() - begun < 2
     child = int((tmp_path / "child").read_text())
     for _ in range(100):
@@ -119,6 +124,40 @@ async def test_too_old_everywhere_is_said(bare_host: Path):
         await helpers.find_qemu("amd64")
 
 
+async def test_an_old_vfkit_is_refused_with_the_reason(tmp_path: Path):
+    """Before 0.6.2 it takes SIGTERM for a power cut, which is worth saying."""
+    program = put_program(tmp_path / "vfkit", "echo vfkit version: v0.6.1")
+    with pytest.raises(HelperError, match=r"is vfkit 0\.6\.1; 0\.6\.2 or newer is needed: on SIGTERM, .* power"):
+        await check_helper(program, VFKIT)
+
+
+@pytest.mark.parametrize("said", ["unknown", "", "3f0c1d2", "3f0c1d2-dirty"])
+async def test_a_vfkit_that_does_not_know_its_version_is_taken(tmp_path: Path, caplog, said):
+    """Builds without git or tags say that, and say so in the log."""
+    program = put_program(tmp_path / "vfkit", f"echo 'vfkit version: {said}'")
+    version = await check_helper(program, VFKIT)
+    assert version == ()
+    assert show_version(version) == "unknown"
+    assert str(helpers.Helper(program, version)) == f"{program} (unknown)"
+    assert "does not know which version of vfkit it is" in caplog.text
+
+
+async def test_what_only_looks_like_a_vfkit_is_refused(tmp_path: Path):
+    """Neither an error nor another program passes for a build without a version."""
+    for said in ("Error: unknown flag: --version", "vfkit version: yes", "my vfkit version: unknown"):
+        with pytest.raises(HelperError, match="does not tell its version"):
+            await check_helper(put_program(tmp_path / "vfkit", f"echo '{said}'"), VFKIT)
+
+
+async def test_vfkit_is_found_beside_podman(bare_host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Homebrew's podman keeps its own off PATH, and an old one on PATH does not hide it."""
+    put_program(bare_host / "vfkit", "echo vfkit version: 0.5.1")
+    beside = put_program(tmp_path / "libexec" / "podman" / "vfkit", "echo vfkit version: v0.6.4")
+    monkeypatch.setattr(helpers, "_VFKIT_DIRS", (str(beside.parent),))
+    found = await helpers.find_vfkit()
+    assert (found.path, found.version) == (beside, (0, 6, 4))
+
+
 @pytest.mark.usefixtures("bare_host")
 async def test_missing_helpers_name_their_package():
     """What is not there is an error that says how to get it."""
@@ -131,6 +170,9 @@ async def test_missing_helpers_name_their_package():
     assert "qemu-system-arm" in caught.value.hint
     with pytest.raises(HelperError, match="virtiofsd"):
         await helpers.find_virtiofsd()
+    with pytest.raises(HelperError, match="vfkit is not on this machine") as caught:
+        await helpers.find_vfkit()
+    assert "brew install vfkit" in caught.value.hint
     with pytest.raises(UnsupportedError):
         await helpers.find_qemu("riscv64")
 

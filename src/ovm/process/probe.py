@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import re
 import signal
@@ -17,12 +18,15 @@ from pathlib import Path
 from ovm.errors import HelperError
 from ovm.process.child import clean_environment
 
+log = logging.getLogger(__name__)
+
 PROBE_TIMEOUT_S = 10.0
 """A program that has not told its version by then hangs; loaded machines need a second or two."""
 
 _SHOWN_LINES = 5
 
 Version = tuple[int, ...]
+"""Its numbers; none of a program that does not know its own version."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +41,10 @@ class Program:
     minimum: Version
     hint: str
     """How to get it."""
+    reason: str = ""
+    """What is wrong with older ones."""
+    unversioned: str | None = None
+    """A regular expression for what a build prints that does not know its version; such a one is taken as it is."""
 
 
 GVPROXY = Program(
@@ -61,11 +69,21 @@ VIRTIOFSD = Program(
     minimum=(1, 0),
     hint="install the package virtiofsd (on Debian 12: qemu-system-common)",
 )
+VFKIT = Program(
+    name="vfkit",
+    argument="--version",
+    pattern=r"(?m)^vfkit version:\s*v?(\d+\.\d+\.\d+)",
+    minimum=(0, 6, 2),
+    hint="install vfkit or podman with Homebrew (brew install vfkit) or MacPorts, or podman's own package for macOS",
+    reason="on SIGTERM, older ones cut the guest's power",
+    # built without its makefile, or out of a clone without tags
+    unversioned=r"(?m)^vfkit version:[ \t]*(unknown|[0-9a-f]{7,40}(-dirty)?)?[ \t]*$",
+)
 
 
 def show_version(version: Version) -> str:
     """``(0, 8, 9)`` as people write it."""
-    return ".".join(map(str, version))
+    return ".".join(map(str, version)) or "unknown"
 
 
 def parse_version(text: str, pattern: str) -> Version | None:
@@ -107,31 +125,27 @@ async def probe_output(argv: Sequence[str | Path], *, timeout: float = PROBE_TIM
     return output.decode(errors="replace")
 
 
-async def probe_version(argv: Sequence[str | Path], pattern: str, *, timeout: float = PROBE_TIMEOUT_S) -> Version:
-    """The version that the program started as ``argv`` prints, as numbers.
-
-    Raises:
-        HelperError: it cannot be run, hangs, or prints nothing that ``pattern`` finds a version in.
-    """
-    output = await probe_output(argv, timeout=timeout)
-    return _version_in(output, pattern, argv[0])
-
-
 async def check_helper(path: Path, program: Program, *, timeout: float = PROBE_TIMEOUT_S) -> Version:
-    """The version of the ``program`` that lies at ``path``.
+    """The version of the ``program`` that lies at ``path``; empty if that is a build that does not know it.
 
     Raises:
         HelperError: it is not there, not executable, something else, or too old.
     """
     _check_executable(path, program)
     try:
-        version = await probe_version([path, program.argument], program.pattern, timeout=timeout)
+        output = await probe_output([path, program.argument], timeout=timeout)
+        if program.unversioned is not None and re.search(program.unversioned, output):
+            log.warning("%s does not know which version of %s it is", path, program.name)
+            return ()
+        version = _version_in(output, program.pattern, path)
     except HelperError as error:
         error.hint = error.hint or program.hint
         raise
     if version < program.minimum:
+        needed = f"{show_version(program.minimum)} or newer is needed"
         raise HelperError(
-            f"{path} is {program.name} {show_version(version)}; {show_version(program.minimum)} or newer is needed",
+            f"{path} is {program.name} {show_version(version)}; "
+            + (f"{needed}: {program.reason}" if program.reason else needed),
             hint=program.hint,
         )
     return version
