@@ -1,0 +1,176 @@
+"""Sleep and wake as systemd-logind tells them, which waits for those who hold a delay inhibitor.
+
+The inhibitor is an open file: closing it lets the sleep go on. logind itself waits for InhibitDelayMaxSec at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from ovm.power.edges import Edges
+
+if TYPE_CHECKING:
+    from dbus_fast import Message
+    from dbus_fast.aio import MessageBus
+
+log = logging.getLogger(__name__)
+
+SLEEP_LIMIT_S = 4.0
+"""How long a sleep waits for us at most."""
+SHARE = 0.8
+"""Of what logind grants, the share we take: what is left is for closing the inhibitor on a busy host."""
+DEFAULT_DELAY_S = 5.0
+"""logind's own InhibitDelayMaxSec where nobody has changed it."""
+CALL_S = 5.0
+RECONNECT_S = 30.0
+
+LOGIND = "org.freedesktop.login1"
+PATH = "/org/freedesktop/login1"
+MANAGER = "org.freedesktop.login1.Manager"
+SIGNAL = "PrepareForSleep"
+
+
+async def watch(edges: Edges, *, bus_address: str | None = None) -> None:
+    """Pass on what logind tells, for ever; returns where there is no logind to listen to.
+
+    Args:
+        edges: Hears of every sleep and wake.
+        bus_address: A D-Bus address; by default ``DBUS_SYSTEM_BUS_ADDRESS``, or else where the system bus usually is.
+    """
+    heard = False
+    while True:
+        try:
+            async with _connect(bus_address) as logind:
+                await logind.prepare()
+                heard = True
+                await logind.follow(edges)
+        except Exception as error:  # noqa: BLE001  a bus fails in many ways, and all mean the same
+            log.debug("logind cannot be listened to: %r", error)
+        if not heard:
+            log.info("no logind here: the host's sleep is seen only by its clock")
+            return
+        edges.stayed_awake()  # nobody would tell of the wake
+        await asyncio.sleep(RECONNECT_S)
+
+
+@contextlib.asynccontextmanager
+async def _connect(bus_address: str | None) -> AsyncIterator[_Logind]:
+    from dbus_fast import BusType
+    from dbus_fast.aio import MessageBus
+
+    bus = MessageBus(bus_address, BusType.SYSTEM, negotiate_unix_fd=True)
+    async with asyncio.timeout(CALL_S):
+        await bus.connect()
+    logind = _Logind(bus)
+    gone: asyncio.Future[None] = asyncio.ensure_future(bus.wait_for_disconnect())  # type: ignore[no-untyped-call]
+    gone.add_done_callback(lambda _: logind.signals.put_nowait(None))
+    try:
+        yield logind
+    finally:
+        try:
+            if bus.connected:
+                bus.disconnect()
+            await asyncio.wait({gone}, timeout=CALL_S)  # what is still on its way to us may bring an inhibitor
+        finally:
+            logind.over = True
+            logind.release()
+            if not gone.cancel() and not gone.cancelled():
+                gone.exception()  # it is no news that the connection is lost
+
+
+class _Logind:
+    """A connection to the bus on which logind is, or is not."""
+
+    def __init__(self, bus: MessageBus) -> None:
+        self._bus = bus
+        self._inhibitors: list[int] = []
+        self.over = False
+        self.signals: asyncio.Queue[Message | None] = asyncio.Queue()
+        """Those called SIGNAL; ``None`` when the connection is lost."""
+        bus.add_message_handler(self._arrived)
+
+    def _arrived(self, message: Message) -> None:
+        """Files are taken here, for one in the answer to a cancelled call would stay open for ever."""
+        from dbus_fast import MessageType
+
+        for fd in message.unix_fds:
+            if message.message_type is MessageType.METHOD_RETURN and not self.over:
+                os.set_inheritable(fd, False)  # a child that kept it would hold up every sleep
+                self._inhibitors.append(fd)
+            else:  # anybody may send us anything
+                os.close(fd)
+        if message.message_type is MessageType.SIGNAL and (message.interface, message.member) == (MANAGER, SIGNAL):
+            self.signals.put_nowait(message)
+
+    async def prepare(self) -> None:
+        """Ask for the signals, take the inhibitor."""
+        rule = f"type='signal',sender='{LOGIND}',path='{PATH}',interface='{MANAGER}',member='{SIGNAL}'"
+        await self._ask_bus("AddMatch", rule)
+        self._limit_s = min(SLEEP_LIMIT_S, SHARE * await self._delay_s())
+        await self._inhibit()
+        await self._ask_bus("GetNameOwner", LOGIND)  # fails where there is none
+
+    async def follow(self, edges: Edges) -> None:
+        """Until the connection is lost."""
+        log.debug("listening to logind, sleep waits for %.1f s", self._limit_s)
+        while (signal := await self.signals.get()) is not None:
+            # a match rule is no protection: anybody on the bus may send us a signal of that name
+            [owner] = await self._ask_bus("GetNameOwner", LOGIND)
+            match signal:
+                case _ if signal.sender != owner:
+                    log.debug("%s is not logind", signal.sender)
+                case _ if signal.body == [True]:
+                    try:
+                        await edges.sleep(self._limit_s)
+                    finally:
+                        self.release()
+                case _:
+                    await self._inhibit()
+                    edges.wake()
+
+    def release(self) -> None:
+        """Let the host sleep."""
+        while self._inhibitors:
+            os.close(self._inhibitors.pop())
+
+    async def _inhibit(self) -> None:
+        from dbus_fast import DBusError
+
+        if self._inhibitors:
+            return
+        try:
+            await self._call(LOGIND, PATH, MANAGER, "Inhibit", "sleep", "ovm", "pauses its virtual machine", "delay")
+        except (DBusError, TimeoutError) as error:
+            log.debug("the host's sleep cannot be delayed, only heard of: %r", error)
+
+    async def _delay_s(self) -> float:
+        from dbus_fast import DBusError
+
+        try:
+            [delay] = await self._call(
+                LOGIND, PATH, "org.freedesktop.DBus.Properties", "Get", MANAGER, "InhibitDelayMaxUSec"
+            )
+            return float(delay.value) / 1e6
+        except DBusError:
+            return DEFAULT_DELAY_S
+
+    async def _ask_bus(self, member: str, argument: str) -> list[Any]:
+        name = "org.freedesktop.DBus"
+        return await self._call(name, "/org/freedesktop/DBus", name, member, argument)
+
+    async def _call(self, destination: str, path: str, interface: str, member: str, *arguments: str) -> list[Any]:
+        from dbus_fast import DBusError, Message, MessageType
+
+        request = Message(destination, path, interface, member, signature="s" * len(arguments), body=list(arguments))
+        async with asyncio.timeout(CALL_S):
+            reply = await self._bus.call(request) if self._bus.connected else None
+        if reply is None:
+            raise ConnectionResetError("the bus is gone")
+        if reply.message_type is MessageType.ERROR:
+            raise DBusError(reply.error_name or "", str(reply.body))
+        return list(reply.body)
