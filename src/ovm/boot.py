@@ -14,14 +14,15 @@ from ovm import prepare
 from ovm.config import PODMAN_PORT_FIRST, SSH_PORT_FIRST, Options
 from ovm.disks.blocking import in_thread
 from ovm.errors import HelperExited, OVMError, StartError
-from ovm.guest import ready
+from ovm.guest import command, ready
+from ovm.guest.profiles import PROFILES
 from ovm.guest.ssh import SSH, warm_up
-from ovm.hypervisors import Channel, Disk, Share, VMSpec, Watcher, qemu, virtiofsd
+from ovm.hypervisors import Channel, Disk, Happening, Share, VMSpec, Watcher
 from ovm.network import gvproxy
 from ovm.paths import KeyPaths, SocketPaths, TargetPaths
 from ovm.process import lock, logs
 from ovm.process.child import Child, process_group
-from ovm.session import Session, open_session
+from ovm.session import PODMAN_SOCKET, Session, open_session
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +40,15 @@ POWER_OFF = ("systemctl", "start", "--no-block", "--job-mode=replace-irreversibl
 """What ``systemctl poweroff`` does where there is no logind to ask, which the guest has not."""
 
 PANIC = "Kernel panic - not syncing: "
+FATAL = "ovm: fatal: "
+"""What the guest's initrd writes before ``CODE TEXT`` when it cannot go on."""
 PANIC_LINES = 100
 """How far behind the reason of a panic its registers and call trace may end."""
 
 PODMAN_GUEST_PORT = 58125
 SSH_GUEST_PORT = 22
 READY_VSOCK_PORT = 1026
+NETWORK_VSOCK_PORT = 1024
 
 CMDLINE = "quiet loglevel=4 panic=-1 cryptomgr.notests rcupdate.rcu_expedited=1"
 """A panic resets the guest at once; the crypto self-tests are the kernel maintainers', not each boot's."""
@@ -52,13 +56,12 @@ CMDLINE = "quiet loglevel=4 panic=-1 cryptomgr.notests rcupdate.rcu_expedited=1"
 
 @contextlib.asynccontextmanager
 async def power_on(
-    options: Options, prepared: prepare.Prepared, *, step: Callable[[str], None], watcher: Watcher
+    prepared: prepare.Prepared, *, step: Callable[[str], None], watcher: Watcher
 ) -> AsyncIterator[Session]:
     """A machine whose guest has begun to boot. Whatever was entered here is left in reverse order.
 
     Args:
-        options: What it is to be.
-        prepared: What it is made of.
+        prepared: What it is to be, and what it is made of.
         step: Called with the name of each step that is done.
         watcher: Called with what the hypervisor tells.
 
@@ -67,8 +70,9 @@ async def power_on(
         StartError: a helper did not come up.
         PortError: no port is to be had.
     """
+    options, driver, profile = prepared.options, prepared.driver, PROFILES[prepared.options.guest]
     sockets = SocketPaths(options.socket_dir)
-    names = ["guard", "gvproxy", "qemu", "console", *_daemon_names(options)]
+    names = ["guard", "gvproxy", "console", *driver.logs(len(options.mounts))]
     async with contextlib.AsyncExitStack() as stack:
         await in_thread(partial(prepare.make_directories, options))  # a logout may have taken the runtime directory
         held = await stack.enter_async_context(lock.hold(prepare.locked_directories(options), wait_s=LOCK_WAIT_S))
@@ -83,31 +87,27 @@ async def power_on(
         group = await stack.enter_async_context(process_group(held.fds, log_path=log_paths["guard"]))
         step("guard")
 
+        wire: gvproxy.Wire = "channel" if profile.over_vsock else driver.card
         network = await stack.enter_async_context(
-            gvproxy.start(group, prepared.files.gvproxy, sockets, log_paths["gvproxy"])
+            gvproxy.start(group, prepared.files.gvproxy, sockets, log_paths["gvproxy"], wire=wire)
         )
         ssh_port, podman_port = await _open_ports(network, sockets, options)
         step("network")
 
-        blocked = tuple(port for port in (ssh_port, podman_port) if port is not None)
-        await in_thread(partial(prepare.write_boot_initrd, options, prepared, blocked))
-        channel = await stack.enter_async_context(ready.listen(sockets.ready, log.warning))
-        spec = vm_spec(options, prepared, sockets, log_paths["console"])
-        daemons = []
-        for share, name in zip(spec.shares, _daemon_names(options), strict=True):
-            assert prepared.virtiofsd is not None
-            daemon = virtiofsd.start(group, prepared.virtiofsd, share, log_paths[name])
-            daemons.append(await stack.enter_async_context(daemon))
-        vm = await stack.enter_async_context(
-            qemu.start(
-                group,
-                spec,
-                prepared.emulator,
-                prepared.accelerator.accelerator,
-                log_path=log_paths["qemu"],
-                watcher=watcher,
-            )
-        )
+        def was_reset() -> None:
+            if not driver.tells_resets:
+                watcher(Happening.REBOOTED, "")
+
+        channel = await stack.enter_async_context(ready.listen(sockets.ready, log.warning, was_reset))
+        if profile.over_vsock:
+            await in_thread(partial(prepare.make_scratch_disk, options))
+            told = await in_thread(partial(prepare.shell_command, options))
+            await stack.enter_async_context(command.serve(sockets.command, told, channel.boot_began))
+        else:
+            blocked = tuple(port for port in (ssh_port, podman_port) if port is not None)
+            await in_thread(partial(prepare.write_boot_initrd, options, prepared.files.initrd, blocked))
+        spec = vm_spec(prepared, sockets, log_paths["console"])
+        vm = await stack.enter_async_context(driver.start(group, spec, logs=log_paths, watcher=watcher))
         step("hypervisor")
 
         yield await stack.enter_async_context(
@@ -119,14 +119,10 @@ async def power_on(
                 ssh=SSH(ssh_port, KeyPaths(options.ssh_key_dir)),
                 sockets=sockets,
                 podman_port=podman_port,
-                children=(group.guard, vm.child, network.child, *daemons),
+                children=(group.guard, vm.child, network.child, *vm.daemons),
                 console_log=log_paths["console"],
             )
         )
-
-
-def _daemon_names(options: Options) -> list[str]:
-    return [f"virtiofsd-{number}" for number in range(len(options.mounts))]
 
 
 def _clear_sockets(sockets: SocketPaths) -> None:
@@ -137,7 +133,11 @@ def _clear_sockets(sockets: SocketPaths) -> None:
 async def _open_ports(network: gvproxy.Network, sockets: SocketPaths, options: Options) -> tuple[int, int | None]:
     """Sshd's and podman's port on the host, before the guest boots: it is told never to reach them itself."""
     ssh = await network.pick(SSH_GUEST_PORT, first=SSH_PORT_FIRST)
-    if options.guest == "bare":
+    profile = PROFILES[options.guest]
+    if not profile.engine:
+        return ssh.host_port, None
+    if not profile.managed:  # podman's TCP port is the older ones' alone: the session leads one to its socket
+        await network.expose_tunnel(sockets.podman, PODMAN_SOCKET, KeyPaths(options.ssh_key_dir).user_key)
         return ssh.host_port, None
     await network.expose_socket(sockets.podman, PODMAN_GUEST_PORT)
     if not options.podman_tcp:
@@ -146,18 +146,32 @@ async def _open_ports(network: gvproxy.Network, sockets: SocketPaths, options: O
     return ssh.host_port, podman.host_port
 
 
-def vm_spec(options: Options, prepared: prepare.Prepared, sockets: SocketPaths, console_log: Path) -> VMSpec:
-    """The virtual machine that ``options`` ask for."""
+def vm_spec(prepared: prepare.Prepared, sockets: SocketPaths, console_log: Path) -> VMSpec:
+    """The virtual machine that the options ask for."""
+    options, profile, target = (
+        prepared.options,
+        PROFILES[prepared.options.guest],
+        TargetPaths(prepared.options.target_dir),
+    )
+    # an ovm-core guest formats its second disk at every boot, and keeps people's images on its third
+    scratch = [Disk(name="ovm-scratch", path=target.scratch_disk)] if profile.over_vsock else []
+    channels = [Channel(name="ovm.ready", vsock_port=READY_VSOCK_PORT, socket=sockets.ready)]
+    if profile.over_vsock:
+        channels += [
+            Channel(name="ovm.network", vsock_port=NETWORK_VSOCK_PORT, socket=sockets.network_card),
+            Channel(name="ovm.command", vsock_port=command.VSOCK_PORT, socket=sockets.command),
+        ]
     return VMSpec(
-        arch=prepared.emulator.arch,
+        arch=prepared.driver.arch,
         cpus=options.cpus,
         memory_mib=options.memory_mib,
         kernel=prepared.files.kernel,
-        initrd=sockets.boot_initrd,
+        initrd=prepared.files.initrd if profile.over_vsock else sockets.boot_initrd,
         cmdline=f"{CMDLINE} {options.kernel_cmdline}".strip(),
         disks=(
             Disk(name="ovm-rootfs", path=prepared.files.rootfs, read_only=True),
-            Disk(name="ovm-data", path=TargetPaths(options.target_dir).data_disk),
+            *scratch,
+            Disk(name="ovm-data", path=target.data_disk),
         ),
         shares=tuple(
             Share(
@@ -168,10 +182,12 @@ def vm_spec(options: Options, prepared: prepare.Prepared, sockets: SocketPaths, 
             )
             for number, mount in enumerate(options.mounts)
         ),
-        channels=(Channel(name="ovm.ready", vsock_port=READY_VSOCK_PORT, socket=sockets.ready),),
-        network_socket=sockets.network_card,
+        channels=tuple(channels),
+        network_socket=None if profile.over_vsock else sockets.network_card,
         mac=gvproxy.GUEST_MAC,
         console_log=console_log,
+        control_socket=sockets.control,
+        rosetta=options.rosetta,
     )
 
 
@@ -184,7 +200,7 @@ async def come_up(session: Session, *, step: Callable[[str], None]) -> None:
     """
     await session.channel.wait()
     step("guest")
-    if session.options.guest != "bare":
+    if session.profile.engine:
         await session.attach()
     await in_thread(partial(prepare.remember_ready, session.options))
     await in_thread(partial(session.sockets.boot_initrd.unlink, missing_ok=True))
@@ -194,6 +210,9 @@ async def come_up(session: Session, *, step: Callable[[str], None]) -> None:
 async def boot_error(session: Session, message: str) -> StartError:
     """What went wrong inside the guest while it booted; its console is the evidence."""
     console = await in_thread(partial(logs.tail, session.console_log, PANIC_LINES))
+    for line in console:  # where the guest speaks over vsock, its first steps have the console alone to tell it
+        if FATAL in line:
+            return ready.refusal(*line.partition(FATAL)[2].partition(" ")[::2])
     panics = [line.partition(PANIC)[2] for line in console if PANIC in line]
     return StartError(
         f"{message}: kernel panic, {panics[-1]}" if panics else message,
@@ -265,7 +284,7 @@ async def _shut_down(session: Session, force_wanted: asyncio.Event) -> None:
 async def _ask_to_power_off(session: Session, force_wanted: asyncio.Event) -> None:
     with contextlib.suppress(OVMError):
         await session.vm.resume()  # a paused guest hears nothing
-    if session.options.guest != "bare" and not force_wanted.is_set():
+    if session.profile.engine and not force_wanted.is_set():
         with contextlib.suppress(OVMError):
             await session.ssh.exec(POWER_OFF, timeout_s=POWER_BUTTON_AFTER_S)
             await asyncio.sleep(POWER_BUTTON_AFTER_S)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Literal, TypeVar, get_args
 from ovm.errors import OptionError
 
 Accelerator = Literal["auto", "kvm", "hvf", "tcg"]
-GuestProfile = Literal["ovm", "bare"]
+GuestProfile = Literal["ovm", "ovm-core", "bare"]
 
 MEMORY_MIN_MIB = 256
 DATA_DISK_MIN_MIB = 256
@@ -34,13 +35,15 @@ _T = TypeVar("_T")
 class OriginPath:
     """The files a machine is made from. They are copied to ``target_dir`` and never changed."""
 
-    gvproxy: Path
+    gvproxy: Path | None = None
+    """The one that is installed, if not given."""
     kernel: Path
+    """bzImage on x86_64; on arm64 an Image, which is unpacked if it is compressed with gzip or zstd."""
     initrd: Path
     rootfs: Path
     """``rootfs.btrfs``, or ``rootfs.btrfs.zip``, which is unpacked."""
     vfkit: Path | None = None
-    """macOS only."""
+    """For ``create_darwin_ovm`` alone; the one that is installed, if not given."""
 
     def named(self) -> dict[str, Path]:
         """The files that are given, by their name in ``versions``."""
@@ -51,7 +54,7 @@ class OriginPath:
 class Versions:
     """A version of each file; any string. A file is copied again when its string differs from the recorded one."""
 
-    gvproxy: str
+    gvproxy: str | None = None
     kernel: str
     initrd: str
     rootfs: str
@@ -100,6 +103,14 @@ _RESERVED_MOUNTS = frozenset(
 )
 
 
+DARWIN_SHARED = ("/Users", "/var/folders", "/private")
+"""What the seed shares on macOS: people's files, and where temporary ones are."""
+
+
+def _system_mounts() -> tuple[Mount, ...]:
+    return tuple(Mount(Path(path)) for path in DARWIN_SHARED) if sys.platform == "darwin" else ()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
     """Everything about a machine. Only the first six have no default."""
@@ -115,7 +126,8 @@ class Options:
     memory_mib: int = 2048
     data_disk_mib: int = 64 * 1024
     """Size of the sparse data disk; only ever grows."""
-    mounts: tuple[Mount, ...] = ()
+    mounts: tuple[Mount, ...] = field(default_factory=_system_mounts)
+    """Host folders shown in the guest: /Users, /var/folders and /private on macOS, none on Linux."""
     podman_tcp: bool = True
     """Whether podman's API is also on a TCP port of the host's loopback, open to any local program."""
     publish_address: str = "127.0.0.1"
@@ -135,8 +147,12 @@ class Options:
     """The ``virtiofsd`` to use instead of the one that is found."""
     kernel_cmdline: str = ""
     """Added behind our own kernel command line."""
+    rosetta: bool = False
+    """Whether x86_64 programs run translated by Apple's Rosetta; Macs with Apple's chips only."""
+    pause_on_sleep: bool = True
+    """Whether the machine is paused before the host sleeps, and resumed and clock-synced when it has woken."""
     guest: GuestProfile = "ovm"
-    """``ovm``: podman and sshd. ``bare``: a guest that only says when it is ready."""
+    """``ovm``: our image. ``ovm-core``: one of the seed's time, macOS only. ``bare``: only says when it is ready."""
 
     def __post_init__(self) -> None:
         _check_kinds(self)
@@ -209,6 +225,8 @@ _KINDS: dict[str, tuple[type[Any], str]] = {
     "hostname": (str, "text"),
     "kernel_cmdline": (str, "text"),
     "podman_tcp": (bool, "True or False"),
+    "rosetta": (bool, "True or False"),
+    "pause_on_sleep": (bool, "True or False"),
     "environment": (Mapping, "a mapping"),
     "mounts": (tuple, "a list"),
     "ca_certificates": (tuple, "a list"),

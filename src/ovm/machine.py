@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from ovm import prepare
+from ovm import power, prepare
 from ovm.boot import BLAME_WAIT_S, blame, boot_error, come_up, explain, power_on, shut_down
 from ovm.config import Options, check_address, check_port
 from ovm.errors import GuestError, HelperExited, OptionError, OVMError, StartError, StateError, StopError
@@ -57,6 +57,8 @@ class Info:
     """sshd on 127.0.0.1."""
     ssh_key: Path
     ssh_user: str
+    hypervisor: str
+    """``qemu`` or ``vfkit``."""
     accelerator: str
     accelerator_reason: str
     """Why this accelerator and no other."""
@@ -80,8 +82,8 @@ class OVM:
     belongs to the event loop that started it, and if that loop ends, the guest is shut down with it.
     """
 
-    def __init__(self, options: Options, prepared: prepare.Prepared) -> None:
-        self.options = options
+    def __init__(self, prepared: prepare.Prepared) -> None:
+        self.options = prepared.options
         self._prepared = prepared
         self._events = Events()
         self._state = VMState.STOPPED
@@ -90,6 +92,7 @@ class OVM:
         self._turn = asyncio.Lock()
         self._background: set[asyncio.Task[None]] = set()
         self._changes: set[asyncio.Task[None]] = set()
+        self._asleep = False
         self._began = 0.0
         self._stages: list[Stage] = []
 
@@ -199,13 +202,16 @@ class OVM:
             raise error  # to stop()'s caller
 
     async def _live(self, started: asyncio.Future[None], timeout_s: float) -> None:
-        async with power_on(self.options, self._prepared, step=self._done, watcher=self._hear) as session:
+        async with contextlib.AsyncExitStack() as stack:
+            session = await stack.enter_async_context(power_on(self._prepared, step=self._done, watcher=self._hear))
+            if self.options.pause_on_sleep:
+                await stack.enter_async_context(power.watch(self._before_sleep, self._after_wake))
             await self._come_up(session, timeout_s)
             self._session = session
             self._to(VMState.RUNNING)
             self._events.emit("ready")
             started.set_result(None)
-            if self.options.guest != "bare":
+            if session.profile.engine:
                 self._in_background(session.keep_attached())
             try:
                 await self._stay(session)
@@ -231,7 +237,7 @@ class OVM:
             raise await explain(session, noticed) from None
         heard = (Stage(f"guest: {s.name}", (s.heard_at - self._began) * 1000) for s in session.channel.stages)
         self._stages = sorted([*self._stages, *heard], key=lambda stage: stage.ms)
-        if self.options.guest != "bare":
+        if session.profile.engine:
             self._in_background(session.settle())
 
     async def _come_up_or_fall(self, session: Session) -> None:
@@ -326,8 +332,9 @@ class OVM:
             ssh_port=session.ssh.port,
             ssh_key=keys.user_key,
             ssh_user="root",
-            accelerator=self._prepared.accelerator.accelerator,
-            accelerator_reason=self._prepared.accelerator.reason,
+            hypervisor=self._prepared.driver.name,
+            accelerator=self._prepared.driver.accelerator,
+            accelerator_reason=self._prepared.driver.accelerator_reason,
             cpus=self.options.cpus,
             memory_mib=self.options.memory_mib,
             data_disk=TargetPaths(self.options.target_dir).data_disk,
@@ -396,11 +403,25 @@ class OVM:
                 self._refuse("vm_resume")
             self._to(VMState.RUNNING)
             try:
-                if self.options.guest != "bare":
+                if session.profile.engine:
                     await session.sync_clock()
                     self._in_background(session.kick_chrony())
             finally:
                 self._events.emit("vmResume")
+
+    async def _before_sleep(self) -> None:
+        """A guest that runs into the host's sleep wakes with a clock that is wrong, and on macOS may hang."""
+        if self._state in {VMState.RUNNING, VMState.RESUMING}:
+            self._asleep = True  # before: who waits for us may give up, the pause goes on
+            await self.vm_pause()
+
+    async def _after_wake(self) -> None:
+        """What its user had paused stays paused."""
+        paused_by_us, self._asleep = self._asleep, False
+        if self._state in {VMState.PAUSED, VMState.PAUSING} and paused_by_us:
+            await self.vm_resume()
+        elif self._state is VMState.RUNNING and self._session is not None and self._session.profile.engine:
+            await self.clocksync()
 
     async def clocksync(self) -> ClockSync:
         """Set the guest's clock to the host's, verify it, and have chrony look at its servers now.
@@ -602,9 +623,38 @@ async def create_linux_ovm(
         InUseError: another process owns one of the directories.
         SpaceError: the disk is too small; says what is needed.
     """
-    chosen = Options.of(options, **more)
+    return await _create(prepare.prepare_linux(Options.of(options, **more), progress))
+
+
+async def create_darwin_ovm(
+    options: Options | Mapping[str, Any] | None = None,
+    /,
+    *,
+    progress: prepare.Progress | None = None,
+    **more: Any,
+) -> OVM:
+    """A machine under vfkit: inputs checked, files copied or unpacked, keys made. Nothing is started yet.
+
+    ``gvproxy`` and ``vfkit`` are those of ``origin_path``, else the ones that are installed. /Users, /var/folders
+    and /private are shared unless ``mounts`` says otherwise.
+
+    Args:
+        options: :class:`ovm.Options`, or a mapping with its names or the seed's camelCase ones.
+        progress: Called with a file's name, the bytes done and the bytes in all while files are copied.
+        **more: Options by keyword, on top of ``options``.
+
+    Raises:
+        InputError: something given cannot be used, a path that vfkit's command line cannot carry for one; nothing
+            was touched.
+        InUseError: another process owns one of the directories.
+        SpaceError: the disk is too small; says what is needed.
+    """
+    return await _create(prepare.prepare_darwin(Options.of(options, **more), progress))
+
+
+async def _create(preparing: Coroutine[Any, Any, prepare.Prepared]) -> OVM:
     try:
-        return OVM(chosen, await prepare.prepare_linux(chosen, progress))
+        return OVM(await preparing)
     except BaseExceptionGroup as group:
         raise _first(group) from None
 

@@ -6,6 +6,7 @@
         <basename of each origin>  gvproxy, kernel, initrd, rootfs.btrfs (vfkit on macOS)
         versions.json              which version of each lies there, written after its rename
         data.img                   the data disk; never replaced, only grown
+        scratch.img                what an ovm-core guest writes to its root; made anew at each start
         machine.json               machine id, and whether the data disk was ever in use
         ovm.lock                   held from start to stop
     socket_dir/                    0700, emptied of the names below at each start
@@ -13,11 +14,14 @@
         net.sock                   gvproxy's end of the guest's network card
         podman.sock                podman's API for people and programs
         ready.sock                 where the guest's words about its boot arrive
+        command.sock               where an ovm-core guest asks what to do at boot
+        vfkit.sock                 vfkit's REST
+        vfkit-PID-N.sock           vfkit's end of the guest's network card
         virtiofs-N.sock            virtiofsd's, one for each shared folder
         boot.initrd                initrd plus boot configuration, 0600, removed once ready
         ovm.lock
     log_dir/
-        NAME.log NAME.2.log NAME.3.log   of gvproxy, qemu, virtiofsd-N, guard, and the guest's console
+        NAME.log NAME.2.log NAME.3.log   of gvproxy, qemu or vfkit, virtiofsd-N, guard, and the guest's console
         ovm.lock
     ssh_key_dir/                   0700
         ovm  ovm.pub               the key that root in the guest accepts
@@ -28,6 +32,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,10 +48,12 @@ LOG_GENERATIONS = 3
 LOCK = "ovm.lock"
 VERSIONS = "versions.json"
 DATA_DISK = "data.img"
+SCRATCH_DISK = "scratch.img"
 MACHINE = "machine.json"
 
-SOCKET_NAMES = ("network.sock", "net.sock", "podman.sock", "ready.sock")
+SOCKET_NAMES = ("network.sock", "net.sock", "podman.sock", "ready.sock", "command.sock", "vfkit.sock")
 _LONGEST_SOCKET = "virtiofs-99.sock"
+_VFKITS_OWN = re.compile(r"vfkit-[0-9a-f]+-[0-9a-f]+\.sock")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,11 @@ class TargetPaths:
     def data_disk(self) -> Path:
         """The sparse data disk."""
         return self.directory / DATA_DISK
+
+    @property
+    def scratch_disk(self) -> Path:
+        """What an ovm-core guest writes to its root."""
+        return self.directory / SCRATCH_DISK
 
     @property
     def machine(self) -> Path:
@@ -102,6 +114,16 @@ class SocketPaths:
         """Where the guest's words about its boot arrive."""
         return self.directory / "ready.sock"
 
+    @property
+    def command(self) -> Path:
+        """Where an ovm-core guest asks what to do at boot."""
+        return self.directory / "command.sock"
+
+    @property
+    def control(self) -> Path:
+        """Vfkit's REST."""
+        return self.directory / "vfkit.sock"
+
     def share(self, index: int) -> Path:
         """Virtiofsd's socket for the shared folder number ``index``."""
         return self.directory / f"virtiofs-{index}.sock"
@@ -112,7 +134,8 @@ class SocketPaths:
         shares = [
             p for p in sorted(self.directory.glob("virtiofs-*.sock")) if p.stem.removeprefix("virtiofs-").isdigit()
         ]
-        return [path for path in (*fixed, self.boot_initrd, *shares) if path.exists() or path.is_symlink()]
+        vfkits = [p for p in sorted(self.directory.glob("vfkit-*-*.sock")) if _VFKITS_OWN.fullmatch(p.name)]
+        return [path for path in (*fixed, self.boot_initrd, *shares, *vfkits) if path.exists() or path.is_symlink()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,18 +160,19 @@ def public(private_key: Path) -> Path:
     return private_key.with_name(private_key.name + ".pub")
 
 
-def check_socket_paths(socket_dir: Path) -> None:
-    """Refuse a directory whose longest socket would not fit.
+def check_socket_paths(socket_dir: Path, *names: str) -> None:
+    """Refuse a directory whose longest socket, ours or one of ``names``, would not fit.
 
     Raises:
         SocketPathError: the kernel's limit on a socket's path would be passed.
     """
-    longest = socket_dir / _LONGEST_SOCKET
+    name = max((_LONGEST_SOCKET, *names), key=len)
+    longest = socket_dir / name
     length = len(os.fsencode(longest))
     if length > SOCKET_PATH_MAX_BYTES:
         raise SocketPathError(
             f"{longest} is {length} bytes long; a socket's path may have {SOCKET_PATH_MAX_BYTES} on this system",
-            hint=f"choose a socket_dir of at most {SOCKET_PATH_MAX_BYTES - len(_LONGEST_SOCKET) - 1} bytes",
+            hint=f"choose a socket_dir of at most {SOCKET_PATH_MAX_BYTES - len(name) - 1} bytes",
         )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -16,13 +18,18 @@ from ovm import hypervisors, paths
 from ovm.config import Options
 from ovm.disks import assets, data, materialize
 from ovm.disks.blocking import in_thread
-from ovm.errors import FileError, HelperError, OptionError
-from ovm.guest import bootconfig, ssh
-from ovm.hypervisors import accel
+from ovm.errors import FileError, HelperError, OptionError, UnsupportedError
+from ovm.guest import bootconfig, command, ssh
+from ovm.guest.profiles import PROFILES
+from ovm.hypervisors import Driver, accel, vfkit
+from ovm.hypervisors.qemu import QEMUDriver
 from ovm.hypervisors.virtiofsd import Virtiofsd
 from ovm.paths import KeyPaths, SocketPaths, TargetPaths
 from ovm.process import lock
-from ovm.process.probe import GVPROXY, QEMU, VIRTIOFSD, check_helper
+from ovm.process.probe import GVPROXY, QEMU, VFKIT, VIRTIOFSD, check_helper, show_version
+
+if TYPE_CHECKING:
+    from ovm.helpers import Helper
 
 PREPARE_LOCK_WAIT_S = 60.0
 """Another create on the same directory is waited for; a running machine is not, and it is said who owns it."""
@@ -34,10 +41,10 @@ Progress = Callable[[str, int, int], object]
 class Prepared:
     """What a start needs and does not change."""
 
+    options: Options
+    """As given, and with the helpers that were found."""
     files: materialize.Files
-    emulator: accel.Emulator
-    accelerator: accel.Answer
-    virtiofsd: Virtiofsd | None
+    driver: Driver
 
 
 def locked_directories(options: Options) -> list[Path]:
@@ -46,26 +53,91 @@ def locked_directories(options: Options) -> list[Path]:
 
 
 async def prepare_linux(options: Options, progress: Progress | None = None) -> Prepared:
-    """Check everything, then make it ready. Until the checks are over nothing is touched.
+    """Check everything for a machine under QEMU, then make it ready. Until the checks are over nothing is touched.
 
     Raises:
         InputError: something given cannot be used.
         InUseError: another process owns one of the directories.
         SpaceError: the disk is too small.
     """
+    if options.guest == "ovm-core":
+        raise UnsupportedError("ovm-core guests want vfkit", hint='use create_darwin_ovm, or guest="ovm"')
+    if options.rosetta:
+        raise UnsupportedError("rosetta is Apple's and comes with vfkit", hint="leave it out")
     arch = hypervisors.host_arch()
+    await asyncio.to_thread(paths.check_socket_paths, options.socket_dir)
+    options = await with_helpers(options, "gvproxy")
     await asyncio.to_thread(_check, options, arch)
-    emulator, virtiofsd = await _check_helpers(options, arch)
-    accelerator = await accel.choose(
+    emulator, virtiofsd = await _check_emulator(options, arch)
+    answer = await accel.choose(
         options.accelerator, emulator, kernel=options.origin_path.kernel, cache_dir=paths.cache_dir()
     )
+    files = await _make_all(options, progress)
+    driver = QEMUDriver(emulator=emulator, answer=answer, virtiofsd=virtiofsd)
+    return Prepared(options=options, files=files, driver=driver)
+
+
+async def prepare_darwin(options: Options, progress: Progress | None = None) -> Prepared:
+    """Check everything for a machine under vfkit, then make it ready; raises as :func:`prepare_linux` does."""
+    from ovm.hypervisors import macos
+
+    arch = hypervisors.host_arch()
+    if options.accelerator not in {"auto", "hvf"}:
+        raise UnsupportedError(f"accelerator {options.accelerator} does not exist on macOS", hint="use auto")
+    await asyncio.to_thread(paths.check_socket_paths, options.socket_dir, vfkit.LOCAL_SOCKET_LONGEST)
+    shared = [mount.host_path for mount in options.mounts]
+    vfkit.check_paths(
+        [options.target_dir / options.origin_path.rootfs.name, options.log_dir, *shared], options.socket_dir
+    )
+    options = await with_helpers(options, "gvproxy", "vfkit")
+    await asyncio.to_thread(_check, options, arch)
+    program, gvproxy = options.origin_path.vfkit, options.origin_path.gvproxy
+    assert program is not None
+    assert gvproxy is not None
+    version = show_version(await check_helper(program, VFKIT))
+    await macos.preflight(program, gvproxy, options.origin_path.kernel, rosetta=options.rosetta)
+    files = await _make_all(options, progress)
+    assert files.vfkit is not None
+    driver = vfkit.VfkitDriver(program=files.vfkit, version=version, arch=arch)
+    return Prepared(options=options, files=files, driver=driver)
+
+
+async def with_helpers(options: Options, *names: str) -> Options:
+    """``options`` with the helpers of these names that are installed, where none is given.
+
+    Raises:
+        HelperError: there is none that will do.
+    """
+    from ovm import helpers
+
+    find = {"gvproxy": helpers.find_gvproxy, "vfkit": helpers.find_vfkit}
+    found = {name: await find[name]() for name in names if getattr(options.origin_path, name) is None}
+    if options.origin_path.gvproxy is not None:
+        await check_helper(options.origin_path.gvproxy, GVPROXY)
+    if not found:
+        return options
+    versions = {name: await asyncio.to_thread(_identity, helper) for name, helper in found.items()}
+    return dataclasses.replace(
+        options,
+        origin_path=dataclasses.replace(options.origin_path, **{name: h.path for name, h in found.items()}),
+        versions=dataclasses.replace(options.versions, **versions),
+    )
+
+
+def _identity(helper: Helper) -> str:
+    """Changes when another program lies there."""
+    status = helper.path.stat()
+    return f"{show_version(helper.version)} {status.st_size} {status.st_mtime_ns}"
+
+
+async def _make_all(options: Options, progress: Progress | None) -> materialize.Files:
     await in_thread(partial(make_directories, options))
     # the keys may be shared by several machines, so they are owned only while they are made
     alone = [*locked_directories(options), options.ssh_key_dir]
     async with lock.hold(alone, wait_s=PREPARE_LOCK_WAIT_S, brief=True), asyncio.TaskGroup() as tasks:
         files = tasks.create_task(_make_files(options, progress))
         tasks.create_task(in_thread(partial(ssh.make_keys, KeyPaths(options.ssh_key_dir))))
-    return Prepared(files=files.result(), emulator=emulator, accelerator=accelerator, virtiofsd=virtiofsd)
+    return files.result()
 
 
 async def _make_files(
@@ -83,7 +155,6 @@ async def _make_files(
 
 
 def _check(options: Options, arch: hypervisors.Arch) -> None:
-    paths.check_socket_paths(options.socket_dir)
     assets.check_origins(options.origin_path, arch=arch, rootfs_must_be_btrfs=options.guest != "bare")
     assets.check_directories(
         {name: getattr(options, name) for name in ("target_dir", "socket_dir", "log_dir", "ssh_key_dir")}
@@ -96,6 +167,9 @@ def _check(options: Options, arch: hypervisors.Arch) -> None:
             raise FileError(f"ca_certificates: {certificate} is not a PEM certificate")
     if options.guest == "bare" and options.mounts:
         raise OptionError("a bare guest mounts nothing", hint="leave mounts out")
+    if PROFILES[options.guest].over_vsock:  # whether all can be told, with keys that are as long as ours will be
+        keys = {"authorized_key": "k" * 84, "host_key": "k" * 400, "host_key_public": "k" * 90}
+        command.shell_command(_boot_config(options, **keys, machine_id=""))
 
 
 def _content(path: Path) -> bytes:
@@ -105,10 +179,9 @@ def _content(path: Path) -> bytes:
         raise FileError(f"{path} cannot be read: {error.strerror}") from error
 
 
-async def _check_helpers(options: Options, arch: hypervisors.Arch) -> tuple[accel.Emulator, Virtiofsd | None]:
+async def _check_emulator(options: Options, arch: hypervisors.Arch) -> tuple[accel.Emulator, Virtiofsd | None]:
     from ovm import helpers
 
-    await check_helper(options.origin_path.gvproxy, GVPROXY)
     if options.qemu:
         emulator = accel.Emulator(program=options.qemu, version=await check_helper(options.qemu, QEMU), arch=arch)
     else:
@@ -135,8 +208,8 @@ def check_files(files: materialize.Files) -> None:
     Raises:
         FileError: says which is missing.
     """
-    for path in (files.gvproxy, files.kernel, files.initrd, files.rootfs):
-        if not path.is_file():
+    for path in (files.gvproxy, files.kernel, files.initrd, files.rootfs, files.vfkit):
+        if path is not None and not path.is_file():
             raise FileError(f"{path} is missing", hint="restore the files with reset_path()")
 
 
@@ -164,16 +237,24 @@ def make_directories(options: Options) -> None:
     options.socket_dir.chmod(0o700)
 
 
-def write_boot_initrd(options: Options, prepared: Prepared, blocked_host_ports: tuple[int, ...]) -> None:
-    """The initrd of one start: the image's own and behind it what this boot must know."""
+def boot_config(options: Options, blocked_host_ports: tuple[int, ...] = ()) -> bootconfig.BootConfig:
+    """Everything the guest is told at its next boot."""
     keys = KeyPaths(options.ssh_key_dir)
     machine = data.load_machine(TargetPaths(options.target_dir))
-    config = bootconfig.BootConfig(
+    return _boot_config(
+        options,
         authorized_key=paths.public(keys.user_key).read_text(),
         host_key=keys.host_key.read_text(),
         host_key_public=paths.public(keys.host_key).read_text(),
-        hostname=options.hostname,
         machine_id=machine.machine_id,
+        blocked_host_ports=blocked_host_ports,
+        format_data=not machine.data_ever_ready,
+    )
+
+
+def _boot_config(options: Options, **identity: Any) -> bootconfig.BootConfig:
+    return bootconfig.BootConfig(
+        hostname=options.hostname,
         timezone=options.timezone or host_timezone(),
         search_domains=search_domains(),
         environment=options.environment,
@@ -181,10 +262,31 @@ def write_boot_initrd(options: Options, prepared: Prepared, blocked_host_ports: 
             f"{n:02}-{path.stem}.crt": path.read_bytes() for n, path in enumerate(options.ca_certificates)
         },
         mounts=tuple((f"share{n}", m.guest_path, m.read_only) for n, m in enumerate(options.mounts)),
-        blocked_host_ports=blocked_host_ports,
-        format_data=not machine.data_ever_ready,
+        rosetta=vfkit.ROSETTA_TAG if options.rosetta else "",
+        **identity,
     )
-    bootconfig.write_initrd(prepared.files.initrd, config, SocketPaths(options.socket_dir).boot_initrd)
+
+
+def write_boot_initrd(options: Options, initrd: Path, blocked_host_ports: tuple[int, ...]) -> None:
+    """The initrd of one start: the image's own and behind it what this boot must know."""
+    config = boot_config(options, blocked_host_ports)
+    bootconfig.write_initrd(initrd, config, SocketPaths(options.socket_dir).boot_initrd)
+
+
+def shell_command(options: Options) -> bytes:
+    """What an ovm-core guest is told at its next boot."""
+    return command.shell_command(boot_config(options))
+
+
+def make_scratch_disk(options: Options) -> None:
+    """The disk an ovm-core guest formats at every boot, without what the last one left on it.
+
+    Raises:
+        FileError: the data disk has lost its file system, and the guest would format it.
+    """
+    target = TargetPaths(options.target_dir)
+    data.check_still_formatted(target)
+    data.make_scratch_disk(target, options.data_disk_mib)
 
 
 def remember_ready(options: Options) -> None:

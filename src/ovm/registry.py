@@ -15,7 +15,6 @@ from ovm.errors import ImageError, OptionError, UnsupportedError
 
 if TYPE_CHECKING:
     from ovm.config import OriginPath, Versions
-    from ovm.helpers import Helper
     from ovm.machine import OVM
     from ovm.prepare import Progress
 
@@ -82,29 +81,25 @@ async def create_ovm(
     Raises:
         OptionError: the name or an option cannot be used.
         ImageError: there is no guest image; build one with ``ovm image build``.
-        HelperError: gvproxy or QEMU is missing.
-        UnsupportedError: machines do not run on this system yet.
+        HelperError: gvproxy or the hypervisor (QEMU on Linux, vfkit on macOS) is missing.
+        UnsupportedError: machines do not run on this system.
     """
     check_name(name)
-    if sys.platform != "linux":
-        raise UnsupportedError(
-            f"machines do not run on {sys.platform} yet", hint="use Linux, or a Linux host through DOCKER_HOST"
-        )
+    if sys.platform not in {"linux", "darwin"}:
+        raise UnsupportedError(f"machines do not run on {sys.platform}", hint="use Linux or macOS")
     if given := {"origin_path", "originPath", "versions"} & options.keys():
         raise OptionError(
             f"create_ovm takes {', '.join(sorted(given))} from the image",
-            hint="use create_linux_ovm for files of your own",
+            hint="use create_linux_ovm or create_darwin_ovm for files of your own",
         )
     import asyncio
 
-    from ovm import helpers
+    from ovm import machine
     from ovm.config import Options
 
-    arch = host_arch()
-    directory = default_image_dir(arch) if image is None else Path(image)
+    directory = default_image_dir(host_arch()) if image is None else Path(image)
     guest = await asyncio.to_thread(load_image, directory)
-    gvproxy, qemu = await asyncio.gather(helpers.find_gvproxy(), _qemu(arch, options))
-    origin, versions = await asyncio.to_thread(_files, guest, gvproxy)
+    origin, versions = _files(guest)
     home = paths.machine_dir(name)
     defaults = {
         "origin_path": origin,
@@ -114,11 +109,9 @@ async def create_ovm(
         "ssh_key_dir": home / "ssh",
         "socket_dir": paths.default_socket_dir(name),
         "podman_tcp": False,
-        "qemu": qemu,
     }
-    from ovm.machine import create_linux_ovm
-
-    return await create_linux_ovm(Options.of(defaults, **options), progress=progress)
+    create = machine.create_darwin_ovm if sys.platform == "darwin" else machine.create_linux_ovm
+    return await create(Options.of(defaults, **options), progress=progress)
 
 
 def check_name(name: str) -> str:
@@ -184,22 +177,8 @@ def _check_size(path: Path, wanted: int) -> None:
         raise ImageError(f"{path} has {size} bytes instead of {wanted}", hint=_BUILD_HINT)
 
 
-async def _qemu(arch: str, options: dict[str, Any]) -> Path | None:
-    if options.get("qemu") is not None:
-        return None
-    from ovm import helpers
-
-    return (await helpers.find_qemu(arch)).path
-
-
-def _files(image: Image, gvproxy: Helper) -> tuple[OriginPath, Versions]:
+def _files(image: Image) -> tuple[OriginPath, Versions]:
     from ovm.config import OriginPath, Versions
-    from ovm.process.probe import show_version
 
-    program = gvproxy.path.stat()
-    origin = OriginPath(gvproxy=gvproxy.path, **{role: image.path(role) for role in _IMAGE_FILES})
-    versions = Versions(
-        gvproxy=f"{show_version(gvproxy.version)} {program.st_size} {program.st_mtime_ns}",
-        **{role: image.version(role) for role in _IMAGE_FILES},
-    )
-    return origin, versions
+    origin = OriginPath(**{role: image.path(role) for role in _IMAGE_FILES})
+    return origin, Versions(**{role: image.version(role) for role in _IMAGE_FILES})

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ovm.config import Options, check_address
+from ovm.config import PODMAN_PORT_FIRST, Options, check_address
 from ovm.errors import GuestError, OVMError, PortError
-from ovm.guest.clock import Clock, ClockSync
+from ovm.guest.clock import CORE_HELPER, CORE_KICK, Clock, ClockSync
 from ovm.guest.ports import Published, Publisher
+from ovm.guest.profiles import PROFILES, Profile
 from ovm.guest.ready import ReadyChannel
 from ovm.guest.ssh import SSH
 from ovm.hypervisors import Control
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 ATTACHED = "/usr/lib/ovm/attached"
 """Tells the guest that published ports are served, so that containers may start."""
+PODMAN_SOCKET = "/run/podman/podman.sock"
+"""Of root's podman in the guest."""
 PING = "/libpod/_ping"
 PING_TIMEOUT_S = 60.0
 ATTACH_TIMEOUT_S = 60.0
@@ -50,6 +53,11 @@ class Session:
     console_log: Path
     forwards: dict[tuple[str, str], Forward] = field(default_factory=dict)
 
+    @property
+    def profile(self) -> Profile:
+        """What can be counted on in the guest."""
+        return PROFILES[self.options.guest]
+
     async def attach(self) -> None:
         """After the guest's ready: until podman answers through the user's own socket, and ports are published.
 
@@ -58,7 +66,7 @@ class Session:
         """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._ping())
-            tasks.create_task(self._attach_publisher())
+            tasks.create_task(self._attach_publisher() if self.profile.managed else self._lead_to_podman())
 
     async def _ping(self) -> None:
         async with http.connect(self.sockets.podman) as podman:
@@ -72,6 +80,12 @@ class Session:
         told = await self.ssh.exec([ATTACHED], timeout_s=ATTACH_TIMEOUT_S)
         if told.exit_status != 0:
             raise GuestError(f"the guest did not take us for its manager: {told.stderr.decode(errors='replace')}")
+
+    async def _lead_to_podman(self) -> None:
+        """Podman's port on the host, where the guest has only its socket; ours to carry, over ssh."""
+        await self.ssh.connect()  # which opens it again, once it was open
+        if self.options.podman_tcp and self.podman_port is None:
+            self.podman_port = await self.ssh.forward_port(PODMAN_PORT_FIRST, PODMAN_SOCKET)
 
     async def keep_attached(self) -> None:
         """For ever: whenever the connection is lost, make it anew, or published ports would no longer be heard of."""
@@ -164,8 +178,11 @@ class Session:
 @contextlib.asynccontextmanager
 async def open_session(*, ssh: SSH, **parts: Any) -> AsyncIterator[Session]:
     """A session, of the fields of :class:`Session`, whose connections are closed on the way out."""
-    session = Session(ssh=ssh, clock=Clock(ssh), **parts)
-    Publisher(ssh, session.publish)
+    managed = PROFILES[parts["options"].guest].managed
+    clock = Clock(ssh) if managed else Clock(ssh, helper=CORE_HELPER, kick=CORE_KICK)
+    session = Session(ssh=ssh, clock=clock, **parts)
+    if managed:
+        Publisher(ssh, session.publish)
     try:
         yield session
     finally:

@@ -23,6 +23,7 @@ INFO = Info(
     ssh_port=2223,
     ssh_key=Path("/keys/ovm"),
     ssh_user="root",
+    hypervisor="qemu",
     accelerator="tcg",
     accelerator_reason="asked for",
     cpus=1,

@@ -18,7 +18,7 @@ from ovm.paths import SocketPaths
 async def network(group, gvproxy, short_path, tmp_path):
     """A running gvproxy."""
     log = tmp_path / "gvproxy.log"
-    async with network_module.start(group, gvproxy, SocketPaths(short_path), log) as running:
+    async with network_module.start(group, gvproxy, SocketPaths(short_path), log, wire="qemu") as running:
         yield running
 
 
@@ -30,14 +30,22 @@ def listens(protocol: str, port: int, address: str = "127.0.0.1") -> bool:
     return free_port(protocol, address, port) is None
 
 
-def test_the_command_line():
+@pytest.mark.parametrize(
+    ("wire", "card"),
+    [
+        ("qemu", ("-listen-qemu", "unix:///s/net.sock")),
+        ("vfkit", ("-listen-vfkit", "unixgram:///s/net.sock")),
+        ("channel", ("-listen", "unix:///s/net.sock")),
+    ],
+)
+def test_the_command_line(wire, card):
     """gvproxy gets its two sockets, our MTU and no ssh port of its own, so that nothing listens unasked."""
-    assert argv(Path("/t/gvproxy"), SocketPaths(Path("/s"))) == [
+    assert argv(Path("/t/gvproxy"), SocketPaths(Path("/s")), wire) == [
         "/t/gvproxy",
         *("-mtu", "1500"),
         *("-ssh-port", "-1"),
         *("-listen", "unix:///s/network.sock"),
-        *("-listen-qemu", "unix:///s/net.sock"),
+        *card,
     ]
 
 
@@ -154,7 +162,7 @@ async def test_two_machines_have_two_networks(group, network, gvproxy, short_pat
     """Two gvproxies run side by side, and each opens ports of its own."""
     second = short_path / "second"
     second.mkdir()
-    async with network_module.start(group, gvproxy, SocketPaths(second), tmp_path / "second.log") as other:
+    async with network_module.start(group, gvproxy, SocketPaths(second), tmp_path / "second.log", wire="qemu") as other:
         one, two = await asyncio.gather(network.pick(80), other.pick(80))
         assert one.host_port != two.host_port
         assert listens("tcp", two.host_port)
@@ -167,7 +175,7 @@ async def test_a_stale_socket_in_the_way_is_told(group, gvproxy, short_path, tmp
     SocketPaths(short_path).network_card.touch()
     async with asyncio.timeout(10):
         with pytest.raises(HelperExited) as caught:
-            async with network_module.start(group, gvproxy, SocketPaths(short_path), tmp_path / "gvproxy.log"):
+            async with network_module.start(group, gvproxy, SocketPaths(short_path), tmp_path / "gvproxy.log", wire="qemu"):
                 pass
     assert caught.value.stage == "network"
     assert caught.value.exit_reason.startswith("exit status")
@@ -176,7 +184,7 @@ async def test_a_stale_socket_in_the_way_is_told(group, gvproxy, short_path, tmp
 
 async def test_it_ends_with_its_block(group, gvproxy, short_path, tmp_path):
     """Left, gvproxy is gone and what it had opened is closed."""
-    async with network_module.start(group, gvproxy, SocketPaths(short_path), tmp_path / "log") as running:
+    async with network_module.start(group, gvproxy, SocketPaths(short_path), tmp_path / "log", wire="qemu") as running:
         opened = await running.pick(80)
     assert not running.child.running
     assert not listens("tcp", opened.host_port)

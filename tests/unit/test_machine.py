@@ -24,6 +24,7 @@ from ovm.errors import (
     StateError,
     StopError,
 )
+from ovm.guest.profiles import PROFILES
 from ovm.hypervisors import Happening
 from ovm.machine import OVM
 from ovm.process.child import Child
@@ -60,7 +61,7 @@ class Stage:
 
     # the boot
     @contextlib.asynccontextmanager
-    async def power_on(self, options, prepared, *, step, watcher):
+    async def power_on(self, prepared, *, step, watcher):
         process = await asyncio.create_subprocess_exec("sleep", "60")
         self.child = Child("qemu", process)
         self.powered += 1
@@ -77,7 +78,8 @@ class Stage:
 
         try:
             yield SimpleNamespace(
-                options=options,
+                options=prepared.options,
+                profile=PROFILES[prepared.options.guest],
                 vm=self,
                 children=(self.child,),
                 channel=SimpleNamespace(stages=[], expect_boot=expect_boot, last_words=no_words),
@@ -88,6 +90,12 @@ class Stage:
         finally:
             await self.child.end(grace_s=0)
             self.powered -= 1
+
+    # the host's sleep
+    @contextlib.asynccontextmanager
+    async def watch(self, on_sleep, on_wake):
+        self.on_sleep, self.on_wake = on_sleep, on_wake
+        yield
 
     async def come_up(self, session, *, step) -> None:
         self.booting.set()
@@ -107,6 +115,8 @@ async def stage(tmp_path, monkeypatch):
     for name in ("power_on", "come_up", "shut_down"):
         monkeypatch.setattr(machine_module, name, getattr(stage, name))
 
+    monkeypatch.setattr(machine_module.power, "watch", stage.watch)
+
     async def blame(_session, noticed):
         return noticed
 
@@ -123,7 +133,7 @@ async def vm(stage, tmp_path):
         **{name: tmp_path / name for name in ("target_dir", "socket_dir", "log_dir", "ssh_key_dir")},
         guest="bare",
     )
-    machine = OVM(options, None)
+    machine = OVM(prepare.Prepared(options=options, files=None, driver=None))
     machine.heard = []
     for name in ("ready", "close", "vmPause", "vmResume"):
         machine.on(name, lambda name=name: machine.heard.append(name))
@@ -431,3 +441,76 @@ async def test_nobody_else_can_lay_out_the_socket_directory(vm, short_path, fore
     options = dataclasses.replace(vm.options, socket_dir=chosen)
     with pytest.raises(FileError, match=words):
         prepare.make_directories(options)
+
+
+async def test_it_sleeps_and_wakes_with_its_host(running, stage):
+    """Paused before the host sleeps, resumed after; both are told."""
+    await stage.on_sleep()
+    assert running.state is VMState.PAUSED
+    await stage.on_wake()
+    assert running.state is VMState.RUNNING
+    assert running.heard == ["ready", "vmPause", "vmResume"]
+
+
+async def test_what_its_user_paused_stays_paused(running, stage):
+    """The host's sleep is no reason to undo it."""
+    await running.vm_pause()
+    await stage.on_sleep()
+    await stage.on_wake()
+    assert running.state is VMState.PAUSED
+    assert running.heard == ["ready", "vmPause"]
+
+
+async def test_a_wake_without_a_sleep_changes_no_state(running, stage):
+    """A jump of the clock is told so too."""
+    await stage.on_wake()
+    assert running.heard == ["ready"]
+
+
+async def test_a_pause_that_outlasts_the_sleeps_limit_is_undone(running, stage):
+    """Who waited gives up and the host sleeps; the pause comes to its end, and the wake takes it back."""
+    stage.may_pause.clear()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await stage.on_sleep()
+    stage.may_pause.set()
+    await stage.on_wake()
+    assert running.state is VMState.RUNNING
+    assert running.heard == ["ready", "vmPause", "vmResume"]
+
+
+async def test_a_sleep_in_the_midst_of_a_resume_pauses_again(running, stage):
+    """Lid open, lid closed: the second sleep waits for the resume of the first and pauses."""
+    await stage.on_sleep()
+    stage.may_pause.clear()
+    waking = asyncio.create_task(stage.on_wake())
+    while running.state is not VMState.RESUMING:
+        await asyncio.sleep(0)
+    waking.cancel()
+    sleeping = asyncio.create_task(stage.on_sleep())
+    await asyncio.sleep(0)
+    stage.may_pause.set()
+    await sleeping
+    assert running.state is VMState.PAUSED
+    await stage.on_wake()
+    assert running.state is VMState.RUNNING
+
+
+async def test_sleep_of_a_machine_that_is_not_up_does_nothing(vm, stage):
+    """While it starts there is nothing to pause."""
+    starting = asyncio.create_task(vm.start())
+    await stage.booting.wait()
+    await stage.on_sleep()
+    await stage.on_wake()
+    stage.ready.set()
+    await starting
+    assert vm.heard == ["ready"]
+
+
+async def test_the_hosts_sleep_can_be_left_alone(stage, tmp_path, vm):
+    """pause_on_sleep=False asks nobody."""
+    options = dataclasses.replace(vm.options, pause_on_sleep=False)
+    machine = OVM(prepare.Prepared(options=options, files=None, driver=None))
+    stage.ready.set()
+    async with machine:
+        assert not hasattr(stage, "on_sleep")

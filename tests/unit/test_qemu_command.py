@@ -29,6 +29,7 @@ SPEC = VMSpec(
     network_socket=Path("/s/net.sock"),
     mac="5a:94:ef:e4:0c:ee",
     console_log=Path("/l/console.log"),
+    control_socket=Path("/s/control.sock"),
 )
 SHARES = (
     Share(tag="share0", host_path=Path("/a"), read_only=False, socket=Path("/s/virtiofs-0.sock")),

@@ -77,6 +77,7 @@ SPEC = VMSpec(
     network_socket=Path("/n"),
     mac="5a:94:ef:e4:0c:ee",
     console_log=Path("/l"),
+    control_socket=Path("/c"),
 )
 
 

@@ -16,7 +16,7 @@ from ovm.guest.ready import ReadyChannel
 async def channel():
     """A channel; what it warns of is in ``warned``."""
     warned: list[str] = []
-    channel = ReadyChannel(warned.append)
+    channel = ReadyChannel(warned.append, lambda: None)
     channel.warned = warned
     yield channel
     channel._drop()
@@ -119,7 +119,7 @@ async def test_a_cancelled_wait_spoils_nothing(channel):
 
 async def test_several_connections_are_heard(short_path):
     """The hypervisor may connect several times, say nothing at all, and cut a line in two."""
-    async with ready.listen(short_path / "s", print) as channel:
+    async with ready.listen(short_path / "s", print, lambda: None) as channel:
         assert (short_path / "s").stat().st_mode & 0o777 == 0o600
         await say(short_path / "s", b"")
         await say(short_path / "s", b"stage one 1\r\nstage two 2\n")
@@ -140,7 +140,7 @@ async def test_several_connections_are_heard(short_path):
 @pytest.mark.parametrize("noise", [b"x" * 100_000 + b"\n", b"\xff\xfe\x00\n", b"\n\n\n", b"x" * 4097 + b"\n"])
 async def test_noise_is_passed_over(short_path, noise):
     """After an endless line or odd bytes the guest is still understood."""
-    async with ready.listen(short_path / "s", print) as channel:
+    async with ready.listen(short_path / "s", print, lambda: None) as channel:
         await say(short_path / "s", noise + b"ready 1\n")
         await until_ready(channel)
 
@@ -148,7 +148,7 @@ async def test_noise_is_passed_over(short_path, noise):
 async def test_the_guest_cannot_write_to_the_terminal_as_it_likes(short_path):
     """Control characters of a guest's words do not reach people."""
     warned = []
-    async with ready.listen(short_path / "s", warned.append) as channel:
+    async with ready.listen(short_path / "s", warned.append, lambda: None) as channel:
         await say(short_path / "s", b"warn \x1b]0;evil\x07 %s\nfatal x \x1b[2J\n")
         with pytest.raises(GuestRefused) as caught:
             await until_ready(channel)
@@ -159,7 +159,7 @@ async def test_the_guest_cannot_write_to_the_terminal_as_it_likes(short_path):
 async def test_leaving_ends_open_connections(short_path):
     """A connection that is still open when the channel is left is closed by us, and no task remains."""
     before = asyncio.all_tasks()
-    async with ready.listen(short_path / "s", print) as channel:
+    async with ready.listen(short_path / "s", print, lambda: None) as channel:
         reader, writer = await asyncio.open_unix_connection(short_path / "s")
         writer.write(b"ready 1\n")
         await until_ready(channel)

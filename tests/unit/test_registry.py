@@ -94,25 +94,14 @@ async def test_everything_has_a_default(tmp_path: Path, monkeypatch: pytest.Monk
         return options
 
     monkeypatch.setenv("OVM_HOME", str(tmp_path))
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(machine, "create_linux_ovm", create)
     image = put_image(registry.default_image_dir(registry.host_arch()))
-    (tmp_path / "bin").mkdir()
-    said = {"gvproxy": "gvproxy version v0.8.9"}
-    said |= dict.fromkeys(("qemu-system-x86_64", "qemu-system-aarch64"), "QEMU emulator version 9.0.0")
-    for name, version in said.items():
-        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\necho {version}\n")
-        (tmp_path / "bin" / name).chmod(0o755)
-
     await registry.create_ovm("box", cpus=3, memoryMib=512)
     (options,) = asked
     assert options.origin_path.kernel == image / "kernel"
-    assert options.origin_path.gvproxy == tmp_path / "bin" / "gvproxy"
-    assert options.versions.gvproxy.startswith("0.8.9 ")
+    assert options.origin_path.gvproxy is None
     assert options.versions.initrd == "sha256:" + hashlib.sha256(b"initrd").hexdigest()
     assert {options.target_dir.parent, options.log_dir.parent, options.ssh_key_dir.parent} == {
         tmp_path / "machines" / "box"
     }
-    assert options.qemu is not None
-    assert options.qemu.parent == tmp_path / "bin"
     assert (options.cpus, options.memory_mib, options.podman_tcp) == (3, 512, False)

@@ -23,6 +23,8 @@ from ovm.errors import FileError
 from ovm.paths import TargetPaths
 
 _PRIVATE = 0o600
+_BTRFS_MAGIC = b"_BHRfS_M"
+_BTRFS_MAGIC_AT = 0x10040
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +88,41 @@ async def remove_data(target: TargetPaths) -> None:
         FileError: it cannot be removed.
     """
     await in_thread(partial(_remove, target))
+
+
+def make_scratch_disk(target: TargetPaths, size_mib: int) -> None:
+    """An empty sparse disk in place of whatever scratch disk was there.
+
+    Raises:
+        FileError: it cannot be made.
+        SpaceError: the file system cannot hold a file of that size.
+    """
+    disk = target.scratch_disk
+    with disk_errors(f"{disk} cannot be made"):
+        disk.unlink(missing_ok=True)
+        fd = os.open(disk, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _PRIVATE)
+        try:
+            os.ftruncate(fd, size_mib * MIB)
+        finally:
+            os.close(fd)
+
+
+def check_still_formatted(target: TargetPaths) -> None:
+    """Refuse a data disk that was in use and carries no file system any more, where the guest would make a new one.
+
+    Raises:
+        FileError: it has none, or cannot be read.
+    """
+    if not load_machine(target).data_ever_ready:
+        return
+    with disk_errors(f"{target.data_disk} cannot be read"), target.data_disk.open("rb") as disk:
+        disk.seek(_BTRFS_MAGIC_AT)
+        if disk.read(len(_BTRFS_MAGIC)) == _BTRFS_MAGIC:
+            return
+    raise FileError(
+        f"{target.data_disk} carries no btrfs any more; the guest would format it",
+        hint="put it back, or begin anew with reset_path(data=True)",
+    )
 
 
 def _ensure(target: TargetPaths, wanted: int) -> DataDisk:

@@ -38,6 +38,8 @@ class BootConfig:
     """Tag, path in the guest, and whether it is read-only."""
     blocked_host_ports: tuple[int, ...] = ()
     """TCP ports of the host's loopback that nobody in the guest may reach."""
+    rosetta: str = ""
+    """Tag under which the guest mounts Apple's translator of x86_64 programs."""
     format_data: bool = False
     """Whether the guest may format the data disk, provided that it carries no signature either."""
 
@@ -57,6 +59,7 @@ class BootConfig:
             ),
             "blocked-host-ports": "\n".join(map(str, self.blocked_host_ports)),
             "format-data": "yes" if self.format_data else "",
+            "rosetta": self.rosetta,
         }
         files = {name: content.rstrip("\n").encode() + b"\n" for name, content in text.items() if content}
         return files | {f"ca/{name}": pem for name, pem in self.ca_certificates.items()}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,8 +23,25 @@ if TYPE_CHECKING:
 
     from ovm.guest.ssh import SSH
 
-HELPER = "/usr/lib/ovm/clock"
-KICK_CHRONY = "/usr/lib/ovm/chrony-kick"
+HELPER = ("/usr/lib/ovm/clock",)
+KICK_CHRONY = ("/usr/lib/ovm/chrony-kick",)
+
+_IN_SHELL = """\
+now() { date +%s%N; }
+while read -r verb by; do
+    case $verb in
+    t) now ;;
+    s)
+        t=$(($(now) + by))
+        date -s "@$((t / 1000000000)).$(printf %09d $((t % 1000000000)))" >/dev/null
+        now
+        ;;
+    esac
+done
+"""
+CORE_HELPER = ("sh", "-c", _IN_SHELL)
+"""The same for guests of the seed's time; a step is late by as long as ``date`` takes to start."""
+CORE_KICK = ("systemctl", "restart", "chrony")
 
 SAMPLES = 8
 CLOSE_ENOUGH_S = 0.002
@@ -47,8 +65,10 @@ class ClockSync:
 class Clock:
     """The clock of a running guest, over a helper process that is kept open."""
 
-    def __init__(self, ssh: SSH) -> None:
+    def __init__(self, ssh: SSH, *, helper: Sequence[str] = HELPER, kick: Sequence[str] = KICK_CHRONY) -> None:
         self._ssh = ssh
+        self._helper = helper
+        self._kick = kick
         self._stack = AsyncExitStack()
         self._process: asyncssh.SSHClientProcess[bytes] | None = None
         self._turn = asyncio.Lock()
@@ -105,7 +125,7 @@ class Clock:
         """Ask once more over a new connection if the old one turns out to be gone."""
         for last in (False, True):
             if self._process is None:
-                self._process = await self._stack.enter_async_context(self._ssh.process([HELPER]))
+                self._process = await self._stack.enter_async_context(self._ssh.process(self._helper))
             if answer := await converse(self._process, request.encode()):
                 return answer.decode(errors="replace").strip()
             await self.close()
@@ -115,7 +135,7 @@ class Clock:
 
     async def kick_chrony(self) -> None:
         """Have chrony look at its servers now."""
-        await self._ssh.exec([KICK_CHRONY], timeout_s=ANSWER_TIMEOUT_S)
+        await self._ssh.exec(self._kick, timeout_s=ANSWER_TIMEOUT_S)
 
     async def close(self) -> None:
         """End the helper."""

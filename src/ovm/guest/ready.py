@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 LAST_WORDS_S = 2.0
 """The connection ends with the hypervisor; this is for one that does not."""
 
+FIRST_STAGE = "initrd"
+"""What every boot says first."""
+
 _LINE_LIMIT_BYTES = 4096
 _STAGES_KEPT = 64
 _HINTS = {
@@ -45,8 +48,8 @@ class GuestStage:
     """A step of the guest's boot."""
 
     name: str
-    uptime_s: float
-    """Seconds since the guest's kernel started."""
+    uptime_s: float | None
+    """Seconds since the guest's kernel started, if it said so."""
     heard_at: float
     """The host's ``time.monotonic()`` when it was heard."""
 
@@ -54,9 +57,10 @@ class GuestStage:
 class ReadyChannel:
     """The guest's words; :func:`listen` makes one."""
 
-    def __init__(self, on_warning: Callable[[str], None]) -> None:
+    def __init__(self, on_warning: Callable[[str], None], on_reset: Callable[[], None]) -> None:
         self.stages: list[GuestStage] = []
         self._on_warning = on_warning
+        self._on_reset = on_reset
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -65,6 +69,12 @@ class ReadyChannel:
         self._drop()
         self.stages = []
         self._ready = asyncio.get_running_loop().create_future()
+
+    def boot_began(self, uptime_s: float | None = None) -> None:
+        """The guest shows that it is at the beginning of a boot; if it had said anything before, it has been reset."""
+        if self.stages:
+            self._on_reset()
+        self._note(FIRST_STAGE, uptime_s)
 
     async def wait(self) -> None:
         """Until the guest says that it is ready.
@@ -89,7 +99,10 @@ class ReadyChannel:
         """Take in one line; what makes no sense is logged and passed over, for a guest is not to be trusted."""
         match line.split(" ", 2):
             case ["stage", name, uptime] if (seconds := _seconds(uptime)) is not None:
-                self._note(name, seconds)
+                if name == FIRST_STAGE:
+                    self.boot_began(seconds)
+                else:
+                    self._note(name, seconds)
             case ["ready", uptime] if (seconds := _seconds(uptime)) is not None:
                 self._note("ready", seconds)
                 if not self._ready.done():
@@ -98,14 +111,11 @@ class ReadyChannel:
                 self._on_warning(" ".join(rest))
             case ["fatal", code, *rest]:
                 if not self._ready.done():
-                    words = " ".join(rest) or code
-                    self._ready.set_exception(
-                        GuestRefused(f"the guest cannot go on: {words}", stage=code, hint=_HINTS.get(code, ""))
-                    )
+                    self._ready.set_exception(refusal(code, " ".join(rest)))
             case _:
                 log.debug("not understood from the guest: %.200r", line)
 
-    def _note(self, name: str, uptime_s: float) -> None:
+    def _note(self, name: str, uptime_s: float | None) -> None:
         if len(self.stages) < _STAGES_KEPT:
             self.stages.append(GuestStage(name[:40], uptime_s, time.monotonic()))
 
@@ -128,6 +138,11 @@ class ReadyChannel:
                 self.hear(logs.printable(line.decode(errors="replace").strip()))  # people will see it
 
 
+def refusal(code: str, words: str) -> GuestRefused:
+    """The error that tells of a ``fatal``."""
+    return GuestRefused(f"the guest cannot go on: {words or code}", stage=code, hint=_HINTS.get(code, ""))
+
+
 def _seconds(text: str) -> float | None:
     try:
         seconds = float(text)
@@ -137,9 +152,11 @@ def _seconds(text: str) -> float | None:
 
 
 @contextlib.asynccontextmanager
-async def listen(socket_path: Path, on_warning: Callable[[str], None]) -> AsyncIterator[ReadyChannel]:
+async def listen(
+    socket_path: Path, on_warning: Callable[[str], None], on_reset: Callable[[], None]
+) -> AsyncIterator[ReadyChannel]:
     """A channel on which the hypervisor can connect to ``socket_path``."""
-    channel = ReadyChannel(on_warning)
+    channel = ReadyChannel(on_warning, on_reset)
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(channel.serve(reader, writer))

@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ovm.errors import ExecTimeout, FileError, GuestError, HostKeyMismatch
+from ovm.errors import ExecTimeout, FileError, GuestError, HostKeyMismatch, PortError
 from ovm.paths import KeyPaths, public
 
 if TYPE_CHECKING:
@@ -231,6 +231,33 @@ class SSH:
             await self._connection.start_server(accept, "127.0.0.1", port, encoding=None)
         except (asyncssh.Error, asyncssh.ChannelListenError, OSError) as error:
             raise GuestError(f"the guest does not let us listen on its port {port}: {error}") from error
+
+    async def forward_port(self, first: int, guest_path: str) -> int:
+        """Lead a port of the host's loopback, the first free one from ``first`` up, to a unix socket of the guest.
+
+        It is opened anew whenever the connection is. Returns the port.
+
+        Raises:
+            PortError: none is free.
+            GuestError: there is no connection.
+        """
+        connection = await self.connect()
+        for port in range(first, 65536):
+            with contextlib.suppress(OSError):  # taken
+                await connection.forward_local_port_to_path("127.0.0.1", port, guest_path)
+                break
+        else:
+            raise PortError(f"no tcp port of 127.0.0.1 is free from {first} up", hint="see what listens with `ss -ltn`")
+
+        async def open_again(ssh: SSH) -> None:
+            assert ssh._connection is not None
+            try:
+                await ssh._connection.forward_local_port_to_path("127.0.0.1", port, guest_path)
+            except OSError as error:
+                raise GuestError(f"port {port} cannot be led to the guest's {guest_path}: {error}") from error
+
+        self.on_connect(open_again)
+        return port
 
     async def wait_lost(self) -> None:
         """Until there is no connection."""

@@ -1,19 +1,21 @@
 """The seam between a machine and the program that runs it.
 
-A driver offers two things: ``command(spec, …) -> argv``, pure, and a :class:`Control` of the running program.
+A hypervisor's module has ``command(…) -> argv``, pure; a :class:`Driver`, which is what create chose and checked; and
+a :class:`Control` of the running program.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Protocol
 
 from ovm.errors import UnsupportedError
-from ovm.process.child import Child
+from ovm.process.child import Child, Group
 from ovm.state import VMState
 
 Arch = Literal["x86_64", "aarch64"]
@@ -56,7 +58,7 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Channel:
-    """A byte stream from the guest to a socket on which the manager listens."""
+    """Streams the guest opens to a socket that somebody on the host listens on already."""
 
     name: str
     """Name of the virtio-serial port, where there is no vsock."""
@@ -77,9 +79,14 @@ class VMSpec:
     disks: tuple[Disk, ...]
     shares: tuple[Share, ...]
     channels: tuple[Channel, ...]
-    network_socket: Path
+    network_socket: Path | None
+    """Where the network card's frames go; ``None`` for a guest that brings its network along, over a channel."""
     mac: str
     console_log: Path
+    control_socket: Path
+    """Where a hypervisor that serves its control on a socket does so."""
+    rosetta: bool = False
+    """Whether the guest gets Apple's translator of x86_64 programs."""
 
 
 class Happening(StrEnum):
@@ -96,10 +103,16 @@ Watcher = Callable[[Happening, str], None]
 """Called with what happened and, where there is more to say, the hypervisor's own words."""
 
 
+Card = Literal["qemu", "vfkit"]
+"""How a hypervisor hands over Ethernet frames: QEMU's stream, or vfkit's datagrams."""
+
+
 class Control(Protocol):
     """A running virtual machine."""
 
     child: Child
+    daemons: tuple[Child, ...]
+    """Helpers that serve it and end with it."""
 
     async def state(self) -> VMState:
         """What the hypervisor itself says now."""
@@ -115,3 +128,43 @@ class Control(Protocol):
 
     async def force_stop(self) -> None:
         """Cut the power."""
+
+
+class Driver(Protocol):
+    """A hypervisor of this host that will do, and how it is run."""
+
+    @property
+    def name(self) -> str:
+        """What its process and its log are called."""
+
+    @property
+    def arch(self) -> Arch:
+        """The processor of its guests."""
+
+    @property
+    def card(self) -> Card:
+        """How it hands over the guest's Ethernet frames."""
+
+    @property
+    def tells_resets(self) -> bool:
+        """Whether it says when a guest resets itself; of others, the guest's own first words tell."""
+
+    @property
+    def accelerator(self) -> str:
+        """What runs the guest's instructions."""
+
+    @property
+    def accelerator_reason(self) -> str:
+        """Why that and nothing else."""
+
+    def logs(self, shares: int) -> list[str]:
+        """The names of the logs a machine with that many shared folders writes."""
+
+    def start(
+        self, group: Group, spec: VMSpec, *, logs: Mapping[str, Path], watcher: Watcher
+    ) -> AbstractAsyncContextManager[Control]:
+        """The machine under power; off, and every process of it ended, on the way out.
+
+        Raises:
+            StartError: it did not come up.
+        """

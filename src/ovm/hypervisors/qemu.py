@@ -8,13 +8,15 @@ import json
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from ovm.errors import GuestError, StartError
-from ovm.hypervisors import Happening, VMSpec, Watcher
-from ovm.hypervisors.accel import CONSOLE, MACHINE, Accel, Emulator, flags
+from ovm.hypervisors import Arch, Card, Happening, VMSpec, Watcher, virtiofsd
+from ovm.hypervisors.accel import CONSOLE, MACHINE, Accel, Answer, Emulator, flags
 from ovm.process.child import Child, Group
 from ovm.process.supervise import race
 from ovm.state import VMState
@@ -57,6 +59,7 @@ def command(spec: VMSpec, emulator: Emulator, accelerator: Accel, *, qmp_fd: int
     if spec.shares:  # virtiofsd maps the guest's memory
         machine += ",memory-backend=memory"
         shared_memory = ["-object", f"memory-backend-memfd,id=memory,size={spec.memory_mib}M,share=on"]
+    assert spec.network_socket is not None  # no guest of QEMU's brings its own network
     argv = [
         os.fspath(emulator.program),
         "-nodefaults", "-no-user-config", "-display", "none",
@@ -91,8 +94,60 @@ def command(spec: VMSpec, emulator: Emulator, accelerator: Accel, *, qmp_fd: int
     return argv
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QEMUDriver:
+    """A QEMU, the accelerator that works with it here, and the virtiofsd that goes with it."""
+
+    emulator: Emulator
+    answer: Answer
+    virtiofsd: virtiofsd.Virtiofsd | None
+    """``None`` if nothing is shared."""
+
+    name: ClassVar[str] = "qemu"
+    card: ClassVar[Card] = "qemu"
+    tells_resets: ClassVar[bool] = True
+
+    @property
+    def arch(self) -> Arch:
+        """The processor of its guests."""
+        return self.emulator.arch
+
+    @property
+    def accelerator(self) -> str:
+        """What runs the guest's instructions."""
+        return self.answer.accelerator
+
+    @property
+    def accelerator_reason(self) -> str:
+        """Why that and nothing else."""
+        return self.answer.reason
+
+    def logs(self, shares: int) -> list[str]:
+        """The names of the logs a machine with that many shared folders writes."""
+        return [self.name, *(f"virtiofsd-{number}" for number in range(shares))]
+
+    @contextlib.asynccontextmanager
+    async def start(
+        self, group: Group, spec: VMSpec, *, logs: Mapping[str, Path], watcher: Watcher
+    ) -> AsyncIterator[QEMU]:
+        """QEMU and its virtiofsds; raises as :func:`start` does."""
+        async with AsyncExitStack() as stack:
+            daemons = []
+            for number, share in enumerate(spec.shares):
+                assert self.virtiofsd is not None
+                daemon = virtiofsd.start(group, self.virtiofsd, share, logs[f"virtiofsd-{number}"])
+                daemons.append(await stack.enter_async_context(daemon))
+            running = await stack.enter_async_context(
+                start(group, spec, self.emulator, self.answer.accelerator, log_path=logs[self.name], watcher=watcher)
+            )
+            running.daemons = tuple(daemons)
+            yield running
+
+
 class QEMU:
     """A running QEMU; :func:`start` makes one."""
+
+    daemons: tuple[Child, ...] = ()
 
     def __init__(self, child: Child, qmp: QMPClient, wire: socket.socket, watching: asyncio.Task[None]) -> None:
         self.child = child

@@ -15,6 +15,7 @@ import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote
 
 import msgspec
 
@@ -39,6 +40,8 @@ END_GRACE_S = 2.0
 PICK_ATTEMPTS = 16
 
 Protocol = Literal["tcp", "udp"]
+Wire = Literal["qemu", "vfkit", "channel"]
+"""How the guest's frames arrive: QEMU's stream, vfkit's datagrams, or from the guest itself, over a channel."""
 Purpose = Literal["export", "container"]
 
 _IN_USE = re.compile(r"address already in use|proxy already running")
@@ -70,14 +73,19 @@ def join(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def argv(program: Path, sockets: SocketPaths) -> list[str]:
+def argv(program: Path, sockets: SocketPaths, wire: Wire) -> list[str]:
     """Gvproxy's command line. ``-ssh-port -1``: sshd is exposed by us, so that a taken port is only picked again."""
+    card = {
+        "qemu": ("-listen-qemu", f"unix://{sockets.network_card}"),
+        "vfkit": ("-listen-vfkit", f"unixgram://{sockets.network_card}"),
+        "channel": ("-listen", f"unix://{sockets.network_card}"),
+    }
     return [
         str(program),
         "-mtu", str(MTU),
         "-ssh-port", "-1",
         "-listen", f"unix://{sockets.network_api}",
-        "-listen-qemu", f"unix://{sockets.network_card}",
+        *card[wire],
     ]  # fmt: skip
 
 
@@ -154,7 +162,22 @@ class Network:
         Raises:
             PortError: it cannot be made.
         """
-        body = {"local": str(socket_path), "remote": f"tcp://{GUEST_ADDRESS}:{guest_port}", "protocol": "unix"}
+        await self._expose_path(socket_path, f"tcp://{GUEST_ADDRESS}:{guest_port}")
+
+    async def expose_tunnel(self, socket_path: Path, guest_path: str, key: Path) -> None:
+        """Let a host unix socket, mode 0600, lead to one of the guest, over ssh as root with ``key``.
+
+        The connection is made when somebody uses it. gvproxy checks no host key: it reaches the guest over
+        its own wire alone.
+
+        Raises:
+            PortError: it cannot be made.
+        """
+        remote = f"ssh-tunnel://root@{GUEST_ADDRESS}:22{quote(guest_path)}?key={quote(str(key))}"
+        await self._expose_path(socket_path, remote)
+
+    async def _expose_path(self, socket_path: Path, remote: str) -> None:
+        body = {"local": str(socket_path), "remote": remote, "protocol": "unix"}
         try:
             await self._api.post("/services/forwarder/expose", body)
         except http.WireError as error:
@@ -163,14 +186,16 @@ class Network:
 
 
 @contextlib.asynccontextmanager
-async def start(group: Group, program: Path, sockets: SocketPaths, log_path: Path) -> AsyncIterator[Network]:
+async def start(
+    group: Group, program: Path, sockets: SocketPaths, log_path: Path, *, wire: Wire
+) -> AsyncIterator[Network]:
     """Gvproxy with its API answering; ended on the way out.
 
     Raises:
         HelperExited: it ended before it answered.
         NotReadyError: it did not answer within API_START_S seconds.
     """
-    child = await group.spawn("gvproxy", argv(program, sockets), log_path=log_path, cwd=sockets.directory)
+    child = await group.spawn("gvproxy", argv(program, sockets, wire), log_path=log_path, cwd=sockets.directory)
     try:
         async with http.connect(sockets.network_api) as api:
             await race(

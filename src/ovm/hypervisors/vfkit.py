@@ -1,0 +1,263 @@
+"""vfkit >= 0.6.2, Apple's Virtualization framework, driven over its REST socket.
+
+Facts from vfkit 0.6.4's source: an option of ``--device`` ends at a comma, which nothing escapes; the paths of its
+sockets are read as URLs here and literally there; a stop is the power button and fails while the machine is paused;
+the answer to a hard stop is lost as often as not, for the process ends with the machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import msgspec
+
+from ovm.errors import FileError, GuestError, SocketPathError
+from ovm.hypervisors import Arch, Card, Happening, VMSpec, Watcher
+from ovm.process import logs as log_files
+from ovm.process.child import Child, Group
+from ovm.process.supervise import race
+from ovm.state import VMState
+from ovm.wire import http
+
+log = logging.getLogger(__name__)
+
+CONSOLE = "hvc0"
+ROSETTA_TAG = "rosetta"
+
+REST_START_S = 30.0
+"""A first start waits for Gatekeeper."""
+CONNECT_RETRY_S = 0.005
+PAUSE_TIMEOUT_S = 30.0
+"""Pause and resume are answered when they are done."""
+STOP_TIMEOUT_S = 5.0
+END_GRACE_S = 2.0
+"""On SIGTERM it presses the power button and waits 5 s itself; whoever gets here has waited long enough."""
+
+LOCAL_SOCKET_LONGEST = "vfkit-ffffffff-ffff.sock"
+"""The name vfkit makes up for its end of the network, beside ours."""
+_SOCKET_PATH_ALPHABET = re.compile(r"[A-Za-z0-9._/-]+")
+
+_ENDED_LINES = 100
+_GUEST_WENT = "VM is stopped"
+_WAS_TOLD_TO_GO = "captured "
+
+
+class _State(msgspec.Struct, rename="camel"):
+    """What GET /vm/state answers; before 0.5.0 without the ``can…`` fields."""
+
+    state: str
+    can_pause: bool = True
+    can_resume: bool = True
+    can_stop: bool = True
+    can_hard_stop: bool = True
+
+
+def check_paths(device_paths: Iterable[Path], socket_dir: Path) -> None:
+    """Refuse paths that vfkit's command line cannot carry.
+
+    Raises:
+        FileError: a path with a comma.
+        SocketPathError: characters that one of the ways it reads a socket's path would change.
+    """
+    for path in device_paths:
+        if "," in os.fspath(path):
+            raise FileError(f"{path}: vfkit cannot be given a path with a comma", hint="rename it, or choose another")
+    if not _SOCKET_PATH_ALPHABET.fullmatch(os.fspath(socket_dir)):
+        raise SocketPathError(
+            f"socket_dir {socket_dir}: vfkit reads some characters of a socket's path as part of a URL",
+            hint="choose one of letters, digits and . _ / - alone",
+        )
+
+
+def command(spec: VMSpec, program: Path) -> list[str]:
+    """Vfkit's command line for ``spec``."""
+    devices = [f"virtio-blk,path={disk.path}" + (",readonly" if disk.read_only else "") for disk in spec.disks]
+    if spec.network_socket is not None:
+        # not type=unixgram,path=…, which older versions do not know
+        devices.append(f"virtio-net,unixSocketPath={spec.network_socket},mac={spec.mac}")
+    devices += [f"virtio-vsock,port={c.vsock_port},socketURL={c.socket},listen" for c in spec.channels]
+    devices += [f"virtio-fs,sharedDir={share.host_path},mountTag={share.tag}" for share in spec.shares]
+    devices += ["virtio-rng", f"virtio-serial,logFilePath={spec.console_log}"]
+    if spec.rosetta:
+        devices.append(f"rosetta,mountTag={ROSETTA_TAG}")
+    return [
+        os.fspath(program),
+        "--cpus", str(spec.cpus), "--memory", str(spec.memory_mib),
+        "--kernel", os.fspath(spec.kernel), "--initrd", os.fspath(spec.initrd),
+        "--kernel-cmdline", f"console={CONSOLE} {spec.cmdline}".strip(),
+        "--restful-uri", f"unix://{spec.control_socket}",
+        *(word for device in devices for word in ("--device", device)),
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VfkitDriver:
+    """A vfkit and the Mac it runs on."""
+
+    program: Path
+    version: str
+    arch: Arch
+
+    name: ClassVar[str] = "vfkit"
+    card: ClassVar[Card] = "vfkit"
+    tells_resets: ClassVar[bool] = False
+    accelerator: ClassVar[str] = "hvf"
+
+    @property
+    def accelerator_reason(self) -> str:
+        """Why that and nothing else."""
+        return f"Apple's Virtualization framework, by vfkit {self.version}"
+
+    def logs(self, shares: int) -> list[str]:
+        """Its own: it shares folders itself."""
+        del shares
+        return [self.name]
+
+    @contextlib.asynccontextmanager
+    async def start(
+        self, group: Group, spec: VMSpec, *, logs: Mapping[str, Path], watcher: Watcher
+    ) -> AsyncIterator[Vfkit]:
+        """Vfkit with its REST answering; ended on the way out.
+
+        Raises:
+            HelperExited: it ended before it answered.
+            NotReadyError: it did not answer within REST_START_S seconds.
+        """
+        log_path = logs[self.name]
+        child = await group.spawn(self.name, command(spec, self.program), log_path=log_path, cwd=log_path.parent)
+        watching = asyncio.create_task(_watch(child, log_path, watcher), name="vfkit's end")
+        try:
+            async with http.connect(spec.control_socket) as rest:
+                vfkit = Vfkit(child, rest)
+                try:
+                    await race(
+                        vfkit.answers(spec.control_socket),
+                        [child],
+                        stage="hypervisor",
+                        timeout_s=REST_START_S,
+                        evidence=log_path,
+                        hint="macOS may be asking whether vfkit may run",
+                    )
+                    yield vfkit
+                finally:
+                    if child.running:
+                        await vfkit.force_stop()
+        finally:
+            try:
+                await child.end(grace_s=END_GRACE_S)
+            finally:
+                watching.cancel()
+                await asyncio.wait({watching})
+
+
+class Vfkit:
+    """A running vfkit; :meth:`VfkitDriver.start` makes one."""
+
+    daemons: tuple[Child, ...] = ()
+
+    def __init__(self, child: Child, rest: http.UnixHTTP) -> None:
+        self.child = child
+        self._rest = rest
+
+    async def answers(self, socket_path: Path) -> None:
+        """Until its REST can be asked; whether the machine runs already, the guest will say."""
+        while True:
+            try:
+                _, writer = await asyncio.open_unix_connection(socket_path)
+            except OSError:
+                await asyncio.sleep(CONNECT_RETRY_S)
+            else:
+                writer.close()
+                await self._ask()
+                return
+
+    async def state(self) -> VMState:
+        """What vfkit itself says now."""
+        return _known((await self._ask()).state)
+
+    async def pause(self) -> None:
+        """Stop the virtual CPUs; fine if they stand still already."""
+        now = await self._ask()
+        if _known(now.state) is not VMState.PAUSED:
+            self._must(now.can_pause, "pause", now)
+            await self._order("Pause")
+
+    async def resume(self) -> None:
+        """Let them run; fine if they do."""
+        now = await self._ask()
+        if _known(now.state) is not VMState.RUNNING:
+            self._must(now.can_resume, "resume", now)
+            await self._order("Resume")
+
+    async def request_stop(self) -> None:
+        """Press the power button; a paused guest would not hear it, so it is resumed first."""
+        try:
+            now = await self._ask()
+            if _known(now.state) is VMState.PAUSED:
+                await self._order("Resume")
+                now = await self._ask()
+            if now.can_stop:
+                await self._order("Stop", timeout_s=STOP_TIMEOUT_S)
+        except GuestError as error:
+            log.info("the power button could not be pressed: %s", error.message)
+
+    async def force_stop(self) -> None:
+        """Cut the power. That the answer is lost is usual: the process ends with the machine."""
+        self.child.expected = True
+        try:
+            if (await self._ask(timeout_s=STOP_TIMEOUT_S)).can_hard_stop:
+                await self._order("HardStop", timeout_s=STOP_TIMEOUT_S)
+        except GuestError as error:
+            log.debug("vfkit to a hard stop: %s", error.message)
+
+    async def _ask(self, *, timeout_s: float = http.REQUEST_TIMEOUT_S) -> _State:
+        try:
+            return await self._rest.get("/vm/state", _State, timeout_s=timeout_s)
+        except http.WireError as error:
+            raise GuestError(f"vfkit cannot be asked for its state: {error.message}") from error
+
+    async def _order(self, verb: str, *, timeout_s: float = PAUSE_TIMEOUT_S) -> None:
+        try:
+            await self._rest.post("/vm/state", {"state": verb}, timeout_s=timeout_s)
+        except http.WireError as error:
+            raise GuestError(f"vfkit did not {verb.lower()} the machine: {_words(error)}") from error
+
+    @staticmethod
+    def _must(can: bool, verb: str, now: _State) -> None:
+        if not can:
+            raise GuestError(f"vfkit cannot {verb} the machine while it is {now.state.removeprefix(_PREFIX).lower()}")
+
+
+_PREFIX = "VirtualMachineState"
+
+
+def _known(state: str) -> VMState:
+    try:
+        return VMState(state)
+    except ValueError:
+        return VMState.ERROR
+
+
+def _words(error: http.WireError) -> str:
+    """Vfkit's own, out of ``{"error": …}``."""
+    try:
+        return str(msgspec.json.decode(error.message, type=dict[str, str])["error"])
+    except (msgspec.DecodeError, KeyError):
+        return error.message
+
+
+async def _watch(child: Child, log_path: Path, watcher: Watcher) -> None:
+    """Tell when the guest powered itself off: vfkit's exit status alone is the same after a SIGTERM from anybody."""
+    await child.wait()
+    if child.process.returncode == 0:
+        tail = await asyncio.to_thread(log_files.tail, log_path, _ENDED_LINES)
+        if any(_GUEST_WENT in line for line in tail) and not any(_WAS_TOLD_TO_GO in line for line in tail):
+            watcher(Happening.POWERED_OFF, "")
