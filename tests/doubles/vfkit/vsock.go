@@ -1,0 +1,146 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"time"
+
+	"github.com/crc-org/vfkit/pkg/config"
+	"github.com/inetaf/tcpproxy"
+	"github.com/sirupsen/logrus"
+)
+
+// vsockDaemon is the path of vhost-device-vsock, set when the double is built.
+var vsockDaemon = "vhost-device-vsock"
+
+const (
+	vsockName         = "vsock"
+	vsockTimeout      = 10 * time.Second
+	vsockPollInterval = 2 * time.Millisecond
+)
+
+// startVsock starts the host's side of the guest's vsock device. A connection of the guest's to port P of the host
+// arrives at the socket <vsock>_P; one to the guest is asked for on <vsock>.
+func (machine *vm) startVsock() error {
+	if !machine.hasVsock {
+		return nil
+	}
+	control := machine.scratch.join("vhost")
+	daemon, err := machine.children.spawn([]string{
+		vsockDaemon, "--guest-cid", "3", "--socket", control, "--uds-path", machine.scratch.join(vsockName),
+	})
+	if err != nil {
+		return err
+	}
+	deadline := time.After(vsockTimeout)
+	for {
+		if err = machine.connectDaemon(vsockName, control); err == nil {
+			machine.hardware.add("-device", "vhost-user-vsock-pci,chardev="+vsockName)
+			return nil
+		}
+		select {
+		case <-daemon.done:
+			return fmt.Errorf("%s: %v", vsockDaemon, daemon.err)
+		case <-deadline:
+			return fmt.Errorf("%s did not listen: %w", vsockDaemon, err)
+		case <-time.After(vsockPollInterval):
+		}
+	}
+}
+
+// exposeVsock connects ports and sockets, as far as that can be done.
+func (machine *vm) exposeVsock() (opened []io.Closer) {
+	for _, device := range machine.config.VirtioVsockDevices() {
+		if device.SocketURL == "" {
+			continue
+		}
+		listening := ""
+		if device.Listen {
+			listening = " (listening)"
+		}
+		logrus.Infof("Exposing vsock port %d on %s%s", device.Port, device.SocketURL, listening)
+		proxy, err := machine.expose(device)
+		if err != nil {
+			logrus.Warnf("error exposing vsock port %d: %v", device.Port, err)
+			continue
+		}
+		opened = append(opened, proxy)
+	}
+	return opened
+}
+
+func (machine *vm) expose(device *config.VirtioVsock) (*tcpproxy.Proxy, error) {
+	port, proxy := device.Port, &tcpproxy.Proxy{}
+	if device.Listen {
+		// its proxy reads the path as a URL's: escapes are undone, and it ends at ? and #
+		target := "unix:" + device.SocketURL
+		proxy.ListenFunc = func(string, string) (net.Listener, error) {
+			return listen(fmt.Sprintf("%s_%d", machine.scratch.join(vsockName), port))
+		}
+		proxy.AddRoute(fmt.Sprintf("vsock://:%d", port), &tcpproxy.DialProxy{
+			Addr: target,
+			DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
+				parsed, err := url.Parse(address)
+				if err != nil {
+					return nil, err
+				}
+				return (&net.Dialer{}).DialContext(ctx, "unix", parsed.Path)
+			},
+		})
+		return proxy, proxy.Start()
+	}
+	// and here what is not escaped is
+	proxy.ListenFunc = func(_, address string) (net.Listener, error) {
+		parsed, err := url.Parse(address)
+		if err != nil {
+			return nil, err
+		}
+		return listen(parsed.EscapedPath())
+	}
+	proxy.AddRoute("unix://:"+device.SocketURL, &tcpproxy.DialProxy{
+		Addr: fmt.Sprintf("vsock:%d", port),
+		DialContext: func(context.Context, string, string) (net.Conn, error) {
+			return machine.connectGuest(port)
+		},
+	})
+	return proxy, proxy.Start()
+}
+
+func listen(path string) (net.Listener, error) {
+	return net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: path})
+}
+
+// connectGuest is a connection to a port of the guest's.
+func (machine *vm) connectGuest(port uint32) (net.Conn, error) {
+	wire, err := net.Dial("unix", machine.scratch.join(vsockName))
+	if err != nil {
+		return nil, err
+	}
+	if err := handshake(wire, port); err != nil {
+		wire.Close()
+		return nil, err
+	}
+	return wire, nil
+}
+
+func handshake(wire net.Conn, port uint32) error {
+	if err := wire.SetDeadline(time.Now().Add(vsockTimeout)); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintf(wire, "CONNECT %d\n", port); err != nil {
+		return err
+	}
+	// byte by byte: what follows the line is the guest's
+	for octet := []byte{0}; octet[0] != '\n'; {
+		if _, err := io.ReadFull(wire, octet); errors.Is(err, io.EOF) {
+			return fmt.Errorf("nobody listens on the guest's vsock port %d", port)
+		} else if err != nil {
+			return err
+		}
+	}
+	return wire.SetDeadline(time.Time{})
+}
