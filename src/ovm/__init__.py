@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from ovm.machine import Info as Info
     from ovm.machine import create_linux_ovm as create_linux_ovm
     from ovm.network.gvproxy import Forward as Forward
+    from ovm.process.guard import freeze_support as freeze_support
     from ovm.registry import create_ovm as create_ovm
     from ovm.state import StateInfo as StateInfo
     from ovm.state import VMState as VMState
@@ -63,6 +64,7 @@ _HOME = {
     "VMState": "state",
     "StateInfo": "state",
     "Event": "events",
+    "freeze_support": "process.guard",
     "OVMError": "errors",
     "InputError": "errors",
     "OptionError": "errors",

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
-import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+import ovm
 from ovm.process import guard
-from ovm.process.child import guard_command
+from ovm.process.child import guard_command, guard_environment, users_environment
+from watched import gone_within, still_there, watching
 
 MANAGER = """
 import asyncio, json, os, sys, threading
@@ -55,30 +55,15 @@ def manager(tmp_path, *how: str):
     """A manager in a process of its own; yields it, and the pidfds of what it tells."""
     argv = [sys.executable, "-W", "ignore", "-c", MANAGER, str(tmp_path), *how]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True) as process:
-        watched = {}
         try:
             told = json.loads(process.stdout.readline())
-            watched = {"guard": os.pidfd_open(told["guard"])}
-            watched |= {f"helper {n}": os.pidfd_open(pid) for n, pid in enumerate(told["helpers"])}
+            pids = {"guard": told["guard"]} | {f"helper {n}": pid for n, pid in enumerate(told["helpers"])}
             if "forked" in told:
-                watched["forked"] = os.pidfd_open(told["forked"])
-            yield process, watched
+                pids["forked"] = told["forked"]
+            with watching(pids) as watched:
+                yield process, watched
         finally:
             process.kill()
-            for fd in watched.values():
-                with suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(fd, signal.SIGKILL)
-                os.close(fd)
-
-
-def gone_within(seconds: float, *pidfds: int) -> bool:
-    """Whether all those processes have ended within ``seconds``."""
-    deadline = time.monotonic() + seconds
-    return all(select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0] for fd in pidfds)
-
-
-def still_there(*pidfds: int) -> bool:
-    return not select.select(pidfds, [], [], 0)[0]
 
 
 @pytest.mark.parametrize("how", ["", "thread"])
@@ -179,3 +164,110 @@ async def test_a_dead_guard_lets_no_helper_start(group, tmp_path):
         await group.guard.wait()
     with pytest.raises(HelperError):
         await group.spawn("helper", ["sleep", "60"], log_path=tmp_path / "log")
+
+
+OLD_PYTHON = "import os, sys; del os.pidfd_open; from ovm.process.guard import watch; watch(int(sys.argv[1]))"
+
+
+def test_a_python_without_pidfds_guards_as_well(tmp_path):
+    """Some Pythons are built on systems older than any kernel with pidfds; the kernel they run on has them."""
+    code = (
+        "import os, subprocess, sys, time;"
+        "argv = [sys.executable, '-W', 'ignore', '-c', sys.argv[1], str(os.getpid())];"
+        "guard = subprocess.Popen(argv, stdout=subprocess.PIPE, process_group=0);"
+        "print(guard.pid, guard.stdout.readline().decode(), end='', flush=True); time.sleep(60)"
+    )
+    argv = [sys.executable, "-W", "ignore", "-c", code, OLD_PYTHON]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as manager:
+        try:
+            pid, word = manager.stdout.readline().split(maxsplit=1)
+            assert word == guard.WATCHING
+            with watching({"guard": int(pid)}) as watched:
+                assert still_there(watched["guard"])
+                manager.kill()
+                assert gone_within(2, watched["guard"])
+        finally:
+            manager.kill()
+
+
+def test_a_python_without_pidfds_notices_a_manager_that_is_gone():
+    """That it cannot be opened any more ends the guard, as with pidfds."""
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    argv = [sys.executable, "-W", "ignore", "-c", OLD_PYTHON, str(gone.pid)]
+    done = subprocess.run(argv, capture_output=True, process_group=0, check=False, timeout=10)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, b"")
+
+
+# Frozen apps; tests/e2e/test_frozen.py has real ones
+
+
+@pytest.fixture
+def frozen(monkeypatch):
+    """This process taken for a frozen app, started as ``app --ovm-guard PID``; nobody has called freeze_support."""
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(sys, "executable", "/app")
+    monkeypatch.setattr(sys, "argv", ["/app", guard.ARGUMENT, "17"])
+    monkeypatch.setattr(guard, "_supported", False)
+    watched = []
+    monkeypatch.setattr(guard, "watch", watched.append)
+    return watched
+
+
+def test_a_frozen_app_is_its_own_guard(frozen):
+    """It is started with the reserved argument, and then watches instead of doing what apps do."""
+    ovm.freeze_support()
+    assert frozen == [17]
+    assert guard_command(17) == ["/app", guard.ARGUMENT, "17"]
+
+
+def test_a_frozen_app_without_support_is_not_started_again(frozen):
+    """An app that knows nothing of the argument would open a second window, and a third from there."""
+    with pytest.raises(ovm.StartError, match="cannot be its own guard") as caught:
+        guard_command(17)
+    assert "ovm.freeze_support()" in caught.value.hint
+
+
+@pytest.mark.parametrize("argv", [["/app"], ["/app", "17"], ["/app", guard.ARGUMENT], ["/app", "run", guard.ARGUMENT]])
+def test_a_frozen_app_that_was_not_asked_goes_on(frozen, monkeypatch, argv):
+    """Any other arguments are the app's."""
+    monkeypatch.setattr(sys, "argv", argv)
+    ovm.freeze_support()
+    assert frozen == []
+
+
+def test_freeze_support_is_for_frozen_apps_only(frozen, monkeypatch):
+    """In an ordinary Python the argument means nothing, and Python runs the guard."""
+    monkeypatch.delattr(sys, "frozen")
+    ovm.freeze_support()
+    assert frozen == []
+    assert guard_command(17)[-2:] == [guard.__file__, "17"]
+
+
+def test_py2app_is_started_by_its_own_name(frozen, monkeypatch):
+    """There sys.executable is an interpreter that knows nothing of the app."""
+    monkeypatch.setattr(sys, "frozen", "macosx_app")
+    monkeypatch.setenv("EXECUTABLEPATH", "/A.app/Contents/MacOS/A")
+    ovm.freeze_support()
+    assert guard_command(17)[0] == "/A.app/Contents/MacOS/A"
+
+
+def test_a_frozen_apps_libraries_are_for_itself(frozen, monkeypatch):
+    """Its guard finds them, the system's programs get the user's own, and helpers none."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/tmp/_MEI1:/the/user's")
+    monkeypatch.setenv("LD_LIBRARY_PATH_ORIG", "/the/user's")
+    monkeypatch.setenv("_PYI_APPLICATION_HOME_DIR", "/tmp/_MEI1")
+    monkeypatch.setenv("SECRET", "of the user")
+    assert guard_environment()["LD_LIBRARY_PATH"] == "/tmp/_MEI1:/the/user's"
+    assert guard_environment()["_PYI_APPLICATION_HOME_DIR"] == "/tmp/_MEI1"
+    assert "SECRET" not in guard_environment()
+    assert users_environment()["LD_LIBRARY_PATH"] == "/the/user's"
+    monkeypatch.delenv("LD_LIBRARY_PATH_ORIG")
+    assert "LD_LIBRARY_PATH" not in users_environment()
+
+
+def test_the_users_libraries_are_kept_in_an_ordinary_python(monkeypatch):
+    """Only what a loader has put there is taken away; and a guard needs none of it."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/the/user's")
+    assert users_environment()["LD_LIBRARY_PATH"] == "/the/user's"
+    assert "LD_LIBRARY_PATH" not in guard_environment()

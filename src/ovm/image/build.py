@@ -45,6 +45,7 @@ from ovm.image.images import (
     load_image,
     sha256,
 )
+from ovm.process.child import users_environment
 
 ROOTFS_SIZE = "1G"
 """Of the file system, not of the data in it. A multiple of 512, as virtio wants it."""
@@ -183,7 +184,9 @@ class _Build:
     async def _apt_config(self) -> str:
         if not shutil.which("apt-config", path=self.environment["PATH"]):
             return ""
-        process = await asyncio.create_subprocess_exec("apt-config", "dump", stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL)
+        process = await asyncio.create_subprocess_exec(
+            "apt-config", "dump", env=self.environment, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL
+        )
         output, _ = await process.communicate()
         return output.decode(errors="replace")
 
@@ -319,7 +322,7 @@ def pack_guest_files(archive: Path) -> None:
 def _environment() -> dict[str, str]:
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *_SBIN])
     # without an initrd of Debian's own, which would be thrown away; in English, as we read what is said
-    return os.environ | {"PATH": path, "INITRD": "No", "LC_ALL": "C.UTF-8"}
+    return users_environment() | {"PATH": path, "INITRD": "No", "LC_ALL": "C.UTF-8"}
 
 
 def _check_host(arch: Arch, path: str) -> None:

@@ -27,6 +27,8 @@ KILL_GRACE_S = 10.0
 
 _PASSED_ON = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL")
 """What of the user's environment a helper gets to see."""
+_LOADERS_OWN = ("_PYI_", "LD_LIBRARY_PATH")
+"""How the loader of a frozen app (PyInstaller's) tells a second process of it where the first one's files are."""
 
 
 @dataclass(eq=False)
@@ -166,6 +168,7 @@ async def process_group(inherited_fds: Sequence[int], *, log_path: Path) -> Asyn
         process = await _execute(
             "guard",
             guard_command(os.getpid()),
+            env=guard_environment(),
             stdin=DEVNULL,
             stdout=PIPE,
             stderr=errors,
@@ -191,11 +194,22 @@ async def process_group(inherited_fds: Sequence[int], *, log_path: Path) -> Asyn
 
 
 def guard_command(manager: int) -> list[str]:
-    """How the guard of the process ``manager`` is started.
+    """How the guard of the process ``manager`` is started: by Python, or in a frozen app by the app itself.
 
     ``-I`` keeps the user's PYTHON… variables and the working directory out, ``-S`` skips site: it needs neither.
+
+    Raises:
+        StartError: the app would not know that it is to be the guard, and start a second time.
     """
-    return [sys.executable, "-I", "-S", os.fspath(Path(guard_program.__file__)), str(manager)]
+    if not (app := guard_program.frozen_app()):
+        return [sys.executable, "-I", "-S", os.fspath(Path(guard_program.__file__)), str(manager)]
+    if not guard_program.is_supported():
+        raise StartError(
+            "this frozen app cannot be its own guard",
+            stage="guard",
+            hint="call ovm.freeze_support() first thing in its main script",
+        )
+    return [app, guard_program.ARGUMENT, str(manager)]
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -203,11 +217,30 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | dict(extra or {})
 
 
-async def _execute(name: str, argv: Sequence[str | os.PathLike[str]], **options: object) -> Process:
+def guard_environment() -> dict[str, str]:
+    """The environment of the guard: a frozen app finds its own files in it, where its loader has unpacked them."""
+    if not guard_program.frozen_app():
+        return clean_environment()
+    return clean_environment({name: os.environ[name] for name in os.environ if name.startswith(_LOADERS_OWN)})
+
+
+def users_environment() -> dict[str, str]:
+    """The user's whole environment, for the system's own programs: without the libraries of a frozen app."""
+    environment = dict(os.environ)
+    if guard_program.frozen_app():
+        environment.pop("LD_LIBRARY_PATH", None)
+        if (original := environment.pop("LD_LIBRARY_PATH_ORIG", None)) is not None:
+            environment["LD_LIBRARY_PATH"] = original
+    return environment
+
+
+async def _execute(
+    name: str, argv: Sequence[str | os.PathLike[str]], *, env: Mapping[str, str] | None = None, **options: object
+) -> Process:
     try:
         return await asyncio.create_subprocess_exec(
             *(os.fspath(word) for word in argv),
-            env=clean_environment(),
+            env=clean_environment() if env is None else env,
             umask=0o077,
             **options,  # type: ignore[arg-type]  # typeshed knows no process_group here
         )

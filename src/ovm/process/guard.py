@@ -5,7 +5,8 @@ pidfd (Linux) or kqueue (macOS): a pipe's end-of-file would be kept open by the 
 children, and a bare pid may be reused. When the manager dies, however it dies, the group is killed at once.
 
 Run as a program (``python guard.py PID``) it is the guard. It imports the standard library alone and is
-started by its path, so replacing the package under a running machine cannot hurt it.
+started by its path, so replacing the package under a running machine cannot hurt it. A frozen app has no
+Python to run it with: there the app itself, started with a reserved argument, is the guard.
 """
 
 from __future__ import annotations
@@ -16,6 +17,37 @@ import sys
 from typing import NoReturn
 
 WATCHING = b"watching\n"
+ARGUMENT = "--ovm-guard"
+"""A frozen app started with this and a process id is the guard of that process."""
+
+_supported = False
+
+
+def freeze_support() -> None:
+    """Let a frozen app be its own guard. Call it first thing in the app's main script.
+
+    Does nothing but make a note, unless this process was started to be a guard: then it is one, and does not return.
+    Apps frozen by PyInstaller need no call of their own, for ovm's hook makes it. Outside a frozen app it is harmless.
+    """
+    global _supported  # noqa: PLW0603 - whether it was called is a fact about this process
+    _supported = True
+    if sys.argv[1:2] == [ARGUMENT] and len(sys.argv) == 3 and frozen_app():
+        watch(int(sys.argv[2]))
+
+
+def is_supported() -> bool:
+    """Whether this process has called :func:`freeze_support`."""
+    return _supported
+
+
+def frozen_app() -> str:
+    """The program that starts this frozen app again; empty where Python is an ordinary one."""
+    frozen = getattr(sys, "frozen", False)
+    if frozen == "macosx_app":  # py2app: sys.executable is a bare interpreter
+        return os.environ.get("EXECUTABLEPATH", sys.executable)
+    if frozen:
+        return sys.executable
+    return sys.argv[0] if "__compiled__" in globals() else ""  # Nuitka: there is no sys.executable to run
 
 
 def watch(manager: int) -> NoReturn:
@@ -50,9 +82,21 @@ else:
     import select
     from collections.abc import Callable
 
+    _SYS_PIDFD_OPEN = 434  # on every architecture
+
     def _exit_waiter(pid: int) -> Callable[[], object]:
-        fd = os.pidfd_open(pid)
+        fd = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else _pidfd_open(pid)
         return lambda: select.select([fd], [], [])
+
+    def _pidfd_open(pid: int) -> int:
+        """For Pythons that were built on a system older than the one they run on; cx_Freeze brings one."""
+        import ctypes
+
+        fd: int = ctypes.CDLL(None, use_errno=True).syscall(_SYS_PIDFD_OPEN, pid, 0)
+        if fd < 0:
+            raise OSError(ctypes.get_errno(), "pidfd_open")
+        os.set_inheritable(fd, False)
+        return fd
 
 
 def _end_group() -> NoReturn:

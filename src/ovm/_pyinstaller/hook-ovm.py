@@ -1,0 +1,8 @@
+"""All of the library: its names are resolved when used, which no analysis sees; and the guest's files."""
+
+from PyInstaller.utils.hooks import collect_data_files, collect_submodules
+
+APART = ("ovm.cli", "ovm._pyinstaller")
+
+hiddenimports = collect_submodules("ovm", filter=lambda name: not name.startswith(APART))
+datas = collect_data_files("ovm", excludes=["_pyinstaller"])
