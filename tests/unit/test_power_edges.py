@@ -137,6 +137,17 @@ async def test_a_host_that_stays_awake_is_awake(told, monkeypatch):
     assert told.words == ["sleep", "wake"]
 
 
+async def test_each_dark_wake_counts_for_itself(told, monkeypatch):
+    """Many short ones are no long one."""
+    monkeypatch.setattr(edges_module, "DARK_WAKE_S", 0.01)
+    await told.edges.sleep(LONG_S)
+    told.edges.jumped()
+    monkeypatch.setattr(edges_module, "DARK_WAKE_S", LONG_S)
+    told.edges.jumped()
+    await asyncio.sleep(0.03)
+    assert told.words == ["sleep"]
+
+
 async def test_a_dark_wake_is_forgotten_when_the_wake_is_told(told, monkeypatch):
     """Or the guest would be woken in the middle of the next sleep."""
     monkeypatch.setattr(edges_module, "DARK_WAKE_S", 0.02)

@@ -346,6 +346,21 @@ async def test_cancelled_when_the_inhibitor_has_just_come(address, logind, told,
     await logind.holds(0)
 
 
+async def test_a_file_that_comes_too_late_is_closed(address):
+    """Nobody would close it any more."""
+    reader, writer = os.pipe()
+    async with client(address) as bus:
+        logind = linux._Logind(bus)
+        logind.over = True
+        answer = Message(
+            message_type=MessageType.METHOD_RETURN, reply_serial=1, signature="h", body=[0], unix_fds=[writer]
+        )
+        logind._arrived(answer)
+    with os.fdopen(reader, "rb") as end:
+        os.set_blocking(reader, False)
+        assert end.read() == b""
+
+
 async def test_the_whole_watch(address, logind, monkeypatch):
     """As a machine uses it, by the address in the environment."""
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", address)

@@ -25,12 +25,12 @@ typedef struct Port Port;
 typedef struct RunLoop RunLoop;
 typedef struct {
 	SourceContext context;
-	int signalled;
+	int signalled, released;
 	Port *port;
 	RunLoop *loop;
 } Source;
 struct RunLoop {
-	int running, stopped, awake;
+	int running, stopped, awake, ended;
 	Source *sources[8];
 };
 struct Port {
@@ -93,7 +93,8 @@ static void require(int right, const char *misuse)
 
 /* --- CoreFoundation */
 
-static void end_run_loop(void *loop) { free(loop); }
+/* what is gone is kept, so that using it can be told */
+static void end_run_loop(void *loop) { ((RunLoop *)loop)->ended = 1; }
 static void make_key(void) { pthread_key_create(&run_loop_key, end_run_loop); }
 
 RunLoop *CFRunLoopGetCurrent(void)
@@ -139,7 +140,8 @@ void CFRelease(Source *source)
 {
 	enter("CFRelease", 0, 0);
 	require(!source->loop, "misuse: a source was released that a run loop still has");
-	free(source);
+	require(!source->released, "misuse: released twice");
+	source->released = 1;
 	sources_made--;
 	leave();
 }
@@ -169,6 +171,7 @@ void CFRunLoopRemoveSource(RunLoop *loop, Source *source, const void *mode)
 void CFRunLoopSourceSignal(Source *source)
 {
 	enter("CFRunLoopSourceSignal", 0, 0);
+	require(!source->released, "misuse: signalled after its release");
 	source->signalled = 1;
 	leave();
 }
@@ -176,6 +179,7 @@ void CFRunLoopSourceSignal(Source *source)
 void CFRunLoopWakeUp(RunLoop *loop)
 {
 	enter("CFRunLoopWakeUp", 0, 0);
+	require(!loop->ended, "misuse: a run loop of a thread that has ended");
 	loop->awake = 1;
 	leave();
 }
