@@ -9,6 +9,7 @@ import fcntl
 import functools
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -54,7 +55,7 @@ def _built() -> dict[str, Path]:
     go = os.environ.get("GO") or _find("go", Path("/usr/local/go/bin/go"))
     environment = os.environ | {"GOFLAGS": "-mod=readonly", "CGO_ENABLED": "0"}
     version = _run([go, "env", "GOVERSION"], env=environment).strip()
-    if tuple(int(part) for part in version.removeprefix("go").split("-")[0].split(".")) < OLDEST_GO:
+    if tuple(int(number) for number in re.findall(r"\d+", version)) < OLDEST_GO:
         pytest.skip(f"{go} is {version}; vfkit's packages want {'.'.join(map(str, OLDEST_GO))}")
     directory = TOOLS / f"doubles-{_digest(version, os.fspath(daemon))}"
     with _lock():
@@ -62,7 +63,7 @@ def _built() -> dict[str, Path]:
             with tempfile.TemporaryDirectory(dir=TOOLS) as building:
                 made = Path(building) / directory.name
                 made.mkdir()
-                symbols = f"-X github.com/crc-org/vfkit/pkg/cmdline.gitVersion={VFKIT_VERSION}"
+                symbols = f"-s -w -X github.com/crc-org/vfkit/pkg/cmdline.gitVersion={VFKIT_VERSION}"
                 symbols += f" -X main.vsockDaemon={daemon}"  # what starts the double may give it any environment
                 where = ["-C", os.fspath(SOURCES), "-trimpath", "-ldflags", symbols, "-o", os.fspath(made)]
                 _run([go, "build", *where, "./vfkit", "./oracle"], env=environment)

@@ -3,9 +3,9 @@ package main
 import (
 	"os"
 	"os/exec"
-	"os/signal"
 	"sync"
 	"syscall"
+	"unsafe"
 )
 
 // child is a process that does not outlive this one, however this one dies: the kernel kills it with the thread that
@@ -63,10 +63,14 @@ func (all *family) end() {
 	}
 }
 
-// kill ends this process by a signal, as a crash does.
+// kill ends this process by a signal, as a crash of the framework would.
 func kill(number syscall.Signal) {
-	signal.Reset(number)
 	_ = syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{})
+	// os/signal cannot take SIGSEGV from Go's own handler, which would make an exit status of it
+	var byDefault [4]uint64
+	syscall.RawSyscall6(
+		syscall.SYS_RT_SIGACTION, uintptr(number), uintptr(unsafe.Pointer(&byDefault)), 0, unsafe.Sizeof(byDefault[0]), 0, 0,
+	)
 	_ = syscall.Kill(syscall.Getpid(), number)
 	select {}
 }

@@ -16,16 +16,17 @@ const qmpTimeout = 30 * time.Second
 
 // qmp is the wire to QEMU's monitor.
 type qmp struct {
-	wire    net.Conn
-	answers chan answer
-	mutex   sync.Mutex
+	wire     net.Conn
+	answers  chan message
+	rebooted func()
+	mutex    sync.Mutex
 }
 
-type answer struct {
-	Return json.RawMessage             `json:"return"`
-	Error  *struct{ Desc string }      `json:"error"`
-	Event  string                      `json:"event"`
-	QMP    *map[string]json.RawMessage `json:"QMP"`
+type message struct {
+	Error *struct{ Desc string }      `json:"error"`
+	Event string                      `json:"event"`
+	Data  struct{ Guest bool }        `json:"data"`
+	QMP   *map[string]json.RawMessage `json:"QMP"`
 }
 
 // socketPair is our end as a connection, and the other as a file to give to a child.
@@ -40,8 +41,9 @@ func socketPair() (net.Conn, *os.File, error) {
 	return wire, os.NewFile(uintptr(ends[1]), "theirs"), err
 }
 
-func newQMP(wire net.Conn) *qmp {
-	monitor := &qmp{wire: wire, answers: make(chan answer, 1)}
+// newQMP calls rebooted whenever the guest has reset itself.
+func newQMP(wire net.Conn, rebooted func()) *qmp {
+	monitor := &qmp{wire: wire, answers: make(chan message, 1), rebooted: rebooted}
 	go monitor.read()
 	return monitor
 }
@@ -49,12 +51,15 @@ func newQMP(wire net.Conn) *qmp {
 func (monitor *qmp) read() {
 	defer close(monitor.answers)
 	for decoder := json.NewDecoder(monitor.wire); ; {
-		var message answer
-		if err := decoder.Decode(&message); err != nil {
+		var heard message
+		if err := decoder.Decode(&heard); err != nil {
 			return
 		}
-		if message.Event == "" && message.QMP == nil {
-			monitor.answers <- message
+		switch {
+		case heard.Event == "RESET" && heard.Data.Guest:
+			monitor.rebooted()
+		case heard.Event == "" && heard.QMP == nil:
+			monitor.answers <- heard
 		}
 	}
 }
@@ -66,12 +71,12 @@ func (monitor *qmp) execute(command string) error {
 		return err
 	}
 	select {
-	case message, ok := <-monitor.answers:
+	case heard, ok := <-monitor.answers:
 		if !ok {
 			return io.ErrUnexpectedEOF
 		}
-		if message.Error != nil {
-			return errors.New(message.Error.Desc)
+		if heard.Error != nil {
+			return errors.New(heard.Error.Desc)
 		}
 		return nil
 	case <-time.After(qmpTimeout):

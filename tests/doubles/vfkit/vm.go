@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -38,6 +39,7 @@ type vm struct {
 	hardware hardware
 	shares   []share
 	hasVsock bool
+	wires    wires
 
 	mutex sync.Mutex
 	now   state
@@ -72,6 +74,13 @@ func vzError(code int, description string) error {
 	return fmt.Errorf("Error Domain=VZErrorDomain Code=%d Description=%q UserInfo={}", code, description)
 }
 
+func errTransition(from, to state) error {
+	return vzError(4, fmt.Sprintf(
+		"Invalid virtual machine state transition. Transition from state “%s” to state “%s” is invalid.",
+		strings.ToLower(string(from)), strings.ToLower(string(to)),
+	))
+}
+
 func (machine *vm) state() state {
 	machine.mutex.Lock()
 	defer machine.mutex.Unlock()
@@ -89,9 +98,7 @@ func (machine *vm) to(next state, from ...state) error {
 	machine.mutex.Lock()
 	defer machine.mutex.Unlock()
 	if !slices.Contains(from, machine.now) {
-		return vzError(4, fmt.Sprintf(
-			"Invalid virtual machine state transition. Transition from state “%s” to state “%s” is invalid.", machine.now, next,
-		))
+		return errTransition(machine.now, next)
 	}
 	machine.now = next
 	machine.changes <- next
@@ -143,7 +150,7 @@ func (machine *vm) launch() error {
 	if err != nil {
 		return err
 	}
-	machine.monitor = newQMP(wire)
+	machine.monitor = newQMP(wire, machine.wires.close)
 	if err := machine.monitor.execute("qmp_capabilities"); err != nil {
 		return err
 	}
@@ -205,9 +212,7 @@ func (machine *vm) resume() error {
 // requestStop presses the power button.
 func (machine *vm) requestStop() error {
 	if now := machine.state(); now != running {
-		return vzError(4, fmt.Sprintf(
-			"Invalid virtual machine state transition. Transition from state “%s” to state “stopping” is invalid.", now,
-		))
+		return errTransition(now, stopping)
 	}
 	if machine.faults.IgnoreStop {
 		return nil

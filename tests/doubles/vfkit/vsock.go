@@ -79,7 +79,8 @@ func (machine *vm) expose(device *config.VirtioVsock) (*tcpproxy.Proxy, error) {
 		// its proxy reads the path as a URL's: escapes are undone, and it ends at ? and #
 		target := "unix:" + device.SocketURL
 		proxy.ListenFunc = func(string, string) (net.Listener, error) {
-			return listen(fmt.Sprintf("%s_%d", machine.scratch.join(vsockName), port))
+			listener, err := listen(fmt.Sprintf("%s_%d", machine.scratch.join(vsockName), port))
+			return guestListener{listener, &machine.wires}, err
 		}
 		proxy.AddRoute(fmt.Sprintf("vsock://:%d", port), &tcpproxy.DialProxy{
 			Addr: target,
@@ -110,13 +111,13 @@ func (machine *vm) expose(device *config.VirtioVsock) (*tcpproxy.Proxy, error) {
 	return proxy, proxy.Start()
 }
 
-func listen(path string) (net.Listener, error) {
+func listen(path string) (*net.UnixListener, error) {
 	return net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: path})
 }
 
 // connectGuest is a connection to a port of the guest's.
 func (machine *vm) connectGuest(port uint32) (net.Conn, error) {
-	wire, err := net.Dial("unix", machine.scratch.join(vsockName))
+	wire, err := net.DialUnix("unix", nil, &net.UnixAddr{Net: "unix", Name: machine.scratch.join(vsockName)})
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +125,7 @@ func (machine *vm) connectGuest(port uint32) (net.Conn, error) {
 		wire.Close()
 		return nil, err
 	}
-	return wire, nil
+	return machine.wires.add(wire), nil
 }
 
 func handshake(wire net.Conn, port uint32) error {
