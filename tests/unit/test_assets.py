@@ -195,10 +195,14 @@ def test_an_origin_must_not_take_a_name_of_ours(origin, name):
     [
         (kernel("arm64"), "x86_64", "is an arm64 kernel, this host is x86_64"),
         (kernel("x86_64"), "aarch64", "is an x86_64 kernel, this host is arm64"),
-        (gzip.compress(kernel("arm64")), "aarch64", "is a kernel compressed with gzip"),
         (gzip.compress(kernel("arm64")), "x86_64", "is an arm64 kernel, this host is x86_64"),
+        (gzip.compress(kernel("x86_64")), "aarch64", "is an x86_64 kernel, this host is arm64"),
+        (gzip.compress(kernel("x86_64")), "x86_64", "is a kernel compressed with gzip"),
+        (gzip.compress(bytes(4096)), "arm64", r"\(gzip\) is damaged, or holds no kernel"),
+        (b"\x28\xb5\x2f\xfd" + bytes(600), "arm64", r"\(zstd\) is damaged, or holds no kernel"),
         (b"MZ\0\0zimg" + bytes(600), "arm64", "compressed file .zboot"),
-        (b"\x28\xb5\x2f\xfd" + bytes(600), "arm64", "compressed file .zstd"),
+        (b"MZ\0\0zimg\0\x10\0\0\0\x10\0\0" + bytes(600), "arm64", "is cut short: 616 bytes of 8192"),
+        (b"\xfd7zXZ\0" + bytes(600), "arm64", "compressed file .xz"),
         (b"\x1f\x8b\xff", "x86_64", "compressed file .gzip"),
         (b"\x7fELF" + bytes(600), "x86_64", "ELF file"),
         (b"short", "x86_64", "is not a Linux kernel for x86_64"),
@@ -218,6 +222,28 @@ def test_a_kernel_of_the_hosts_architecture_passes(tmp_path, arch, host):
     path = tmp_path / "kernel"
     path.write_bytes(kernel(arch))
     assets.check_kernel(path, host)
+
+
+@pytest.mark.parametrize("host", ["arm64", "aarch64"])
+def test_a_packed_arm64_kernel_passes(tmp_path, host):
+    path = tmp_path / "vmlinuz"
+    path.write_bytes(gzip.compress(kernel("arm64")))
+    assets.check_kernel(path, host)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "target"),
+    [
+        ("kernel", "/o/Image.gz", "Image"),
+        ("kernel", "/o/vmlinuz-6.12.ZST", "vmlinuz-6.12"),
+        ("kernel", "/o/vmlinuz-6.12.43", "vmlinuz-6.12.43"),
+        ("kernel", "/o/.gz", ".gz"),
+        ("initrd", "/o/initrd.gz", "initrd.gz"),
+        ("rootfs", "/o/rootfs.btrfs.zip", "rootfs.btrfs"),
+    ],
+)
+def test_what_is_unpacked_loses_the_end_of_its_name(name, path, target):
+    assert assets.target_name(name, Path(path)) == target
 
 
 def test_an_architecture_without_machines_is_named(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import random
@@ -221,6 +222,61 @@ async def test_an_empty_tail_and_no_hole_at_all_are_copied_too(one, target, monk
     content = sparse(one.rootfs, 3 * MIB, {MIB: os.urandom(5000)})
     await prepare(one, all_of("1"), target)
     assert (target / "rootfs").read_bytes() == content
+
+
+# --- packed kernels
+
+
+def with_kernel(origin: OriginPath, name: str, content: bytes) -> OriginPath:
+    path = origin.kernel.with_name(name)
+    path.write_bytes(content)
+    return OriginPath(gvproxy=origin.gvproxy, kernel=path, initrd=origin.initrd, rootfs=origin.rootfs)
+
+
+IMAGE = b"MZ" + bytes(54) + b"ARM\x64" + os.urandom(100_000) + bytes(3 * MIB) + b"end"
+
+
+async def test_a_packed_kernel_is_unpacked(one, target):
+    packed = with_kernel(one, "vmlinuz.gz", gzip.compress(IMAGE))
+    told: list[tuple[int, int]] = []
+    files = await prepare(
+        packed, all_of("1"), target, progress=lambda name, *sizes: told.append(sizes) if name == "kernel" else None
+    )
+    assert files.kernel == target / "vmlinuz"
+    assert files.kernel.read_bytes() == IMAGE
+    assert files.kernel.stat().st_mode & 0o777 == 0o644
+    assert files.kernel.stat().st_blocks * 512 < MIB
+    assert told[-1] == (len(IMAGE), len(IMAGE))
+    assert {path.name for path in target.iterdir()} == {"gvproxy", "vmlinuz", "initrd", "rootfs", "versions.json"}
+    before = inodes(target)
+    await prepare(packed, all_of("1"), target)
+    assert inodes(target) == before
+
+
+async def test_only_a_kernel_is_unpacked(one, target):
+    """The guest's kernel unpacks its initrd itself."""
+    one.initrd.write_bytes(gzip.compress(IMAGE))
+    files = await prepare(one, all_of("1"), target)
+    assert files.initrd.read_bytes() == one.initrd.read_bytes()
+
+
+async def test_a_damaged_kernel_replaces_nothing(one, two, target):
+    await prepare(one, all_of("1"), target)
+    for damaged in (gzip.compress(IMAGE)[:-10], gzip.compress(IMAGE)[:-8] + bytes(8)):
+        with pytest.raises(FileError, match=r"the kernel in .*vmlinuz (is cut short|cannot be unpacked)"):
+            await prepare(with_kernel(two, "vmlinuz", damaged), all_of("2"), target)
+        untouched(target, "1")
+
+
+async def test_the_room_for_an_unpacked_kernel_is_known(one, two, target, monkeypatch):
+    """It is what is in it that counts: a few packed kilobytes may need megabytes, and its holes need nothing."""
+    await prepare(one, all_of("1"), target)
+    monkeypatch.setattr(copying, "clone", lambda *_: False)
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_blocks=9, f_frsize=MIB, f_bavail=2))
+    with pytest.raises(SpaceError, match=r"need 5 MiB in .*, 2 MiB are available"):
+        await prepare(with_kernel(two, "vmlinuz", gzip.compress(b"x" * 4 * MIB)), all_of("2"), target)
+    untouched(target, "1")
+    await prepare(with_kernel(two, "vmlinuz", gzip.compress(b"x" + bytes(8 * MIB))), all_of("2"), target)
 
 
 # --- what goes wrong

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from ovm.config import OriginPath
-from ovm.disks import archive
+from ovm.disks import archive, kernel
 from ovm.disks.durable import TEMPORARY_PREFIX
 from ovm.errors import ArchiveError, FileError, HelperError, InputError, UnsupportedError
 from ovm.paths import DATA_DISK, LOCK, MACHINE, VERSIONS
@@ -26,18 +26,6 @@ RECORD_MAX_BYTES = 64 * 1024
 Reason = Literal["forced", "missing", "version"]
 
 _ARCHITECTURES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}
-_KERNELS = {"x86_64": (0x202, b"HdrS", "bzImage"), "arm64": (0x38, b"ARM\x64", "Image")}
-"""Of each architecture: where its kernel's magic is, the magic, what such a file is called."""
-_COMPRESSIONS = {
-    b"\x1f\x8b": "gzip",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"\xfd7zXZ\0": "xz",
-    b"\x02\x21\x4c\x18": "lz4",
-    b"BZh": "bzip2",
-    b"\x5d\0\0": "lzma",
-    b"\x89LZO\0": "lzo",
-}
-"""What the kernel's unpackers know, by how it begins."""
 _CPIO = (b"070701", b"070702")
 _LZ4_FRAME = b"\x04\x22\x4d\x18"
 _ZIP = b"PK\3\4"
@@ -105,7 +93,8 @@ def is_archive(name: str, path: Path) -> bool:
 
 def target_name(name: str, path: Path) -> str:
     """What the origin ``name`` is called in ``target_dir``."""
-    return path.stem if is_archive(name, path) else path.name
+    packed_kernel = name == "kernel" and path.suffix.lower() in kernel.SUFFIXES
+    return path.stem if packed_kernel or is_archive(name, path) else path.name
 
 
 def existing(targets: Mapping[str, Path]) -> set[str]:
@@ -147,39 +136,36 @@ def check_directories(directories: Mapping[str, Path]) -> None:
 
 
 def check_kernel(path: Path, arch: str) -> None:
-    """Refuse what is no bootable kernel for ``arch`` (as ``platform.machine()`` names it).
+    """Refuse what is no kernel for ``arch`` (as ``platform.machine()`` names it) that boots, unpacked if need be.
 
     Raises:
-        FileError: no kernel, one for another architecture, or a compressed one.
+        FileError: no kernel, one for another architecture, damaged, or packed in a way that is not undone here.
         UnsupportedError: there are no machines for ``arch``.
     """
     wanted = _ARCHITECTURES.get(arch.lower())
     if wanted is None:
-        raise UnsupportedError(f"there are no machines for {arch}", hint=f"one of {', '.join(_KERNELS)}")
-    form = _KERNELS[wanted][2]
-    head = _head(path, 64 * 1024)
-    packing = "zboot" if head[:2] == b"MZ" and head[4:8] == b"zimg" else _compression(head)
-    found = _kernel_architecture(_gunzipped(head) if packing == "gzip" else head)
+        raise UnsupportedError(f"there are no machines for {arch}", hint=f"one of {', '.join(kernel.FORMS)}")
+    form = kernel.FORMS[wanted][2]
+    head = _head(path, 4096)
+    packed = kernel.find_packed(path)
+    found = kernel.architecture(kernel.beginning(packed) if packed else head)
     if found and found != wanted:
         raise FileError(
             f"{path} is an {found} kernel, this host is {wanted}", hint=f"give the {wanted} kernel, a {form}"
         )
-    if packing:
+    if found and packed and wanted == "arm64":
+        return
+    if packing := kernel.packing(head):
+        if packed and wanted == "arm64":
+            raise FileError(f"{path} ({packing}) is damaged, or holds no kernel", hint="fetch or build it again")
         raise FileError(
             f"{path} is a kernel compressed with {packing}" if found else f"{path} is a compressed file ({packing})",
-            hint="give the uncompressed Image (gunzip < vmlinuz > Image)" if wanted == "arm64" else f"give the {form}",
+            hint=f"give the {form}, plain or packed with gzip or zstd" if wanted == "arm64" else f"give the {form}",
         )
     if head[:4] == b"\x7fELF":
         raise FileError(f"{path} is an ELF file, a vmlinux perhaps", hint=f"give the {form} built from it")
     if not found:
         raise FileError(f"{path} is not a Linux kernel for {wanted}", hint=f"give a {form}")
-
-
-def _kernel_architecture(head: bytes) -> str | None:
-    for arch, (offset, magic, _) in _KERNELS.items():
-        if head[offset : offset + len(magic)] == magic:
-            return arch
-    return None
 
 
 def _check_file(name: str, path: Path) -> None:
@@ -221,8 +207,8 @@ def _check_initrd(path: Path) -> None:
     head = _head(path, 16)
     if head.startswith(_LZ4_FRAME):
         raise FileError(f"{path} is lz4 in a form the kernel cannot unpack", hint="compress it with lz4 -l")
-    if not head.startswith(_CPIO) and not _compression(head):
-        known = ", ".join(_COMPRESSIONS.values())
+    if not head.startswith(_CPIO) and not kernel.compression(head):
+        known = ", ".join(kernel.COMPRESSIONS.values())
         raise FileError(f"{path} is not an initrd", hint=f"give a cpio archive (newc), plain or packed with {known}")
 
 
@@ -263,19 +249,6 @@ def _head(path: Path, size: int) -> bytes:
             return opened.read(size)
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror}", hint="check the path") from error
-
-
-def _compression(head: bytes) -> str | None:
-    return next((name for magic, name in _COMPRESSIONS.items() if head.startswith(magic)), None)
-
-
-def _gunzipped(head: bytes) -> bytes:
-    import zlib
-
-    try:
-        return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(head, 4096)
-    except zlib.error:
-        return b""
 
 
 def _is_whole(path: Path) -> bool:

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Event
+from typing import BinaryIO
 
 from ovm.config import OriginPath, Versions
-from ovm.disks import archive, assets, copying
+from ovm.disks import archive, assets, copying, kernel
 from ovm.disks.blocking import in_thread
 from ovm.disks.durable import NewFile, disk_errors, sweep, sync_directory, write_whole
 from ovm.errors import FileError, SpaceError
@@ -31,6 +32,9 @@ from ovm.paths import TargetPaths
 
 Progress = Callable[[str, int, int], object]
 """Called in the event loop with a file's name in ``versions``, the bytes done and the bytes in all."""
+
+Unpacker = Callable[[BinaryIO], Iterator[bytes]]
+"""What the opened origin holds, in pieces."""
 
 PROGRAM_MODE = 0o755
 FILE_MODE = 0o644
@@ -63,7 +67,7 @@ async def prepare(
 
     Raises:
         SpaceError: the file system has too little room.
-        FileError: an origin changed under the copy, or a file cannot be read or written.
+        FileError: an origin changed under the copy, a packed kernel is damaged, or a file cannot be read or written.
         ArchiveError: the rootfs archive is damaged.
     """
     loop, stop = asyncio.get_running_loop(), Event()
@@ -101,18 +105,16 @@ class _Copy:
     source: int
     before: os.stat_result
     new: NewFile
-    member: archive.Member | None
-    """What is to be unpacked; ``None`` for a plain copy."""
+    size: int
+    """Bytes it will have."""
+    unpack: Unpacker | None
+    """``None`` for a plain copy."""
     tell: Progress
     cloned: bool = False
 
-    @property
-    def size(self) -> int:
-        return self.member.size if self.member else self.before.st_size
-
     def begin(self) -> None:
         """Share the blocks of the origin where that can be done: then no room is needed."""
-        self.cloned = self.member is None and copying.clone(self.source, self.new.fd)
+        self.cloned = self.unpack is None and copying.clone(self.source, self.new.fd)
 
     def fill(self) -> None:
         """Write the file in full and make it durable."""
@@ -127,14 +129,14 @@ class _Copy:
         """Bytes it will take at most; holes take none."""
         if self.cloned:
             return 0
-        return self.member.size if self.member else min(self.before.st_blocks * 512, self.size)
+        return self.size if self.unpack else min(self.before.st_blocks * 512, self.size)
 
     def room(self) -> int:
-        """Bytes it will take: an archive tells only by being unpacked."""
-        if not self.member:
+        """Bytes it will take: what is packed tells only by being unpacked."""
+        if not self.unpack:
             return self.most_room()
         needed = 0
-        for _, data in copying.data_runs(self._pieces(self.member)):
+        for _, data in copying.data_runs(self._pieces(self.unpack)):
             needed += len(data)
             self.tell(self.item.name, 0, self.size)
         return needed
@@ -146,13 +148,13 @@ class _Copy:
     def _steps(self) -> Iterator[int]:
         if self.cloned:
             return iter([self.size])
-        if self.member:
-            return copying.write(self.new.fd, self.size, self._pieces(self.member))
+        if self.unpack:
+            return copying.write(self.new.fd, self.size, self._pieces(self.unpack))
         return copying.copy(self.source, self.new.fd, self.size)
 
-    def _pieces(self, member: archive.Member) -> Iterator[bytes]:
+    def _pieces(self, unpack: Unpacker) -> Iterator[bytes]:
         with open(self.source, "rb", closefd=False) as opened:
-            yield from archive.inflate(member, opened)
+            yield from unpack(opened)
 
     def _check_unchanged(self, done: int) -> None:
         try:
@@ -215,10 +217,10 @@ class _Batch:
             source = os.open(item.source, os.O_RDONLY | os.O_CLOEXEC)
             undo.callback(os.close, source)
             before = os.fstat(source)
-            member = archive.inspect(item.source) if assets.is_archive(item.name, item.source) else None
+            size, unpack = _packed(item) or (before.st_size, None)
             new = NewFile(self.target.directory, item.name)
             undo.pop_all()
-        copy = _Copy(item, source, before, new, member, self.tell)
+        copy = _Copy(item, source, before, new, size, unpack, self.tell)
         self._cleanup.callback(copy.discard)
         copy.begin()
         return copy
@@ -248,6 +250,16 @@ class _Batch:
         with disk_errors(f"{self.target.versions} cannot be written"):
             write_whole(self.target.versions, json.dumps(versions, indent=2).encode(), FILE_MODE)
         self._recorded = versions
+
+
+def _packed(item: assets.Item) -> tuple[int, Unpacker] | None:
+    """The size of what an origin holds, and how it is unpacked; ``None`` if it is a plain file."""
+    if assets.is_archive(item.name, item.source):
+        member = archive.inspect(item.source)
+        return member.size, partial(archive.inflate, member)
+    if item.name == "kernel" and (packed := kernel.find_packed(item.source)):
+        return kernel.unpacked_size(packed), partial(kernel.unpack, packed)
+    return None
 
 
 def _recorded(path: Path) -> dict[str, str]:
