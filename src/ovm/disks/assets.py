@@ -14,7 +14,7 @@ from ovm.config import OriginPath
 from ovm.disks import archive, kernel
 from ovm.disks.durable import TEMPORARY_PREFIX
 from ovm.errors import ArchiveError, FileError, HelperError, InputError, UnsupportedError
-from ovm.paths import DATA_DISK, LOCK, MACHINE, VERSIONS
+from ovm.paths import DATA_DISK, LOCK, MACHINE, SCRATCH_DISK, VERSIONS
 
 HELPERS = frozenset({"gvproxy", "vfkit"})
 """The origins that are programs."""
@@ -33,7 +33,7 @@ _ZIP = b"PK\3\4"
 _BTRFS_MAGIC = slice(0x10040, 0x10048)
 _BTRFS_TOTAL_BYTES = slice(0x10070, 0x10078)
 _BTRFS_HEAD_BYTES = 0x10078
-_RESERVED = frozenset({".", "..", VERSIONS, DATA_DISK, MACHINE, LOCK})
+_RESERVED = frozenset({".", "..", VERSIONS, DATA_DISK, SCRATCH_DISK, MACHINE, LOCK})
 
 
 @dataclass(frozen=True, slots=True)
