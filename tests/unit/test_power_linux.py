@@ -459,6 +459,9 @@ async def test_a_bus_that_dies_and_comes_back(short_path, told, monkeypatch):
         assert not watch.done()
         (short_path / "bus").unlink()
         async with dbus_daemon(short_path) as (address, _), logind_on(address) as logind:
+            while len(told.words) < 3:  # the mock has its name before it has its methods
+                await logind.tell(sleep=True)
+                await asyncio.sleep(0.01)
+            await logind.tell(sleep=False)
             await logind.holds(1)
-            await logind.tell(sleep=True)
-            await until(lambda: told.words == ["sleep", "wake", "sleep"])
+            await until(lambda: told.words == ["sleep", "wake", "sleep", "wake"])

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from ovm.power import jump
 from ovm.power.edges import Edges
@@ -36,7 +36,10 @@ async def watch(on_sleep: Callable[[], Awaitable[None]], on_wake: Callable[[], A
     """
     clocks = Clocks()
     edges = Edges(on_sleep, on_wake, clocks)
-    sources = [asyncio.create_task(_told(source)) for source in (_system(edges), jump.watch(clocks, edges.jumped))]
+    sources = [
+        asyncio.create_task(_keep(lambda: _system(edges))),
+        asyncio.create_task(_keep(lambda: jump.watch(clocks, edges.jumped))),
+    ]
     try:
         yield
     finally:
@@ -48,7 +51,7 @@ async def watch(on_sleep: Callable[[], Awaitable[None]], on_wake: Callable[[], A
             await edges.close()
 
 
-def _system(edges: Edges) -> Coroutine[None, None, None]:
+def _system(edges: Edges) -> Awaitable[None]:
     if sys.platform == "darwin":
         from ovm.power import macos
 
@@ -58,9 +61,9 @@ def _system(edges: Edges) -> Coroutine[None, None, None]:
     return linux.watch(edges)
 
 
-async def _told(source: Coroutine[None, None, None]) -> None:
+async def _keep(source: Callable[[], Awaitable[None]]) -> None:
     """A source that fails takes nothing with it."""
     try:
-        await source
+        await source()
     except Exception:
         log.exception("the host's sleep and wake are not watched any more in this way")
