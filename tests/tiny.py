@@ -1,7 +1,8 @@
 """The tiny guest: the full guest's kernel and initrd with another ``/init``, up in about a second.
 
 What it does is ordered by words on its kernel command line, ``tiny.WORD`` or ``tiny.WORD=VALUE``, and while it runs by
-lines of shell sent to its port 22 (:func:`tell`), which the manager forwards as ``info.ssh_port``.
+lines of shell sent to its port 22 (:func:`tell`), which the manager forwards as ``info.ssh_port``. Its words go to the
+virtio-serial port ``ovm.ready``, or where there is none to the host's vsock port 1026, one connection each.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import json
 import lzma
 import os
 import signal
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import ovm
+import under
 from ovm.events import EVENT_NAMES
 from ovm.guest import bootconfig
 
@@ -41,7 +44,9 @@ while read -r m; do insmod "/modules/$m"; done </modules/virtio
 for p in /sys/class/virtio-ports/*; do
     [ -e "$p/name" ] && read -r name <"$p/name" && [ "$name" = ovm.ready ] && port=/dev/${p##*/}
 done
-say() { printf '%b\n' "$*" >"$port"; }
+[ -n "$port" ] || while read -r m; do insmod "/modules/$m"; done </modules/vsock
+tell() { if [ -n "$port" ]; then cat >"$port"; else vsock 1026; fi; } # standard input to the host
+say() { printf '%b\n' "$*" | tell; }
 stage() { read -r up _ </proc/uptime; say stage "$1" "$up"; }
 word() { # NAME: whether it was ordered; its value is then in $value
     case " $cmdline " in
@@ -65,7 +70,7 @@ stage initrd
 if word hostile; then
     say ''; say 'nonsense'; say 'ready'; say 'ready soon'; say 'ready 1 2 \0377\0376 \033[2J'; say 'stage x'
     i=0; while [ $i -lt 200 ]; do say stage "s$i" 1; i=$((i + 1)); done
-    busybox yes 'a line that does not end' | busybox head -c 100000 | tr -d '\n' >"$port"; say ''
+    busybox yes 'a line that does not end' | busybox head -c 100000 | tr -d '\n' | tell; say ''
     say warn "$(busybox yes w | busybox head -n 300 | tr -d '\n')"
 fi
 
@@ -105,17 +110,28 @@ class Guest:
 
 def build(image: Path, directory: Path) -> Guest:
     """The tiny guest made from the full image in ``image``."""
-    files = {"init": (0o100755, INIT.encode())}
+    files = {"init": (0o100755, INIT.encode()), "bin/vsock": (0o100755, vsock(directory).read_bytes())}
     for name, content in _modules(image / "rootfs.btrfs").items():
         files[f"modules/{name}.ko"] = (0o100644, content)
     content = bootconfig._padded((image / "initrd").read_bytes())
-    for inode, (name, (mode, data)) in enumerate(files.items(), start=1):
-        content += bootconfig._entry(inode, name, mode, data)
-    content += bootconfig._entry(0, "TRAILER!!!", 0, b"")
+    content += archive(files)
     initrd, rootfs = directory / "tiny.initrd", directory / "tiny.rootfs"
     initrd.write_bytes(content)
     rootfs.write_bytes(b"tiny" * 128)
     return Guest(kernel=image / "kernel", initrd=initrd, rootfs=rootfs)
+
+
+def archive(files: Mapping[str, tuple[int, bytes]]) -> bytes:
+    """A cpio of ``files``, mode and content by path; a directory comes before what is in it."""
+    entries = (bootconfig._entry(inode, name, *file) for inode, (name, file) in enumerate(files.items(), start=1))
+    return b"".join(entries) + bootconfig._entry(0, "TRAILER!!!", 0, b"")
+
+
+def vsock(directory: Path) -> Path:
+    """The guests' own client of the host's vsock ports, built into ``directory``; busybox has none."""
+    program, source = directory / "vsock", Path(__file__).parent / "guest" / "vsock.c"
+    subprocess.run(["cc", "-static", "-Os", "-s", "-Wall", "-Wextra", "-Werror", "-o", program, source], check=True)
+    return program
 
 
 def _modules(rootfs: Path) -> Mapping[str, bytes]:
@@ -159,16 +175,18 @@ async def order(port: int, line: str) -> None:
 class Machines:
     """Makes tiny machines below one directory, records what they tell, and sees what they leave."""
 
-    def __init__(self, guest: Guest, gvproxy: Path, root: Path) -> None:
-        self.guest, self.gvproxy, self.root = guest, gvproxy, root
+    def __init__(self, guest: Guest, gvproxy: Path, root: Path, vfkit: Path | None = None) -> None:
+        self.guest, self.gvproxy, self.root, self.vfkit = guest, gvproxy, root, vfkit
         self.made: list[Machine] = []
         self._tasks = asyncio.all_tasks()
         self._fds = _own_fds()
 
     def options(self, name: str = "m", *words: str, **more: Any) -> dict[str, Any]:
-        """What :func:`ovm.create_linux_ovm` takes; also as JSON. ``words`` order the guest's behaviour."""
+        """What the hypervisor's ``create`` takes; also as JSON. ``words`` order the guest's behaviour."""
         at = self.root / name
         origins = {"gvproxy": self.gvproxy, **dataclasses.asdict(self.guest)}
+        if self.vfkit is not None:
+            origins["vfkit"] = self.vfkit
         return {
             "origin_path": {key: str(path) for key, path in origins.items()},
             "versions": dict.fromkeys(origins, "1"),
@@ -185,9 +203,18 @@ class Machines:
 
     async def __call__(self, name: str = "m", *words: str, **more: Any) -> Machine:
         """A machine that is not started yet."""
-        machine = Machine(await ovm.create_linux_ovm(self.options(name, *words, **more)))
+        machine = Machine(await under.create(self.options(name, *words, **more)))
         self.made.append(machine)
         return machine
+
+    @property
+    def hypervisor(self) -> str:
+        """What they run under."""
+        return "qemu" if self.vfkit is None else "vfkit"
+
+    def faults(self, name: str = "m", **faults: Any) -> None:
+        """Order what the double of vfkit is to do wrong at its next start (tests/doubles/vfkit/faults.go)."""
+        (self.root / name / "target" / "double.json").write_text(json.dumps(faults))
 
     async def leftovers(self) -> list[str]:
         """What is there besides directories and files that are to stay; looked for until it is gone, or 10 s."""

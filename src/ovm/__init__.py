@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from ovm.guest.ssh import ExecResult as ExecResult
     from ovm.machine import OVM as OVM
     from ovm.machine import Info as Info
+    from ovm.machine import create_darwin_ovm as create_darwin_ovm
     from ovm.machine import create_linux_ovm as create_linux_ovm
     from ovm.network.gvproxy import Forward as Forward
     from ovm.process.guard import freeze_support as freeze_support
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 _HOME = {
     "create_ovm": "registry",
     "create_linux_ovm": "machine",
+    "create_darwin_ovm": "machine",
     "OVM": "machine",
     "Info": "machine",
     "Options": "config",

@@ -14,6 +14,7 @@ import pytest
 import builds
 import ovm.image
 import tiny
+import under
 from ovm.image.build import host_arch
 
 BUILD_DEADLINE_S = 900.0
@@ -65,9 +66,18 @@ def tiny_guest(image: Path, tmp_path_factory: pytest.TempPathFactory) -> tiny.Gu
     return tiny.build(image, tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture(scope="session", params=under.HYPERVISORS)
+def hypervisor(request: pytest.FixtureRequest) -> str:
+    """What the machines run under."""
+    name: str = request.param
+    return name
+
+
 @pytest.fixture
-async def machines(tiny_guest: tiny.Guest, gvproxy: Path, short_path: Path) -> AsyncIterator[tiny.Machines]:
+async def machines(
+    tiny_guest: tiny.Guest, gvproxy: Path, short_path: Path, hypervisor: str
+) -> AsyncIterator[tiny.Machines]:
     """Makes tiny machines; at the end they are ended, and nothing of them may be left."""
-    made = tiny.Machines(tiny_guest, gvproxy, short_path)
+    made = tiny.Machines(tiny_guest, gvproxy, short_path, under.vfkit() if hypervisor == "vfkit" else None)
     yield made
     await made.end()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from pathlib import Path
 
-import ovm
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import under
 
 
 async def main() -> None:
-    machine = await ovm.create_linux_ovm(json.loads(sys.argv[1]))
+    machine = await under.create(json.loads(sys.argv[1]))
     print("starting", flush=True)
     await machine.start()
     print("ready", flush=True)

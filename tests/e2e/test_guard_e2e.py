@@ -54,7 +54,7 @@ async def seconds_until_gone(root: Path) -> float:
 async def test_a_killed_manager_leaves_nothing_and_the_next_start_succeeds(machines: tiny.Machines) -> None:
     process = await manager(machines)
     await until_said(process, "ready")
-    assert len(tiny.holders(machines.root)) == 4  # guard, gvproxy, QEMU and the manager
+    assert len(tiny.holders(machines.root)) >= 4  # guard, gvproxy, the hypervisor (and its helpers), the manager
     await kill(process)
     assert await seconds_until_gone(machines.root) < 10 * GONE_S
     m = await machines()

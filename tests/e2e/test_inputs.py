@@ -11,6 +11,7 @@ import pytest
 
 import ovm
 import tiny
+import under
 
 pytestmark = pytest.mark.tiny
 
@@ -78,14 +79,11 @@ OPTIONS = [
     ({"cpus": True}, ovm.OptionError, "cpus=True"),
     ({"data_disk_mib": -1}, ovm.OptionError, "data_disk_mib=-1"),
     ({"guest": "windows"}, ovm.OptionError, "guest='windows'"),
-    ({"accelerator": "hvf"}, ovm.UnsupportedError, "hvf does not exist"),
     ({"accelerator": "fast"}, ovm.OptionError, "accelerator='fast'"),
     ({"hostname": "a b"}, ovm.OptionError, "hostname='a b'"),
     ({"kernel_cmdline": "a\nb"}, ovm.OptionError, "kernel_cmdline"),
     ({"environment": {"A B": "c"}}, ovm.OptionError, "environment: 'A B'"),
     ({"publish_address": "localhost"}, ovm.OptionError, "publish_address='localhost'"),
-    ({"qemu": "/nonexistent/qemu"}, ovm.HelperError, "/nonexistent/qemu"),
-    ({"qemu": "/bin/true"}, ovm.HelperError, "does not tell its version"),
     ({"versions": {"gvproxy": "1"}}, ovm.OptionError, "Versions: kernel, initrd, rootfs must be given"),
     ({"versions": {"gvproxy": 1, "kernel": "1", "initrd": "1", "rootfs": "1"}}, ovm.OptionError, "gvproxy"),
     ({"mounts": [{"host_path": "relative", "guest_path": "/x"}]}, ovm.InputError, "mounts"),
@@ -106,14 +104,61 @@ async def test_a_wrong_option_is_refused_before_anything_is_touched(
     await refused(machines, machines.options() | option, kind, message)
 
 
+QEMUS = [
+    ({"accelerator": "hvf"}, ovm.UnsupportedError, "hvf does not exist"),
+    ({"qemu": "/nonexistent/qemu"}, ovm.HelperError, "/nonexistent/qemu"),
+    ({"qemu": "/bin/true"}, ovm.HelperError, "does not tell its version"),
+    ({"guest": "ovm-core"}, ovm.UnsupportedError, "vfkit"),
+    ({"rosetta": True}, ovm.UnsupportedError, "rosetta"),
+]
+
+
+@under.QEMU_ALONE
+@pytest.mark.parametrize(("option", "kind", "message"), QEMUS, ids=str)
+async def test_what_qemu_cannot_is_refused(
+    machines: tiny.Machines, option: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    await refused(machines, machines.options() | option, kind, message)
+
+
+VFKITS = [
+    ({"accelerator": "kvm"}, ovm.UnsupportedError, "kvm does not exist"),
+    ({"target_dir": "/tmp/ovm-never,made"}, ovm.FileError, "comma"),
+    ({"log_dir": "/tmp/ovm-never,made"}, ovm.FileError, "comma"),
+    ({"mounts": [{"host_path": "/tmp/,"}], "guest": "ovm"}, ovm.FileError, "comma"),
+    ({"socket_dir": "/tmp/ovm never made"}, ovm.SocketPathError, "URL"),
+    ({"socket_dir": "/tmp/ovm-never-made%20"}, ovm.SocketPathError, "URL"),
+    ({"socket_dir": "/tmp/" + "x" * 80}, ovm.SocketPathError, "bytes long"),
+]
+
+
+@under.VFKIT_ALONE
+@pytest.mark.parametrize(("option", "kind", "message"), VFKITS, ids=str)
+async def test_what_vfkit_cannot_is_refused(
+    machines: tiny.Machines, option: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    await refused(machines, machines.options() | option, kind, message)
+
+
+@under.VFKIT_ALONE
+@pytest.mark.parametrize(("version", "message"), [("v0.6.1", "0.6.2 or newer"), ("0.5.1", "0.6.2 or newer")])
+async def test_an_old_vfkit_is_refused(machines: tiny.Machines, version: str, message: str) -> None:
+    old = machines.root / "vfkit"
+    old.write_text(f"#!/bin/sh\necho vfkit version: {version}\n")
+    old.chmod(0o755)
+    options = machines.options()
+    options["origin_path"]["vfkit"] = str(old)
+    await refused(machines, options, ovm.HelperError, message)
+
+
 async def refused(machines: tiny.Machines, options: dict[str, Any], kind: type[Exception], message: str) -> None:
     before = sorted(machines.root.rglob("*"))
     with pytest.raises(kind, match=message) as caught:
-        await ovm.create_linux_ovm(options)
+        await under.create(options)
     assert isinstance(caught.value, ovm.InputError)
     assert isinstance(caught.value, ValueError)
     assert sorted(machines.root.rglob("*")) == before
-    assert not Path("/tmp/" + "x" * 100).exists()
+    assert not [path for path in Path("/tmp").iterdir() if path.name.startswith(("xxx", "ovm-never", "ovm never"))]
 
 
 def identities(m: tiny.Machine) -> dict[str, tuple[int, int]]:
@@ -127,7 +172,7 @@ NAMES = {"gvproxy": "gvproxy", "kernel": "kernel", "initrd": "tiny.initrd", "roo
 @pytest.mark.parametrize("name", NAMES)
 async def test_another_version_replaces_exactly_that_file(machines: tiny.Machines, name: str) -> None:
     first = identities(await machines())
-    assert set(first) == {*NAMES.values(), "data.img", "machine.json"}
+    assert set(first) - {"vfkit"} == {*NAMES.values(), "data.img", "machine.json"}
     assert identities(await machines()) == first
     versions = machines.options()["versions"] | {name: "2"}
     second = identities(await machines(versions=versions))

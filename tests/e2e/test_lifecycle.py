@@ -27,7 +27,7 @@ async def test_a_start_and_a_stop(machines: tiny.Machines) -> None:
     await starting
 
     assert (m.events, m.states) == (["ready"], ["Running"])
-    assert m.ovm.info.accelerator in {"kvm", "tcg"}
+    assert m.ovm.info.accelerator in {"kvm", "tcg", "hvf"}
     assert m.ovm.info.podman_port is None
     names = [stage.name for stage in m.ovm.info.timings]
     assert names == ["guard", "network", "hypervisor", "guest: initrd", "guest: ready", "guest", "ready"]
@@ -55,7 +55,7 @@ async def test_a_start_and_a_stop(machines: tiny.Machines) -> None:
 async def test_three_starts_on_one_object_keep_three_logs(machines: tiny.Machines) -> None:
     m = await machines()
     logs = m.ovm.options.log_dir
-    kept = {f"{name}{n}.log" for name in ("gvproxy", "qemu", "guard", "console") for n in ("", ".2", ".3")}
+    kept = {f"{name}{n}.log" for name in ("gvproxy", machines.hypervisor, "guard", "console") for n in ("", ".2", ".3")}
     (logs / "notes.txt").write_text("not ours")
     for _ in range(2):
         async with m.ovm:
@@ -147,9 +147,10 @@ async def test_a_guest_that_powers_itself_off_closes_without_an_error(machines: 
     assert m.events == ["ready", "close"] * 2
 
 
-@pytest.mark.parametrize("name", ["qemu", "gvproxy", "guard"])
+@pytest.mark.parametrize("name", ["hypervisor", "gvproxy", "guard"])
 async def test_a_helper_that_is_killed_is_named(machines: tiny.Machines, name: str) -> None:
     m = await machines()
+    name = machines.hypervisor if name == "hypervisor" else name
     await m.ovm.start()
     os.kill(m.helper(name), signal.SIGKILL)
     await m.until(event="close")
@@ -160,16 +161,16 @@ async def test_a_helper_that_is_killed_is_named(machines: tiny.Machines, name: s
     assert error.message.startswith(f"{name} ")
     assert (error.exit_reason, error.stage) == ("killed by SIGKILL", "running")
     assert str(m.ovm.options.log_dir / f"{name}.log") in error.hint
-    if name != "qemu":
+    if name != machines.hypervisor:
         assert "the power button was pressed" in m.console(), "the guest was not shut down"
     assert await machines.leftovers() == []
 
 
-async def test_qemu_killed_while_paused(machines: tiny.Machines) -> None:
+async def test_the_hypervisor_killed_while_paused(machines: tiny.Machines) -> None:
     m = await machines()
     await m.ovm.start()
     await m.ovm.vm_pause()
-    os.kill(m.helper("qemu"), signal.SIGKILL)
+    os.kill(m.helper(machines.hypervisor), signal.SIGKILL)
     await m.until(event="close")
     assert m.events == ["ready", "vmPause", "error", "close"]
     with pytest.raises(ovm.StateError, match="stopped"):

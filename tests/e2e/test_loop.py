@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-import ovm
 import tiny
+import under
 
 pytestmark = pytest.mark.tiny
 
@@ -19,7 +19,7 @@ def in_a_thread(options: dict[str, Any], main: Any) -> tiny.Machine:
     made = []
 
     async def run() -> None:
-        machine = tiny.Machine(await ovm.create_linux_ovm(options))
+        machine = tiny.Machine(await under.create(options))
         made.append(machine)
         await main(machine)
 

@@ -12,6 +12,7 @@ import pytest
 
 import ovm
 import tiny
+import under
 from ovm.config import SSH_PORT_FIRST
 
 pytestmark = pytest.mark.tiny
@@ -64,23 +65,21 @@ async def test_the_guest_says_that_it_cannot_go_on(machines: tiny.Machines) -> N
 async def test_the_guests_last_words_count_however_late_they_are_heard(machines: tiny.Machines) -> None:
     m = await machines("m", "fatal=data-foreign")
 
-    def doze(name: str) -> None:  # while the guest speaks, powers off, and QEMU and gvproxy end
-        if name == "hypervisor":
-            deadline = time.monotonic() + 120
-            while "qemu" in tiny._command(qemu[0]):
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-
-    qemu: list[int] = []
+    program = "qemu-system" if machines.hypervisor == "qemu" else "target/vfkit"
     done = m.ovm._done
 
     def step(name: str) -> None:
         done(name)
-        qemu.extend(_processes("qemu-system"))
-        doze(name)
+        if name == "hypervisor":  # doze while the guest speaks, powers off, and hypervisor and gvproxy end
+            (pid,) = [pid for pid in tiny.holders(machines.root) if tiny._command(pid).startswith(start_of(pid))]
+            deadline = time.monotonic() + 120
+            while program in tiny._command(pid):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
 
-    def _processes(word: str) -> list[int]:
-        return [pid for pid in tiny.holders(machines.root) if word in tiny._command(pid)]
+    def start_of(pid: int) -> str:
+        words = tiny._command(pid).split()
+        return words[0] if words and program in words[0] else "none"
 
     m.ovm._done = step  # type: ignore[method-assign]
     error = await failure(m, machines)
@@ -105,6 +104,7 @@ async def test_the_guest_falls_while_it_boots(machines: tiny.Machines, word: str
     assert "console.log" in error.hint
 
 
+@under.QEMU_ALONE
 async def test_qemu_that_ends_at_once(machines: tiny.Machines) -> None:
     qemu = script(machines.root / "qemu", "echo 'no such machine' >&2; exit 3\n")
     m = await machines("m", qemu=str(qemu), accelerator="tcg")
@@ -116,6 +116,7 @@ async def test_qemu_that_ends_at_once(machines: tiny.Machines) -> None:
     assert "qemu.log" in error.hint
 
 
+@under.QEMU_ALONE
 async def test_qemu_that_never_answers(machines: tiny.Machines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ovm.hypervisors.qemu.QMP_START_S", 1.0)
     qemu = script(machines.root / "qemu", "echo thinking; exec sleep 1000\n")
