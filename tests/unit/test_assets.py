@@ -182,7 +182,9 @@ def test_two_origins_must_not_become_one_file(origin, tmp_path):
     refused(FileError, "kernel and rootfs would both become BZIMAGE", clash)
 
 
-@pytest.mark.parametrize("name", ["data.img", "scratch.img", "versions.json", "machine.json.zip", "ovm.lock", ".ovm-new.x"])
+@pytest.mark.parametrize(
+    "name", ["data.img", "scratch.img", "versions.json", "machine.json.zip", "ovm.lock", ".ovm-new.x"]
+)
 def test_an_origin_must_not_take_a_name_of_ours(origin, name):
     refused(FileError, "a file cannot be called", with_rootfs(origin, name, btrfs()))
 

@@ -8,9 +8,14 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ovm.disks.durable import write_at
+
+if TYPE_CHECKING:
+    import ctypes
 
 CHUNK_BYTES = 8 * 1024 * 1024
 BLOCK_BYTES = 4096
@@ -18,6 +23,9 @@ BLOCK_BYTES = 4096
 
 _READ_BYTES = 1024 * 1024
 _FICLONE = 0x40049409
+_AT_FDCWD = -2
+"""macOS's."""
+_CLONE_NOOWNERCOPY = 2
 _ZEROS = bytes(_READ_BYTES)
 _ZERO_BLOCK = bytes(BLOCK_BYTES)
 _ELSEWHERE_ONLY = frozenset(
@@ -26,10 +34,18 @@ _ELSEWHERE_ONLY = frozenset(
 """How kernels and sandboxes say that this way of copying is not for these two files."""
 
 
-def clone(source: int, target: int) -> bool:
-    """Let ``target`` share the blocks of ``source`` (btrfs, xfs, …); false where the file system cannot."""
-    if sys.platform != "linux":
-        return False
+def clone(source: int, target: int, path: Path) -> bool:
+    """Let ``target``, a new file open at ``path``, share the blocks of ``source``.
+
+    False where the file system cannot; then nothing has changed.
+    """
+    how = _CLONERS.get(sys.platform)
+    return how is not None and how(source, target, path)
+
+
+def clone_blocks(source: int, target: int, path: Path) -> bool:
+    """As Linux does it (btrfs, xfs, …): into an open file."""
+    del path
     import fcntl
 
     try:
@@ -39,6 +55,33 @@ def clone(source: int, target: int) -> bool:
             return False
         raise
     return True
+
+
+def clone_by_name(source: int, target: int, path: Path) -> bool:
+    """As macOS does it (APFS): to a new name, which then takes the place of ``path`` and of what ``target`` is open on.
+
+    The clone has the origin's extended attributes, too.
+    """
+    beside = path.with_name(path.name + ".clone")
+    if _fclonefileat(source, beside):
+        return False  # if it was for more than the file system's kind, the copy will tell
+    try:
+        if chflags := getattr(os, "chflags", None):
+            chflags(beside, 0)  # the clone of a locked file is locked
+        beside.chmod(0o600)
+        opened = os.open(beside, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        beside.unlink()
+        return False
+    try:
+        beside.replace(path)
+        os.dup2(opened, target, inheritable=False)
+    finally:
+        os.close(opened)
+    return True
+
+
+_CLONERS: dict[str, Callable[[int, int, Path], bool]] = {"linux": clone_blocks, "darwin": clone_by_name}
 
 
 def copy(source: int, target: int, size: int) -> Iterator[int]:
@@ -117,3 +160,19 @@ def _copy_some(source: int, target: int, at: int, count: int) -> int:
     data = os.pread(source, min(count, _READ_BYTES), at)
     write_at(target, data, at)
     return len(data)
+
+
+def _fclonefileat(source: int, path: Path) -> int:
+    """Clone ``source`` to ``path``, which does not exist; 0, or the number of the error."""
+    import ctypes
+
+    call = _libc().fclonefileat
+    call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
+    call.restype = ctypes.c_int
+    return 0 if call(source, _AT_FDCWD, os.fsencode(path), _CLONE_NOOWNERCOPY) == 0 else ctypes.get_errno()
+
+
+def _libc() -> ctypes.CDLL:
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)

@@ -114,7 +114,7 @@ class _Copy:
 
     def begin(self) -> None:
         """Share the blocks of the origin where that can be done: then no room is needed."""
-        self.cloned = self.unpack is None and copying.clone(self.source, self.new.fd)
+        self.cloned = self.unpack is None and copying.clone(self.source, self.new.fd, self.new.path)
 
     def fill(self) -> None:
         """Write the file in full and make it durable."""
