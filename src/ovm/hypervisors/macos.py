@@ -159,9 +159,9 @@ async def check_program(path: Path, *, entitled: bool, codesign: Path = CODESIGN
     """Refuse a program that macOS would not let do its work.
 
     That is one in quarantine: it came from the network, and nobody has yet told macOS that it may run. The mark is
-    left for its owner to remove. Copies do not bear it (clones do), so nobody may ask after this; taking it off silently
-    would be to answer in the user's name. Where the program must be ``entitled`` to virtualize, its signature
-    is asked, too.
+    left for its owner to remove: to take it off silently would be to answer in the user's name. Copies do not bear
+    it (clones do), so it is the origin that is asked. Where the program must be ``entitled`` to virtualize, its
+    signature is asked, too.
 
     Where the tools for it are missing, or do not answer, nothing is refused.
 
