@@ -29,7 +29,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _DEBIAN_ARCH: dict[hypervisors.Arch, str] = {"x86_64": "amd64", "aarch64": "arm64"}
 _IMAGE_FILES = {"kernel": "kernel", "initrd": "initrd", "rootfs": "rootfs.btrfs"}
 """What a machine needs of an image, and the file it is in."""
-_BUILD_HINT = "build it: ovm image build"
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -152,17 +151,17 @@ def load_image(directory: Path) -> Image:
     try:
         manifest = msgspec.json.decode(manifest_path.read_bytes(), type=_Manifest)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ImageError(f"there is no guest image in {directory}", hint=_BUILD_HINT) from error
+        raise ImageError(f"there is no guest image in {directory}", hint=image_hint()) from error
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ImageError(f"{manifest_path} cannot be read: {error}", hint=_BUILD_HINT) from error
+        raise ImageError(f"{manifest_path} cannot be read: {error}", hint=image_hint()) from error
     if (manifest.guest, manifest.format) != (IMAGE_GUEST, IMAGE_FORMAT):
         raise ImageError(
             f"the image in {directory} is of another kind: {manifest.guest}, format {manifest.format}",
-            hint=_BUILD_HINT,
+            hint=image_hint(),
         )
     for role, name in _IMAGE_FILES.items():
         if role not in manifest.files:
-            raise ImageError(f"the image in {directory} lacks its {role}", hint=_BUILD_HINT)
+            raise ImageError(f"the image in {directory} lacks its {role}", hint=image_hint())
         _check_size(directory / name, manifest.files[role].size)
     sha256 = {role: manifest.files[role].sha256 for role in _IMAGE_FILES}
     return Image(directory=directory, arch=manifest.arch, sha256=sha256)
@@ -172,9 +171,35 @@ def _check_size(path: Path, wanted: int) -> None:
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise ImageError(f"the image lacks {path}: {error.strerror}", hint=_BUILD_HINT) from error
+        raise ImageError(f"the image lacks {path}: {error.strerror}", hint=image_hint()) from error
     if size != wanted:
-        raise ImageError(f"{path} has {size} bytes instead of {wanted}", hint=_BUILD_HINT)
+        raise ImageError(f"{path} has {size} bytes instead of {wanted}", hint=image_hint())
+
+
+def image_hint() -> str:
+    """How to come by a guest image on this host."""
+    arch = host_arch()
+    if _is_released(arch):
+        return "fetch it: ovm image pull"
+    if sys.platform == "linux":
+        return "build it: ovm image build"
+    return (
+        f"build it on Linux with `ovm image build --arch {arch}` and copy the directory to {default_image_dir(arch)}, "
+        "or fetch one that was packed: ovm image pull URL"
+    )
+
+
+def _is_released(arch: str) -> bool:
+    from importlib import resources
+
+    index = (resources.files("ovm") / "image" / "index.json").read_bytes()
+    return arch in msgspec.json.decode(index, type=_Index).images
+
+
+class _Index(msgspec.Struct):
+    """What of the index of released images is read here."""
+
+    images: dict[str, msgspec.Raw]
 
 
 def _files(image: Image) -> tuple[OriginPath, Versions]:

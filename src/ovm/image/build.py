@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import fcntl
 import io
 import os
@@ -45,7 +44,9 @@ from ovm.image.images import (
     load_image,
     sha256,
 )
+from ovm.image.place import check_target, into_place
 from ovm.process.child import users_environment
+from ovm.registry import image_hint
 
 ROOTFS_SIZE = "1G"
 """Of the file system, not of the data in it. A multiple of 512, as virtio wants it."""
@@ -67,8 +68,6 @@ Progress = Callable[[str, str], None]
 
 _LEFT_OUT = ("doc", "info", "locale", "man")
 _KEPT_DOCS = ("copyright", "changelog*")  # the licences; and the dates nothing in the tree may be younger than
-_RENAME_EXCHANGE = 2
-_AT_FDCWD = -100
 
 
 def host_arch() -> Arch:
@@ -111,7 +110,7 @@ async def build_image(options: BuildOptions, *, progress: Progress | None = None
     environment = _environment()
     _check_host(options.arch, environment["PATH"])
     target = (options.output or paths.images_dir() / f"default-{options.arch}").expanduser().absolute()
-    _check_target(target)
+    check_target(target)
     with _workspace(target) as work:
         if os.geteuid() == 0:  # else the tree belongs to ids that may not come in here
             environment["TMPDIR"] = os.fspath(work)
@@ -123,7 +122,7 @@ async def build_image(options: BuildOptions, *, progress: Progress | None = None
             with contextlib.suppress(OSError):
                 (work / "build.log").replace(_failed_log(target))
             raise
-        _into_place(work / "image", target)
+        into_place(work / "image", target)
     with contextlib.suppress(OSError):
         _failed_log(target).unlink()
     return load_image(target)
@@ -327,7 +326,7 @@ def _environment() -> dict[str, str]:
 
 def _check_host(arch: Arch, path: str) -> None:
     if sys.platform != "linux":
-        raise UnsupportedError("guest images are built on Linux", hint="build it there and copy the directory")
+        raise UnsupportedError("guest images are built on Linux", hint=image_hint())
     missing = [package for tool, package in _TOOLS.items() if not shutil.which(tool, path=path)]
     if missing:
         raise ImageError("programs the build needs are missing", hint=f"apt-get install {' '.join(sorted(missing))}")
@@ -356,11 +355,6 @@ def _host_sources() -> list[apt.Source]:
 
 
 # The workspace
-
-
-def _check_target(target: Path) -> None:
-    if target.exists() and not (target / DESCRIPTION).exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ImageError(f"{target} is in the way and is not a guest image", hint="choose another directory with -o")
 
 
 def _failed_log(target: Path) -> Path:
@@ -403,24 +397,6 @@ def _sync(image: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
-
-
-def _into_place(image: Path, target: Path) -> None:
-    """Put the finished image where the old one is, in one step; the old one goes with the workspace."""
-    image.chmod(0o755)
-    if not target.exists():
-        image.rename(target)
-    else:
-        libc = ctypes.CDLL(None, use_errno=True)
-        done = libc.renameat2(_AT_FDCWD, os.fsencode(image), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE) == 0
-        if not done:  # a file system that cannot: two steps
-            target.rename(image.with_name("old"))
-            image.rename(target)
-    fd = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _tail(path: Path) -> list[str]:

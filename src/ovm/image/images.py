@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import os
 import shutil
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,6 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from ovm.errors import ImageError
+from ovm.registry import image_hint
 
 FORMAT = 1
 """Of ``image.json``; goes up when an older ovm could not use what a newer one builds."""
@@ -22,8 +24,6 @@ FILE_NAMES = {"kernel": "kernel", "initrd": "initrd", "rootfs": "rootfs.btrfs"}
 
 Arch = Literal["amd64", "arm64"]
 _Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-
-_REBUILD = "build it again: ovm image build"
 
 
 class ImageFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -68,22 +68,33 @@ def load_image(directory: Path) -> GuestImage:
     try:
         text = (directory / DESCRIPTION).read_bytes()
     except OSError as error:
-        raise ImageError(f"{directory} holds no guest image: {error.strerror}", hint=_REBUILD) from error
+        raise ImageError(f"{directory} holds no guest image: {error.strerror}", hint=image_hint()) from error
+    described = read_description(text, os.fspath(directory / DESCRIPTION))
+    image = GuestImage(directory=directory, **{name: getattr(described, name) for name in described.__struct_fields__})
+    for name in FILE_NAMES:
+        _check_size(image.path(name), image.files[name].size)
+    return image
+
+
+def read_description(text: bytes, where: str) -> Description:
+    """What an ``image.json`` says; ``where`` it was read is for the message.
+
+    Raises:
+        ImageError: it is of another kind or cannot be understood.
+    """
     try:
         form = msgspec.json.decode(text, type=_Format)
         if form.guest != "ovm" or form.format != FORMAT:
             raise ImageError(
-                f"{directory} holds a guest image of another kind ({form.guest}, format {form.format})", hint=_REBUILD
+                f"{where} is of a guest image of another kind ({form.guest}, format {form.format})", hint=image_hint()
             )
         described = msgspec.json.decode(text, type=Description)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ImageError(f"{directory / DESCRIPTION} cannot be understood: {error}", hint=_REBUILD) from error
-    image = GuestImage(directory=directory, **{name: getattr(described, name) for name in described.__struct_fields__})
+        raise ImageError(f"{where} cannot be understood: {error}", hint=image_hint()) from error
     for name in FILE_NAMES:
-        if name not in image.files:
-            raise ImageError(f"{directory / DESCRIPTION} does not mention the {name}", hint=_REBUILD)
-        _check_size(image.path(name), image.files[name].size)
-    return image
+        if name not in described.files:
+            raise ImageError(f"{where} does not mention the {name}", hint=image_hint())
+    return described
 
 
 class _Format(msgspec.Struct):
@@ -97,9 +108,9 @@ def _check_size(path: Path, expected: int) -> None:
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise ImageError(f"{path} is missing: {error.strerror}", hint=_REBUILD) from error
+        raise ImageError(f"{path} is missing: {error.strerror}", hint=image_hint()) from error
     if size != expected:
-        raise ImageError(f"{path} has {size} bytes instead of {expected}", hint=_REBUILD)
+        raise ImageError(f"{path} has {size} bytes instead of {expected}", hint=image_hint())
 
 
 async def verify_image(directory: Path) -> GuestImage:
@@ -112,7 +123,7 @@ async def verify_image(directory: Path) -> GuestImage:
     for name, expected in image.files.items():
         if name in FILE_NAMES and await asyncio.to_thread(sha256, image.path(name)) != expected.sha256:
             raise ImageError(
-                f"{image.path(name)} is damaged: its SHA-256 is not the one in {DESCRIPTION}", hint=_REBUILD
+                f"{image.path(name)} is damaged: its SHA-256 is not the one in {DESCRIPTION}", hint=image_hint()
             )
     return image
 

@@ -1,0 +1,60 @@
+"""The images that were released with this package: ``index.json``, empty in a source checkout, filled by a release."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from typing import Annotated
+
+import msgspec
+
+from ovm.errors import ImageError
+from ovm.image.images import Arch
+from ovm.registry import image_hint
+
+INDEX = "index.json"
+INDEX_FORMAT = 1
+
+
+class Release(msgspec.Struct, frozen=True, kw_only=True):
+    """An image that can be fetched."""
+
+    url: str
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    size: Annotated[int, msgspec.Meta(gt=0)]
+    """Of the release, in bytes."""
+    unpacked: Annotated[int, msgspec.Meta(gt=0)]
+    """Bytes the image takes on disk."""
+    version: str
+    """Of the ovm it was released with."""
+
+
+class _Index(msgspec.Struct, frozen=True):
+    format: int
+    images: dict[Arch, Release]
+
+
+def released_image(arch: Arch) -> Release:
+    """The image for ``arch`` that was released with this package.
+
+    Raises:
+        ImageError: none was.
+    """
+    index = read_index((resources.files("ovm.image") / INDEX).read_bytes())
+    if arch not in index:
+        raise ImageError(f"no image for {arch} was released with this copy of ovm", hint=image_hint())
+    return index[arch]
+
+
+def read_index(text: bytes) -> Mapping[Arch, Release]:
+    """The images that an ``index.json`` names."""
+    index = msgspec.json.decode(text, type=_Index)
+    if index.format != INDEX_FORMAT:
+        raise ImageError(f"the index of images has format {index.format} instead of {INDEX_FORMAT}")
+    return index.images
+
+
+def write_index(images: Mapping[Arch, Release]) -> bytes:
+    """The ``index.json`` that names ``images``."""
+    text = msgspec.json.encode(_Index(INDEX_FORMAT, dict(sorted(images.items()))))
+    return msgspec.json.format(text, indent=2) + b"\n"

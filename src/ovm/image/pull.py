@@ -1,0 +1,157 @@
+"""Fetch a released image and put it in place of whatever image was there.
+
+All work happens in ``.NAME.pulling`` beside the target. What is cut off there, by a lost connection, Ctrl-C or a
+kill, is the beginning of a download, and the next pull goes on from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import get_args
+
+from ovm import paths
+from ovm.disks.blocking import in_thread
+from ovm.disks.durable import disk_errors
+from ovm.errors import ImageError, InUseError, OptionError
+from ovm.image.build import host_arch
+from ovm.image.download import PARTIAL, Wanted, discard, download, url_complaint
+from ovm.image.images import Arch, GuestImage, load_image
+from ovm.image.index import released_image
+from ovm.image.place import check_target, into_place
+from ovm.image.release import unpack_release
+
+PullProgress = Callable[[str, int, int], object]
+"""Called in the event loop with ``download`` or ``unpack``, the bytes done and the bytes in all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullOptions:
+    """What to fetch, and where to."""
+
+    url: str = ""
+    """Of a release that ``ovm image pack`` made; by default the one that was released with this package."""
+    arch: Arch = field(default_factory=host_arch)
+    output: Path | None = None
+    """The image's directory; by default the one ovm starts machines from."""
+    sha256: str = ""
+    """Of the release at ``url``, in hex digits. Without it, what https delivers is believed, and plain http refused."""
+
+    def __post_init__(self) -> None:
+        if self.arch not in get_args(Arch):
+            raise OptionError(f"there is no guest for the architecture {self.arch!r}", hint="amd64 or arm64")
+        if self.sha256 and not re.fullmatch("[0-9a-f]{64}", self.sha256):
+            raise OptionError(f"{self.sha256!r} is no SHA-256", hint="64 hex digits, in small letters")
+        if self.sha256 and not self.url:
+            raise OptionError("a SHA-256 was given without a URL", hint="ovm knows that of its own release")
+        if self.url and (why := url_complaint(self.url, has_digest=bool(self.sha256))):
+            raise OptionError(f"the URL cannot be used: {why}", hint="use https, or give the SHA-256 of what is there")
+
+
+async def pull_image(options: PullOptions, *, progress: PullProgress | None = None) -> GuestImage:
+    """Fetch a released image and put it in place of whatever image was there.
+
+    Failing or cancelled, it leaves the image that was there, and of its own at most ``.NAME.pulling`` beside it,
+    with what has come so far, for the next pull.
+
+    Raises:
+        ImageError: there is no such release, it cannot be had, or is not what it should be.
+        InUseError: another pull to the same directory is under way.
+        SpaceError: the file system has too little room.
+        FileError: the directory cannot be written to.
+    """
+    report = progress or (lambda _stage, _done, _total: None)
+    target = (options.output or paths.images_dir() / f"default-{options.arch}").expanduser().absolute()
+    check_target(target)
+    wanted, room = _wanted(options)
+    with disk_errors(f"{target} cannot be written"):
+        async with _workspace(target) as work:
+            release = await download(wanted, work, room=room, progress=partial(report, "download"))
+            try:
+                await _unpack(release, work / "image", options.arch, report)
+            except ImageError:
+                discard(work)
+                raise
+            await in_thread(partial(into_place, work / "image", target))
+            discard(work)
+    return load_image(target)
+
+
+def _wanted(options: PullOptions) -> tuple[Wanted, int]:
+    if options.url:
+        return Wanted(url=options.url, sha256=options.sha256), 0
+    release = released_image(options.arch)
+    return Wanted(url=release.url, sha256=release.sha256, size=release.size), release.unpacked
+
+
+async def _unpack(release: Path, image: Path, arch: Arch, report: PullProgress) -> None:
+    loop, stop = asyncio.get_running_loop(), Event()
+
+    def tell(done: int, total: int) -> None:
+        if stop.is_set():
+            raise _StoppedError
+        loop.call_soon_threadsafe(report, "unpack", done, total)
+
+    await in_thread(partial(unpack_release, release, image, arch, tell), stop)
+
+
+class _StoppedError(Exception):
+    """The unpacking was told to stop."""
+
+
+@contextlib.asynccontextmanager
+async def _workspace(target: Path) -> AsyncIterator[Path]:
+    """A directory beside the target, locked; all that stays of it is the beginning of a download."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = target.with_name(f".{target.name}.pulling")
+    lock = _lock(work)
+    try:
+        await in_thread(partial(_tidy, work, target))
+        try:
+            yield work
+        finally:
+            await in_thread(partial(_tidy, work, target))
+            if not (work / PARTIAL).exists():
+                shutil.rmtree(work)
+    finally:
+        os.close(lock)
+
+
+def _tidy(work: Path, target: Path) -> None:
+    if (work / "old").exists() and not target.exists():  # cut off between the two steps of an exchange
+        (work / "old").rename(target)
+    for name in ("image", "old"):
+        shutil.rmtree(work / name, ignore_errors=True)
+
+
+def _lock(work: Path) -> int:
+    """Own ``work``. In no thread: if we were cancelled meanwhile, it would leave us with a lock nobody knows of."""
+    while True:
+        work.mkdir(mode=0o700, exist_ok=True)
+        path = work / paths.LOCK
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError:  # whoever owned it has just removed it
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(fd), path.stat()):
+                return fd
+        except FileNotFoundError:
+            pass
+        except BlockingIOError as error:
+            os.close(fd)
+            raise InUseError(f"{work} is in use by another pull of the same image", hint="wait for that one") from error
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
