@@ -8,12 +8,18 @@ import stat
 import sys
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from ovm.cli import colour, json_option, run
+
+if TYPE_CHECKING:
+    from ovm.helpers import Helper
+    from ovm.hypervisors.macos import MacHost
+    from ovm.process.probe import Version
 
 Status = Literal["ok", "warn", "missing"]
 
@@ -59,30 +65,45 @@ def command(as_json: bool) -> int:
     return 0 if fine else 1
 
 
-async def examine() -> list[Check]:
-    """Every check, in the order of the table."""
+async def examine(platform: str = sys.platform) -> list[Check]:
+    """Every check for that system, in the order of the table."""
     import asyncio
 
-    from ovm import helpers, registry
+    from ovm import registry
 
     arch = registry.host_arch()
-    probes: list[Awaitable[list[Check]]] = [
+    found = await asyncio.gather(*(_mac_programs() if platform == "darwin" else _linux_programs(arch)))
+    image = check_image(registry.default_image_dir(arch), platform)
+    return [
+        check_python(),
+        check_platform(platform),
+        *(check for checks in found for check in checks),
+        image,
+        *(check_build_tools(needed=image.status != "ok") if platform != "darwin" else []),
+        check_space(),
+        check_socket_dir(platform),
+        check_home(),
+    ]
+
+
+def _linux_programs(arch: str) -> list[Awaitable[list[Check]]]:
+    from ovm import helpers
+
+    return [
         _helper("QEMU", lambda: helpers.find_qemu(arch)),
         _accelerator(arch),
         _helper("gvproxy", helpers.find_gvproxy),
         _virtiofsd(),
     ]
-    found = await asyncio.gather(*probes)
-    image = check_image(registry.default_image_dir(arch))
+
+
+def _mac_programs() -> list[Awaitable[list[Check]]]:
+    from ovm import helpers
+    from ovm.hypervisors import macos
+
     return [
-        check_python(),
-        check_platform(sys.platform),
-        *(check for checks in found for check in checks),
-        image,
-        *check_build_tools(needed=image.status != "ok"),
-        check_space(),
-        check_socket_dir(),
-        check_home(),
+        _helper("vfkit", helpers.find_vfkit, partial(macos.check_program, entitled=True)),
+        _helper("gvproxy", helpers.find_gvproxy, partial(macos.check_program, entitled=False)),
     ]
 
 
@@ -112,18 +133,49 @@ def check_platform(platform: str) -> Check:
     """Whether machines run on this system at all."""
     if platform == "linux":
         return Check("system", "ok", f"Linux {os.uname().release}")
-    return Check("system", "missing", platform, "machines run on Linux")
+    if platform == "darwin":
+        from ovm.hypervisors import macos
+
+        return check_mac(macos.this_host(), _image_linux())
+    return Check("system", "missing", platform, "machines run on Linux and macOS")
 
 
-def check_image(directory: Path) -> Check:
-    """The default guest image is there and whole; one that is not yet built is built by the first start."""
+def check_mac(host: MacHost, linux: Version | None) -> Check:
+    """Whether machines run on this Mac, with the ``linux`` that the default image has."""
+    from ovm.errors import UnsupportedError
+    from ovm.hypervisors import macos
+    from ovm.process.probe import show_version
+
+    chip = "Apple" if host.arch == "arm64" or host.translated else "Intel"
+    detail = f"macOS, version {show_version(host.version)}, {chip} chip"
+    try:
+        macos.check_host(host, rosetta=False)
+        macos.check_kernel_on_host(host, linux)
+    except UnsupportedError as error:
+        return Check("system", "missing", f"{detail}; {error.message}", error.hint)
+    return Check("system", "ok", detail)
+
+
+def _image_linux() -> Version | None:
+    from ovm import registry
+    from ovm.errors import ImageError
+    from ovm.hypervisors import macos
+
+    try:
+        return macos.linux_version(registry.load_image(registry.default_image_dir(registry.host_arch())).path("kernel"))
+    except ImageError:
+        return None
+
+
+def check_image(directory: Path, platform: str) -> Check:
+    """The default guest image is there and whole; on Linux one that is not yet there is built by the first start."""
     from ovm import registry
     from ovm.errors import ImageError
 
     try:
         image = registry.load_image(directory)
     except ImageError as error:
-        return Check("guest image", "warn", error.message, error.hint)
+        return Check("guest image", "missing" if platform == "darwin" else "warn", error.message, error.hint)
     return Check("guest image", "ok", f"{image.directory}")
 
 
@@ -176,14 +228,19 @@ def check_space() -> Check:
     return Check("disk space", "ok", detail)
 
 
-def check_socket_dir() -> Check:
+def check_socket_dir(platform: str) -> Check:
     """The default directory for sockets is short enough, ours, and nobody else's."""
     from ovm import paths
     from ovm.errors import SocketPathError
+    from ovm.hypervisors import vfkit
 
     directory = paths.default_socket_dir("default")
     try:
-        paths.check_socket_paths(directory)
+        if platform == "darwin":
+            paths.check_socket_paths(directory, vfkit.LOCAL_SOCKET_LONGEST)
+            vfkit.check_paths((), directory)
+        else:
+            paths.check_socket_paths(directory)
     except SocketPathError as error:
         return Check("socket paths", "missing", error.message, "set XDG_RUNTIME_DIR to a short private directory")
     return _private("socket paths", directory)
@@ -216,13 +273,18 @@ def _existing(directory: Path) -> Path:
     return next(path for path in (directory, *directory.parents) if path.exists())
 
 
-async def _helper(name: str, find: Callable[[], Awaitable[object]]) -> list[Check]:
+async def _helper(
+    name: str, find: Callable[[], Awaitable[Helper]], check: Callable[[Path], Awaitable[None]] | None = None
+) -> list[Check]:
     from ovm.errors import InputError
 
     try:
-        return [Check(name, "ok", str(await find()))]
+        found = await find()
+        if check is not None:
+            await check(found.path)
     except InputError as error:
         return [Check(name, "missing", "; ".join([error.message, *error.log_tail]), error.hint)]
+    return [Check(name, "ok", str(found))]
 
 
 async def _virtiofsd() -> list[Check]:
