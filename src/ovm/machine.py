@@ -93,6 +93,8 @@ class OVM:
         self._background: set[asyncio.Task[None]] = set()
         self._changes: set[asyncio.Task[None]] = set()
         self._asleep = False
+        """Whether the host's sleep has paused it, or is about to."""
+        self._syncing: asyncio.Task[ClockSync] | None = None
         self._began = 0.0
         self._stages: list[Stage] = []
 
@@ -133,6 +135,7 @@ class OVM:
         self._timeout_s = timeout_s
         self._happened: asyncio.Queue[tuple[Happening, str]] = asyncio.Queue()
         self._stop_wanted, self._force_wanted, self._fallen = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._asleep = False
         self._to(VMState.STARTING)
         started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._keeper = asyncio.create_task(self._keep(started, timeout_s), name=f"{self!r}")
@@ -359,9 +362,12 @@ class OVM:
             StateError: it is neither running nor paused.
             GuestError: the hypervisor did not do as asked.
         """
+        self._asleep = False
         await self._to_its_end(self._pause())
 
     async def _pause(self) -> None:
+        if self._syncing is not None:  # after a resume; its guest is not to run for that alone
+            self._syncing.cancel()
         async with self._turn:
             if self._state is VMState.PAUSED:
                 return
@@ -385,6 +391,7 @@ class OVM:
             StateError: it is neither running nor paused.
             GuestError: it runs again, but its clock could not be set.
         """
+        self._asleep = False
         await self._to_its_end(self._resume())
 
     async def _resume(self) -> None:
@@ -404,23 +411,34 @@ class OVM:
             self._to(VMState.RUNNING)
             try:
                 if session.profile.engine:
-                    await session.sync_clock()
-                    self._in_background(session.kick_chrony())
+                    await self._sync_after_resume(session)
             finally:
                 self._events.emit("vmResume")
 
+    async def _sync_after_resume(self, session: Session) -> None:
+        self._syncing = asyncio.create_task(session.sync_clock())
+        try:
+            await asyncio.wait({self._syncing})
+            if not self._syncing.cancelled():
+                self._syncing.result()
+                self._in_background(session.kick_chrony())
+        finally:
+            self._syncing.cancel()
+            self._syncing = None
+
     async def _before_sleep(self) -> None:
         """A guest that runs into the host's sleep wakes with a clock that is wrong, and on macOS may hang."""
-        if self._state in {VMState.RUNNING, VMState.RESUMING}:
+        if self._asleep or self._state in {VMState.RUNNING, VMState.RESUMING}:
             self._asleep = True  # before: who waits for us may give up, the pause goes on
-            await self.vm_pause()
+            await self._to_its_end(self._pause())
 
     async def _after_wake(self) -> None:
         """What its user had paused stays paused."""
-        paused_by_us, self._asleep = self._asleep, False
-        if self._state in {VMState.PAUSED, VMState.PAUSING} and paused_by_us:
-            await self.vm_resume()
-        elif self._state is VMState.RUNNING and self._session is not None and self._session.profile.engine:
+        ran = self._state is VMState.RUNNING
+        if self._asleep:
+            await self._to_its_end(self._resume())  # behind a pause that may still be under way
+            self._asleep = False
+        if ran and self._state is VMState.RUNNING and self._session is not None and self._session.profile.engine:
             await self.clocksync()
 
     async def clocksync(self) -> ClockSync:

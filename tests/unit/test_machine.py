@@ -496,6 +496,34 @@ async def test_a_sleep_in_the_midst_of_a_resume_pauses_again(running, stage):
     assert running.state is VMState.RUNNING
 
 
+async def test_a_pause_that_has_to_wait_is_undone_too(running, stage):
+    """It waits for a change that hangs; the host sleeps, wakes, and only then does the change let go."""
+    stage.may_pause.clear()
+    changing = asyncio.create_task(running.vm_pause())
+    await stage.pausing.wait()
+    changing_back = asyncio.create_task(running.vm_resume())
+    stage.may_pause.set()
+    await asyncio.gather(changing, changing_back)
+    await running._turn.acquire()  # as somebody's clocksync would
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.02):
+            await stage.on_sleep()
+    waking = asyncio.create_task(stage.on_wake())
+    await asyncio.sleep(0)
+    running._turn.release()
+    await waking
+    assert running.state is VMState.RUNNING
+
+
+async def test_what_its_user_pauses_between_sleep_and_wake_stays_paused(running, stage):
+    """A dark wake lets programs run; what was asked then is what is wanted."""
+    await stage.on_sleep()
+    await running.vm_resume()
+    await running.vm_pause()
+    await stage.on_wake()
+    assert running.state is VMState.PAUSED
+
+
 async def test_sleep_of_a_machine_that_is_not_up_does_nothing(vm, stage):
     """While it starts there is nothing to pause."""
     starting = asyncio.create_task(vm.start())
