@@ -240,7 +240,7 @@ def test_every_command_and_option_is_described():
             headings = re.findall(rf"^## {path}(?: [\[A-Z].*)?$", text, re.MULTILINE)
             assert len(headings) == 1, path
             heading, described = headings[0], section("docs/cli.md", headings[0])
-        options = {word for first in firsts(described) for word in re.findall(r"^--?[a-z][a-z-]*", first)}
+        options = {word for first in firsts(described) for word in re.findall(r"^--?[a-z][a-z0-9-]*", first)}
         taken = {name for p in command.params if isinstance(p, click.Option) for name in p.opts}
         assert options - {"-h", "--help"} == taken, path
         for argument in (p for p in command.params if isinstance(p, click.Argument)):

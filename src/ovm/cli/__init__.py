@@ -26,7 +26,7 @@ EXIT_INTERRUPTED = 130
 _VERBS = {
     "start": ("ovm.cli.start:command", "Boot a machine and say how to reach its engine."),
     "doctor": ("ovm.cli.doctor:command", "Check whether this host has what ovm needs."),
-    "image": ("ovm.cli.image:command", "Build and look at guest images."),
+    "image": ("ovm.cli.image:command", "Build, fetch and look at guest images."),
     "completion": ("ovm.cli.completion:command", "Print the completion script of a shell."),
 }
 """Each verb: where its command is, and its line in the help."""

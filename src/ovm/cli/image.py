@@ -1,12 +1,13 @@
-"""``ovm image``: build guest images, and look after those there are."""
+"""``ovm image``: build and fetch guest images, and look after those there are."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import signal
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -14,12 +15,14 @@ from ovm.cli import Ui, json_option, run
 from ovm.cli.progress import Steps, steps
 
 if TYPE_CHECKING:
-    from ovm.image import BuildOptions, GuestImage
+    from ovm.image import BuildOptions, GuestImage, PullOptions
+
+_T = TypeVar("_T")
 
 
 @click.group("image")
 def image() -> None:
-    """Build and look at guest images."""
+    """Build, fetch and look at guest images."""
 
 
 command = image
@@ -53,29 +56,88 @@ async def build_default(shown: Steps) -> None:
 
 
 async def _build(options: BuildOptions, shown: Steps) -> GuestImage:
-    """The build with its stages shown; SIGTERM ends it as Ctrl-C does."""
     from ovm.image import build_image
 
+    with contextlib.ExitStack() as step:
+        show = _stages(shown, step)
+        return await _until_terminated(build_image(options, progress=lambda stage, detail: show(stage, detail, 0, 0)))
+
+
+@image.command("pull")
+@click.argument("url", default="")
+@click.option("--arch", type=click.Choice(["amd64", "arm64"]), help="Of the guest; by default the host's own.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="The image's directory.")
+@click.option("--sha256", default="", metavar="DIGEST", help="Of what is at URL.")
+@json_option
+@click.pass_obj
+def pull(ui: Ui, /, as_json: bool, **chosen: Any) -> None:
+    """Fetch a guest image: the one released with this ovm, or the one packed at URL.
+
+    It replaces the image that machines start from by default, or the one in the directory given with -o.
+    Pulling again after an interruption goes on where that happened.
+    """
+    from ovm.image import PullOptions
+    from ovm.image.build import host_arch
+
+    options = PullOptions(**chosen | {"arch": chosen["arch"] or host_arch()})
+    _show(run(_pull(options, steps(ui.progress))), as_json)
+
+
+async def _pull(options: PullOptions, shown: Steps) -> GuestImage:
+    from ovm.image import pull_image
+
+    with contextlib.ExitStack() as step:
+        show = _stages(shown, step)
+        return await _until_terminated(
+            pull_image(options, progress=lambda stage, done, total: show(stage, f"{total >> 20} MiB", done, total))
+        )
+
+
+def _stages(shown: Steps, step: contextlib.ExitStack) -> Callable[[str, str, int, int], None]:
+    """What shows the stages it is called with, one after the other; the last one ends with ``step``."""
+    stage, advance = "", None
+
+    def show(entered: str, detail: str, done: int, total: int) -> None:
+        nonlocal stage, advance
+        if advance is None or entered != stage:
+            step.close()
+            stage, advance = entered, step.enter_context(shown.step(entered))
+        advance(detail, done, total)
+
+    return show
+
+
+async def _until_terminated(work: Coroutine[Any, Any, _T]) -> _T:
+    """SIGTERM ends ``work`` as Ctrl-C does."""
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, task.cancel)
     try:
-        with contextlib.ExitStack() as step:
-            stage, advance = "", None
-
-            def progress(entered: str, detail: str) -> None:
-                nonlocal stage, advance
-                if advance is None or entered != stage:
-                    step.close()
-                    stage, advance = entered, step.enter_context(shown.step(entered))
-                advance(detail, 0, 0)
-
-            return await build_image(options, progress=progress)
+        return await work
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
     finally:
         loop.remove_signal_handler(signal.SIGTERM)
+
+
+@image.command("pack")
+@click.argument("name", default="")
+@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="Where to; by default here.")
+@json_option
+def pack(name: str, output: Path | None, as_json: bool) -> None:
+    """Pack an image as one file for `ovm image pull`. NAME is one of `ovm image ls`, or a directory."""
+    from ovm.image import pack_image
+
+    packed = run(_until_terminated(pack_image(_directory(name), output)))
+    if as_json:
+        import json
+
+        import msgspec
+
+        print(json.dumps(msgspec.to_builtins(packed, enc_hook=str)))
+    else:
+        click.echo(f"{packed.sha256}  {packed.path}")
 
 
 @image.command("ls")
@@ -92,7 +154,9 @@ def ls(as_json: bool) -> None:
         print(json.dumps([_summary(found) for found in images]))
         return
     if not images:
-        click.echo("There is no image yet; build one: ovm image build", err=True)
+        from ovm.registry import image_hint
+
+        click.echo(f"There is no image yet; {image_hint()}", err=True)
     for found in images:
         versions = found.versions
         click.echo(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import ipaddress
 import re
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -43,7 +42,7 @@ PARTIAL = "download"
 NOTE = "download.json"
 
 _WRITE_BYTES = 1024 * 1024
-_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _TRY_AGAIN = frozenset({408, 425, 429})
 """And whatever a server blames on itself."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
@@ -63,12 +62,12 @@ def url_complaint(url: str, *, has_digest: bool) -> str:
     """Why nothing is fetched from ``url``; empty if it may be used."""
     try:
         parts = urlsplit(url)
-        host = parts.hostname or ""
+        host = parts.hostname
     except ValueError as error:
         return str(error)
     if parts.scheme not in {"http", "https"} or not host:
         return "it is no http or https URL"
-    if parts.scheme == "http" and not has_digest and not _is_loopback(host):
+    if parts.scheme == "http" and not has_digest and host not in _LOOPBACK:
         return "what comes over plain http could be anybody's"
     return ""
 
@@ -204,7 +203,8 @@ def _client() -> httpx2.AsyncClient:
         return httpx2.AsyncClient(
             timeout=httpx2.Timeout(SILENCE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
             headers={"User-Agent": f"ovm/{__version__}", "Accept-Encoding": "identity"},
-            mounts={f"all://{host}": None for host in _LOOPBACK},  # trusted because nobody is in between: no proxy
+            # they are trusted because nobody is in between: no proxy either
+            mounts={f"all://[{host}]" if ":" in host else f"all://{host}": None for host in _LOOPBACK},
         )
     except (OSError, ValueError, ImportError, httpx2.InvalidURL) as error:
         raise ImageError(
@@ -345,13 +345,6 @@ async def _receive(response: httpx2.Response, part: _Partial, progress: Callable
     finally:
         if pending:
             await write()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _certificate_problem(error: BaseException | None) -> str:
