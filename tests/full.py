@@ -12,10 +12,11 @@ import tarfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ovm
 
-MachineOptions = Callable[..., dict[str, object]]
+MachineOptions = Callable[..., dict[str, Any]]
 """Makes the options of a machine with directories of its own."""
 
 

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import os
 import stat
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from ovm import hypervisors, paths
 from ovm.config import Options
 from ovm.disks import assets, data, materialize
 from ovm.disks.blocking import in_thread
+from ovm.disks.kernel import find_packed
 from ovm.errors import FileError, HelperError, OptionError, UnsupportedError
 from ovm.guest import bootconfig, command, ssh
 from ovm.guest.profiles import PROFILES
@@ -69,10 +71,12 @@ async def prepare_linux(options: Options, progress: Progress | None = None) -> P
     options = await with_helpers(options, "gvproxy")
     await asyncio.to_thread(_check, options, arch)
     emulator, virtiofsd = await _check_emulator(options, arch)
-    answer = await accel.choose(
-        options.accelerator, emulator, kernel=options.origin_path.kernel, cache_dir=paths.cache_dir()
-    )
+    choose = partial(accel.choose, options.accelerator, emulator, cache_dir=paths.cache_dir())
+    given = options.origin_path.kernel
+    packed = arch == "aarch64" and await asyncio.to_thread(find_packed, given) is not None
+    answer = None if packed else await choose(kernel=given)
     files = await _make_all(options, progress)
+    answer = answer or await choose(kernel=files.kernel)  # only now can QEMU load it
     driver = QEMUDriver(emulator=emulator, answer=answer, virtiofsd=virtiofsd)
     return Prepared(options=options, files=files, driver=driver)
 
@@ -81,6 +85,8 @@ async def prepare_darwin(options: Options, progress: Progress | None = None) -> 
     """Check everything for a machine under vfkit, then make it ready; raises as :func:`prepare_linux` does."""
     from ovm.hypervisors import macos
 
+    if sys.platform == "darwin":
+        macos.check_host(macos.this_host(), rosetta=options.rosetta)
     arch = hypervisors.host_arch()
     if options.accelerator not in {"auto", "hvf"}:
         raise UnsupportedError(f"accelerator {options.accelerator} does not exist on macOS", hint="use auto")
@@ -95,7 +101,9 @@ async def prepare_darwin(options: Options, progress: Progress | None = None) -> 
     assert program is not None
     assert gvproxy is not None
     version = show_version(await check_helper(program, VFKIT))
-    await macos.preflight(program, gvproxy, options.origin_path.kernel, rosetta=options.rosetta)
+    await macos.preflight(
+        program, gvproxy, options.origin_path.kernel, rosetta=options.rosetta, cmdline=options.kernel_cmdline
+    )
     files = await _make_all(options, progress)
     assert files.vfkit is not None
     driver = vfkit.VfkitDriver(program=files.vfkit, version=version, arch=arch)

@@ -175,7 +175,9 @@ async def test_a_stale_socket_in_the_way_is_told(group, gvproxy, short_path, tmp
     SocketPaths(short_path).network_card.touch()
     async with asyncio.timeout(10):
         with pytest.raises(HelperExited) as caught:
-            async with network_module.start(group, gvproxy, SocketPaths(short_path), tmp_path / "gvproxy.log", wire="qemu"):
+            async with network_module.start(
+                group, gvproxy, SocketPaths(short_path), tmp_path / "gvproxy.log", wire="qemu"
+            ):
                 pass
     assert caught.value.stage == "network"
     assert caught.value.exit_reason.startswith("exit status")

@@ -8,10 +8,12 @@ import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import ovm
+import under
 from full import BUSYBOX_IMAGE, Authority, MachineOptions, Podman, busybox_tar
 
 
@@ -29,20 +31,23 @@ def short_tmp() -> Iterator[Callable[[str], Path]]:
 
 
 @pytest.fixture(scope="session")
-def options_for(image: Path, gvproxy: Path, short_tmp: Callable[[str], Path]) -> MachineOptions:
-    """Options of a machine of the full guest with directories of its own."""
+def options_for(image: Path, gvproxy: Path, short_tmp: Callable[[str], Path], hypervisor: str) -> MachineOptions:
+    """Options of a machine of the full guest with directories of its own; for ``under.create``."""
 
-    def make(name: str, *, image_dir: Path = image, **more: object) -> dict[str, object]:
-        base = short_tmp(name)
-        rootfs = image_dir / "rootfs.btrfs"
+    def make(name: str, *, image_dir: Path = image, **more: object) -> dict[str, Any]:
+        base = short_tmp(f"{name}-{hypervisor}")
+        origins = {
+            "gvproxy": gvproxy,
+            "kernel": image_dir / "kernel",
+            "initrd": image_dir / "initrd",
+            "rootfs": image_dir / "rootfs.btrfs",
+        }
+        if hypervisor == "vfkit":
+            origins["vfkit"] = under.vfkit()
         return {
-            "origin_path": {
-                "gvproxy": gvproxy,
-                "kernel": image_dir / "kernel",
-                "initrd": image_dir / "initrd",
-                "rootfs": rootfs,
-            },
-            "versions": dict.fromkeys(("gvproxy", "kernel", "initrd", "rootfs"), "1"),
+            "origin_path": origins,
+            "versions": dict.fromkeys(origins, "1"),
+            "mounts": [],
             "target_dir": base / "target",
             "socket_dir": base / "socket",
             "log_dir": base / "log",
@@ -57,10 +62,11 @@ def options_for(image: Path, gvproxy: Path, short_tmp: Callable[[str], Path]) ->
 
 
 @pytest.fixture(scope="session")
-def shared(short_tmp: Callable[[str], Path]) -> tuple[Path, Path]:
-    """Two host folders for the machine: one to write to, one only to read; a space and a comma in their names."""
-    base = short_tmp("shared")
-    writable, readable = base / "to write, here", base / "to read"
+def shared(short_tmp: Callable[[str], Path], hypervisor: str) -> tuple[Path, Path]:
+    """Two host folders for the machine: one to write to, one only to read; their names as odd as can be carried."""
+    base = short_tmp(f"shared-{hypervisor}")
+    odd = "to write, here" if hypervisor == "qemu" else "to write = here"
+    writable, readable = base / odd, base / "to read"
     for folder in (writable, readable):
         folder.mkdir()
         (folder / "from-host").write_text("hello from the host\n")
@@ -92,7 +98,7 @@ async def vm(options_for: MachineOptions, shared: tuple[Path, Path], authority: 
     mounts = []
     if os.geteuid() == 0 or shutil.which("virtiofsd") or Path("/usr/libexec/virtiofsd").exists():
         mounts = [ovm.Mount(writable), ovm.Mount(readable, "/mnt/read only", read_only=True)]
-    machine = await ovm.create_linux_ovm(
+    machine = await under.create(
         options_for("vm"),
         mounts=mounts,
         ca_certificates=[authority.ca],

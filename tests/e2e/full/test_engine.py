@@ -25,7 +25,7 @@ async def test_info_tells_where_everything_is(vm: ovm.OVM) -> None:
     assert info.podman_port >= 58125
     assert info.ssh_port >= 2223
     assert info.docker_host == f"unix://{info.podman_socket}"
-    assert info.accelerator in {"kvm", "tcg"}
+    assert info.accelerator in {"kvm", "tcg", "hvf"}
     assert info.accelerator_reason
     assert [stage.name for stage in info.timings][-1] == "ready"
 

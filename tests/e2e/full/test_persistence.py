@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import ovm
+import under
 from full import BUSYBOX_IMAGE, MachineOptions, Podman, busybox_tar, eventually, fetch
 
 pytestmark = pytest.mark.full
@@ -24,7 +25,7 @@ WantedBy=multi-user.target
 
 async def test_a_life(options_for: MachineOptions, second_image: Path, tmp_path: Path) -> None:
     """One machine through its life: volume, restart policy and quadlet over reboot, stop, reset and upgrade."""
-    machine = await ovm.create_linux_ovm(options_for("life"))
+    machine = await under.create(options_for("life"))
     podman = Podman(machine, tmp_path)
     seen: list[str] = []
     for name in ("ready", "close", "error"):
@@ -74,10 +75,8 @@ async def test_a_life(options_for: MachineOptions, second_image: Path, tmp_path:
     with rootfs.open("rb") as file:
         assert file.read(7) != b"damaged"
     before = rootfs.stat()
-    upgraded = await ovm.create_linux_ovm(
-        options_for("life", image_dir=second_image),
-        versions=dict.fromkeys(("gvproxy", "kernel", "initrd", "rootfs"), "2"),
-    )
+    newer = options_for("life", image_dir=second_image)
+    upgraded = await under.create(newer | {"versions": dict.fromkeys(newer["versions"], "2")})
     assert (rootfs.stat().st_ino, rootfs.stat().st_mtime_ns) != (before.st_ino, before.st_mtime_ns)
     podman.machine = machine = upgraded
     async with machine:
