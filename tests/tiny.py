@@ -122,9 +122,11 @@ def build(image: Path, directory: Path) -> Guest:
 
 
 def archive(files: Mapping[str, tuple[int, bytes]]) -> bytes:
-    """A cpio of ``files``, mode and content by path; a directory comes before what is in it."""
-    entries = (bootconfig._entry(inode, name, *file) for inode, (name, file) in enumerate(files.items(), start=1))
-    return b"".join(entries) + bootconfig._entry(0, "TRAILER!!!", 0, b"")
+    """A cpio of ``files``, mode and content by path, and of the directories they are in."""
+    entries = {parent: (0o040755, b"") for name in sorted(files) for parent in reversed([*bootconfig._parents(name)])}
+    entries |= files
+    packed = (bootconfig._entry(inode, name, *entry) for inode, (name, entry) in enumerate(entries.items(), start=1))
+    return b"".join(packed) + bootconfig._entry(0, "TRAILER!!!", 0, b"")
 
 
 def vsock(directory: Path) -> Path:
