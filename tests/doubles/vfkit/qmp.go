@@ -23,10 +23,11 @@ type qmp struct {
 }
 
 type message struct {
-	Error *struct{ Desc string }      `json:"error"`
-	Event string                      `json:"event"`
-	Data  struct{ Guest bool }        `json:"data"`
-	QMP   *map[string]json.RawMessage `json:"QMP"`
+	Return json.RawMessage             `json:"return"`
+	Error  *struct{ Desc string }      `json:"error"`
+	Event  string                      `json:"event"`
+	Data   struct{ Guest bool }        `json:"data"`
+	QMP    *map[string]json.RawMessage `json:"QMP"`
 }
 
 // socketPair is our end as a connection, and the other as a file to give to a child.
@@ -65,9 +66,18 @@ func (monitor *qmp) read() {
 }
 
 func (monitor *qmp) execute(command string) error {
+	return monitor.ask(command, nil, nil)
+}
+
+// ask has QEMU do a command and takes its answer apart; either may be nil.
+func (monitor *qmp) ask(command string, arguments map[string]any, into any) error {
 	monitor.mutex.Lock()
 	defer monitor.mutex.Unlock()
-	if _, err := fmt.Fprintf(monitor.wire, `{"execute": %q}`, command); err != nil {
+	request := map[string]any{"execute": command}
+	if arguments != nil {
+		request["arguments"] = arguments
+	}
+	if err := json.NewEncoder(monitor.wire).Encode(request); err != nil {
 		return err
 	}
 	select {
@@ -77,6 +87,9 @@ func (monitor *qmp) execute(command string) error {
 		}
 		if heard.Error != nil {
 			return errors.New(heard.Error.Desc)
+		}
+		if into != nil {
+			return json.Unmarshal(heard.Return, into)
 		}
 		return nil
 	case <-time.After(qmpTimeout):

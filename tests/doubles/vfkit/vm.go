@@ -39,7 +39,7 @@ type vm struct {
 	hardware hardware
 	shares   []share
 	hasVsock bool
-	wires    wires
+	wires    *wires
 
 	mutex sync.Mutex
 	now   state
@@ -56,6 +56,7 @@ func newVM(machine *config.VirtualMachine, ordered *faults) (*vm, error) {
 		faults:  ordered,
 		changes: make(chan state, manyChanges),
 		gone:    make(chan struct{}),
+		wires:   newWires(),
 		now:     stopped,
 	}
 	for _, device := range machine.Devices {
@@ -150,7 +151,7 @@ func (machine *vm) launch() error {
 	if err != nil {
 		return err
 	}
-	machine.monitor = newQMP(wire, machine.wires.close)
+	machine.monitor = newQMP(wire, machine.rebooted)
 	if err := machine.monitor.execute("qmp_capabilities"); err != nil {
 		return err
 	}
@@ -162,6 +163,7 @@ func (machine *vm) begin() error {
 	if err := machine.monitor.execute("cont"); err != nil {
 		return err
 	}
+	go machine.onDriver(machine.wires.begin)
 	if wait := time.Duration(machine.faults.ErrorAfter); wait > 0 {
 		time.AfterFunc(wait, func() { _ = machine.to(failed, running, paused) })
 	}
@@ -193,6 +195,7 @@ func (machine *vm) pause() error {
 		return err
 	}
 	machine.faults.SlowPause.sleep()
+	machine.holdVsock()
 	if err := machine.monitor.execute("stop"); err != nil {
 		return vzError(1, err.Error())
 	}
@@ -206,6 +209,7 @@ func (machine *vm) resume() error {
 	if err := machine.monitor.execute("cont"); err != nil {
 		return vzError(1, err.Error())
 	}
+	go machine.onDriver(machine.wires.release)
 	return machine.to(running, resuming)
 }
 

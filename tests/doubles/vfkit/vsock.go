@@ -19,8 +19,11 @@ var vsockDaemon = "vhost-device-vsock"
 
 const (
 	vsockName         = "vsock"
+	vsockDevice       = "/machine/peripheral/" + vsockName + "/virtio-backend"
 	vsockTimeout      = 10 * time.Second
 	vsockPollInterval = 2 * time.Millisecond
+	driverInterval    = 50 * time.Millisecond
+	settleTime        = 20 * time.Millisecond // until the daemon has read what was sent before a hold
 )
 
 // startVsock starts the host's side of the guest's vsock device. A connection of the guest's to port P of the host
@@ -39,7 +42,7 @@ func (machine *vm) startVsock() error {
 	deadline := time.After(vsockTimeout)
 	for {
 		if err = machine.connectDaemon(vsockName, control); err == nil {
-			machine.hardware.add("-device", "vhost-user-vsock-pci,chardev="+vsockName)
+			machine.hardware.add("-device", fmt.Sprintf("vhost-user-vsock-pci,id=%s,chardev=%s", vsockName, vsockName))
 			return nil
 		}
 		select {
@@ -80,7 +83,7 @@ func (machine *vm) expose(device *config.VirtioVsock) (*tcpproxy.Proxy, error) {
 		target := "unix:" + device.SocketURL
 		proxy.ListenFunc = func(string, string) (net.Listener, error) {
 			listener, err := listen(fmt.Sprintf("%s_%d", machine.scratch.join(vsockName), port))
-			return guestListener{listener, &machine.wires}, err
+			return guestListener{listener, machine.wires}, err
 		}
 		proxy.AddRoute(fmt.Sprintf("vsock://:%d", port), &tcpproxy.DialProxy{
 			Addr: target,
@@ -115,33 +118,67 @@ func listen(path string) (*net.UnixListener, error) {
 	return net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: path})
 }
 
+// holdVsock is for a guest that is about to stand still.
+func (machine *vm) holdVsock() {
+	if machine.hasVsock {
+		machine.wires.hold()
+		time.Sleep(settleTime)
+	}
+}
+
+// onDriver calls then as soon as the guest's driver runs.
+func (machine *vm) onDriver(then func()) {
+	if !machine.hasVsock {
+		return
+	}
+	for {
+		var device struct {
+			Started bool `json:"vhost-started"`
+		}
+		err := machine.monitor.ask("x-query-virtio-status", map[string]any{"path": vsockDevice}, &device)
+		if err != nil {
+			return // QEMU is gone
+		}
+		if device.Started {
+			then()
+			return
+		}
+		time.Sleep(driverInterval)
+	}
+}
+
+// rebooted is for a guest that has reset itself.
+func (machine *vm) rebooted() {
+	machine.wires.drop()
+	go machine.onDriver(machine.wires.begin)
+}
+
 // connectGuest is a connection to a port of the guest's.
 func (machine *vm) connectGuest(port uint32) (net.Conn, error) {
-	wire, err := net.DialUnix("unix", nil, &net.UnixAddr{Net: "unix", Name: machine.scratch.join(vsockName)})
+	if !machine.wires.ready() {
+		return nil, errors.New("the guest has no vsock yet")
+	}
+	connection, err := net.DialUnix("unix", nil, &net.UnixAddr{Net: "unix", Name: machine.scratch.join(vsockName)})
 	if err != nil {
 		return nil, err
 	}
-	if err := handshake(wire, port); err != nil {
-		wire.Close()
+	added := machine.wires.add(connection)
+	if err := handshake(added, port); err != nil {
+		added.Close()
 		return nil, err
 	}
-	return machine.wires.add(wire), nil
+	return added, nil
 }
 
-func handshake(wire net.Conn, port uint32) error {
-	if err := wire.SetDeadline(time.Now().Add(vsockTimeout)); err != nil {
-		return err
-	}
-	if _, err := fmt.Fprintf(wire, "CONNECT %d\n", port); err != nil {
+func handshake(added io.ReadWriter, port uint32) error {
+	if _, err := fmt.Fprintf(added, "CONNECT %d\n", port); err != nil {
 		return err
 	}
 	// byte by byte: what follows the line is the guest's
 	for octet := []byte{0}; octet[0] != '\n'; {
-		if _, err := io.ReadFull(wire, octet); errors.Is(err, io.EOF) {
-			return fmt.Errorf("nobody listens on the guest's vsock port %d", port)
-		} else if err != nil {
-			return err
+		if _, err := io.ReadFull(added, octet); err != nil {
+			return fmt.Errorf("nobody listens on the guest's vsock port %d: %w", port, err)
 		}
 	}
-	return wire.SetDeadline(time.Time{})
+	return nil
 }
