@@ -23,6 +23,7 @@ SOURCES = Path(__file__).parent / "doubles"
 TOOLS = Path(__file__).parents[1] / ".cache" / "tools"
 
 VFKIT_VERSION = "v0.6.4"
+VHOST_VSOCK = TOOLS / "bin" / "vhost-device-vsock"
 VHOST_VSOCK_VERSION = "0.3.0"
 OLDEST_GO = (1, 25, 6)
 BUILD_TIMEOUT_S = 1200.0
@@ -30,6 +31,7 @@ BUILD_TIMEOUT_S = 1200.0
 
 def vfkit() -> Path:
     """The double of vfkit; what it is to do wrong is ordered by a file ``double.json`` beside a copy of it."""
+    vhost_vsock()
     return _built()["vfkit"]
 
 
@@ -41,30 +43,29 @@ def oracle() -> Path:
 @functools.cache
 def vhost_vsock() -> Path:
     """The crate vhost-device-vsock, which is the host's side of a vsock device without the kernel's help."""
-    program = TOOLS / "bin" / "vhost-device-vsock"
     with _lock():
-        if not program.exists():
+        if not VHOST_VSOCK.exists():
             cargo = _find("cargo", Path.home() / ".cargo/bin/cargo")
-            _run([cargo, "install", program.name, "--version", VHOST_VSOCK_VERSION, "--locked", "--root", str(TOOLS)])
-    return program
+            what = [VHOST_VSOCK.name, "--version", VHOST_VSOCK_VERSION, "--locked", "--root", os.fspath(TOOLS)]
+            _run([cargo, "install", *what])
+    return VHOST_VSOCK
 
 
 @functools.cache
 def _built() -> dict[str, Path]:
-    daemon = vhost_vsock()
     go = os.environ.get("GO") or _find("go", Path("/usr/local/go/bin/go"))
     environment = os.environ | {"GOFLAGS": "-mod=readonly", "CGO_ENABLED": "0"}
     version = _run([go, "env", "GOVERSION"], env=environment).strip()
     if tuple(int(number) for number in re.findall(r"\d+", version)) < OLDEST_GO:
         pytest.skip(f"{go} is {version}; vfkit's packages want {'.'.join(map(str, OLDEST_GO))}")
-    directory = TOOLS / f"doubles-{_digest(version, os.fspath(daemon))}"
+    directory = TOOLS / f"doubles-{_digest(version, os.fspath(VHOST_VSOCK))}"
     with _lock():
         if not directory.exists():
             with tempfile.TemporaryDirectory(dir=TOOLS) as building:
                 made = Path(building) / directory.name
                 made.mkdir()
                 symbols = f"-s -w -X github.com/crc-org/vfkit/pkg/cmdline.gitVersion={VFKIT_VERSION}"
-                symbols += f" -X main.vsockDaemon={daemon}"  # what starts the double may give it any environment
+                symbols += f" -X main.vsockDaemon={VHOST_VSOCK}"  # what starts the double may give it any environment
                 where = ["-C", os.fspath(SOURCES), "-trimpath", "-ldflags", symbols, "-o", os.fspath(made)]
                 _run([go, "build", *where, "./vfkit", "./oracle"], env=environment)
                 made.rename(directory)

@@ -338,6 +338,20 @@ async def test_faults_of_its_rest(boot):
         assert await double.state() == {"state": "VirtualMachineStateRunning"}
 
 
+async def test_a_pause_that_takes_its_time(boot):
+    """It is seen while it is done; nobody is told that it is."""
+    async with boot("never", slow_pause_s=2, lose_answer=["Pause"]) as double:
+        await double.logged("waiting for VM to stop")
+        pausing = asyncio.create_task(double.order("Pause"))
+        async with asyncio.timeout(DEADLINE_S):
+            while (await double.state())["state"] != "VirtualMachineStatePausing":
+                await asyncio.sleep(0.01)
+        with pytest.raises(http.WireError) as lost:
+            await pausing
+        assert lost.value.status == 0
+        assert (await double.state())["state"] == "VirtualMachineStatePaused"
+
+
 async def test_a_rest_that_hangs(boot):
     """It takes a request, and that is all."""
     async with boot("never", hang_rest=True) as double:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
@@ -132,10 +131,28 @@ def test_rosetta_is_not_to_be_had(double):
 def test_a_stale_rest_socket_is_fatal(double, short_path):
     """vfkit does not remove what a killed one left."""
     (short_path / "rest.sock").touch()
-    # held where it would start the machine: a fatal message may come before that or after
-    done = double("--restful-uri", f"unix://{short_path}/rest.sock", slow_starting_s=4)
+    done = double("--restful-uri", f"unix://{short_path}/rest.sock")
     assert done.returncode == 1
     assert f"listen unix {short_path}/rest.sock: bind: address already in use" in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="there is no QEMU to refuse it")
+def test_what_does_not_boot_does_not_start(double):
+    """The error is the framework's; QEMU's own words are before it."""
+    said = error_of(double("--device", "virtio-rng"))
+    assert "VZErrorDomain Code=1" in said
+    assert "The virtual machine failed to start." in said
+
+
+@pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="there is no QEMU to start")
+def test_the_sockets_of_a_killed_one_are_swept(double, short_path, monkeypatch):
+    """By the next; those of one that lives are not, and its own are gone with it."""
+    monkeypatch.setenv("TMPDIR", os.fspath(short_path))
+    dead, alive = short_path / f"vfkit-double-{2**22 + 1}-1", short_path / f"vfkit-double-{os.getpid()}-1"
+    for directory in (dead, alive):
+        directory.mkdir()
+    error_of(double("--device", "virtio-rng"))
+    assert list(short_path.glob("vfkit-double-*")) == [alive]
 
 
 def test_the_pid_file_stays(double, short_path):
@@ -205,8 +222,3 @@ def test_the_oracle_tells_what_vfkit_reads(understood, tmp_path):
     assert whole["devices"][1] == {"kind": "virtio-vsock", "Port": 1026, "SocketURL": "/s.sock", "Listen": True}
     assert bare == {"error": "empty option list in --bootloader command line argument"}
     assert wrong == {"error": "unknown option for virtio-fs devices: b"}
-
-
-async def test_one_build_serves_all():
-    """Whoever comes while it is built waits for it."""
-    assert len({*await asyncio.gather(*(asyncio.to_thread(doubles.vfkit) for _ in range(3)))}) == 1
