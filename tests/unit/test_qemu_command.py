@@ -116,7 +116,7 @@ def test_without_shares_the_memory_is_private():
 def test_arm64_is_another_machine():
     """arm64 guests run on ``virt`` with the same devices and their own serial console."""
     argv = argv_of(arch="aarch64", shares=SHARES)
-    assert after(argv, "-machine") == ["virt,memory-backend=memory"]
+    assert after(argv, "-machine") == ["virt,gic-version=max,memory-backend=memory"]
     assert after(argv, "-append") == ["console=ttyAMA0 quiet"]
     assert after(argv, "-device") == after(argv_of(shares=SHARES), "-device")
 

@@ -63,7 +63,7 @@ def command(spec: VMSpec, emulator: Emulator, accelerator: Accel, *, qmp_fd: int
     argv = [
         os.fspath(emulator.program),
         "-nodefaults", "-no-user-config", "-display", "none",
-        "-machine", machine, *flags(accelerator, emulator.version),
+        "-machine", machine, *flags(accelerator, emulator),
         "-smp", str(spec.cpus), "-m", str(spec.memory_mib), *shared_memory,
         "-kernel", os.fspath(spec.kernel), "-initrd", os.fspath(spec.initrd),
         "-append", f"console={CONSOLE[spec.arch]} {spec.cmdline}".strip(),
