@@ -166,13 +166,23 @@ async def test_missing_programs_are_named_by_their_packages(tmp_path, monkeypatc
     assert failure.value.hint == "apt-get install btrfs-progs mmdebstrap xz-utils"
 
 
-async def test_a_foreign_architecture_needs_an_emulator(host, tmp_path, monkeypatch):
-    """The packages that bring it are named."""
-    monkeypatch.setattr(builder, "_can_run", lambda arch: False)
-    foreign = "arm64" if builder.host_arch() == "amd64" else "amd64"
-    with pytest.raises(ImageError, match=foreign) as failure:
-        await build_image(options(tmp_path, arch=foreign))
+FOREIGN = "arm64" if builder.host_arch() == "amd64" else "amd64"
+
+
+async def test_a_foreign_architecture_needs_an_emulator(host, tmp_path):
+    """It is tried, as mmdebstrap will; the packages that bring it are named, and what a container lacks."""
+    _script(tmp_path / "bin" / "arch-test", f'[ "$1" != {FOREIGN} ]')
+    with pytest.raises(ImageError, match=FOREIGN) as failure:
+        await build_image(options(tmp_path, arch=FOREIGN))
     assert "qemu-user-static" in failure.value.hint
+    assert "binfmt_misc" in failure.value.hint
+
+
+async def test_a_foreign_architecture_that_runs_is_built(host, tmp_path):
+    """Whatever runs its programs, under whatever name it is registered."""
+    _script(tmp_path / "bin" / "arch-test", f'[ "$1" = {FOREIGN} ]')
+    host(GOOD)
+    assert (await build_image(options(tmp_path, arch=FOREIGN))).arch == FOREIGN
 
 
 async def test_other_peoples_directories_are_not_replaced(host, tmp_path):

@@ -15,6 +15,7 @@ import platform
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -108,7 +109,7 @@ async def build_image(options: BuildOptions, *, progress: Progress | None = None
     """
     report = progress or (lambda _stage, _detail: None)
     environment = _environment()
-    _check_host(options.arch, environment["PATH"])
+    await asyncio.to_thread(_check_host, options.arch, environment["PATH"])
     target = (options.output or paths.images_dir() / f"default-{options.arch}").expanduser().absolute()
     check_target(target)
     with _workspace(target) as work:
@@ -331,16 +332,20 @@ def _check_host(arch: Arch, path: str) -> None:
     if missing:
         raise ImageError("programs the build needs are missing", hint=f"apt-get install {' '.join(sorted(missing))}")
     _keyring()
-    if arch != host_arch() and not _can_run(arch):
+    if arch != host_arch():
+        _check_foreign(arch, path)
+
+
+def _check_foreign(arch: Arch, path: str) -> None:
+    """Refuse an architecture whose programs this machine cannot run; arch-test runs one, and mmdebstrap asks it too."""
+    arch_test = shutil.which("arch-test", path=path)
+    if arch_test is None or subprocess.run([arch_test, arch], capture_output=True, check=False).returncode != 0:
         raise ImageError(
             f"this machine cannot run programs for {arch}",
-            hint="apt-get install qemu-user-static binfmt-support arch-test (Debian 13: qemu-user-binfmt arch-test)",
+            hint="apt-get install qemu-user-static binfmt-support arch-test (Debian 13: qemu-user-binfmt arch-test); "
+            "where /proc/sys/fs/binfmt_misc is empty: mount -t binfmt_misc none /proc/sys/fs/binfmt_misc, "
+            "then update-binfmts --enable",
         )
-
-
-def _can_run(arch: Arch) -> bool:
-    machine = {"amd64": "x86_64", "arm64": "aarch64"}[arch]
-    return Path(f"/proc/sys/fs/binfmt_misc/qemu-{machine}").exists() and bool(shutil.which("arch-test"))
 
 
 def _keyring() -> Path:
