@@ -18,16 +18,18 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import guests
 import ovm
+import processes
 import under
 from ovm.events import EVENT_NAMES
 from ovm.guest import bootconfig
+from processes import holders
 
 MODULES = {"button": "acpi", "evdev": "input"}
 """What hears the power button and who tells, by their directory below kernel/drivers; the initrd lacks them."""
@@ -45,7 +47,11 @@ for p in /sys/class/virtio-ports/*; do
     [ -e "$p/name" ] && read -r name <"$p/name" && [ "$name" = ovm.ready ] && port=/dev/${p##*/}
 done
 [ -n "$port" ] || while read -r m; do insmod "/modules/$m"; done </modules/vsock
-tell() { if [ -n "$port" ]; then cat >"$port"; else vsock 1026; fi; } # standard input to the host
+tell() { # standard input to the host
+    if [ -n "$port" ]; then cat >"$port"; else
+        { [ ! -s /ovm/channel-key ] || printf 'key %s\n' "$(cat /ovm/channel-key)"; cat; } | vsock 1026
+    fi
+}
 say() { printf '%b\n' "$*" | tell; }
 stage() { read -r up _ </proc/uptime; say stage "$1" "$up"; }
 word() { # NAME: whether it was ordered; its value is then in $value
@@ -110,15 +116,21 @@ class Guest:
 
 def build(image: Path, directory: Path) -> Guest:
     """The tiny guest made from the full image in ``image``."""
+    initrd = guests.made("tiny.initrd", of=image) or _initrd(image, directory)
+    rootfs = directory / "tiny.rootfs"
+    rootfs.write_bytes(b"tiny" * 128)
+    return Guest(kernel=image / "kernel", initrd=initrd, rootfs=rootfs)
+
+
+def _initrd(image: Path, directory: Path) -> Path:
     files = {"init": (0o100755, INIT.encode()), "bin/vsock": (0o100755, vsock(directory).read_bytes())}
     for name, content in _modules(image / "rootfs.btrfs").items():
         files[f"modules/{name}.ko"] = (0o100644, content)
     content = bootconfig._padded((image / "initrd").read_bytes())
     content += archive(files)
-    initrd, rootfs = directory / "tiny.initrd", directory / "tiny.rootfs"
+    initrd = directory / "tiny.initrd"
     initrd.write_bytes(content)
-    rootfs.write_bytes(b"tiny" * 128)
-    return Guest(kernel=image / "kernel", initrd=initrd, rootfs=rootfs)
+    return initrd
 
 
 def archive(files: Mapping[str, tuple[int, bytes]]) -> bytes:
@@ -181,7 +193,7 @@ class Machines:
         self.guest, self.gvproxy, self.root, self.vfkit = guest, gvproxy, root, vfkit
         self.made: list[Machine] = []
         self._tasks = asyncio.all_tasks()
-        self._fds = _own_fds()
+        self._fds = processes.own_descriptors()
 
     def options(self, name: str = "m", *words: str, **more: Any) -> dict[str, Any]:
         """What the hypervisor's ``create`` takes; also as JSON. ``words`` order the guest's behaviour."""
@@ -197,6 +209,7 @@ class Machines:
             "log_dir": str(at / "log"),
             "ssh_key_dir": str(at / "keys"),
             "guest": "bare",
+            "mounts": [],
             "cpus": 1,
             "memory_mib": 256,
             "data_disk_mib": 256,
@@ -216,6 +229,7 @@ class Machines:
 
     def faults(self, name: str = "m", **faults: Any) -> None:
         """Order what the double of vfkit is to do wrong at its next start (tests/doubles/vfkit/faults.go)."""
+        under.doubled()
         (self.root / name / "target" / "double.json").write_text(json.dumps(faults))
 
     async def leftovers(self) -> list[str]:
@@ -227,13 +241,13 @@ class Machines:
         return found
 
     def _look(self) -> list[str]:
-        found = [f"process {pid} {_command(pid)}" for pid in holders(self.root)]
-        found += [f"zombie {pid}" for pid in _zombies()]
+        found = [f"process {pid} {processes.command(pid)}" for pid in holders(self.root)]
+        found += [f"zombie {pid}" for pid in processes.zombies()]
         found += [f"lock {path}" for path in sorted(self.root.glob("*/*/ovm.lock")) if _is_locked(path)]
         found += [f"file {path}" for path in sorted(self.root.glob("*/socket/*")) if path.name != "ovm.lock"]
         found += [f"temporary {path}" for path in sorted(self.root.glob("*/target/.*"))]
         found += [f"task {task}" for task in asyncio.all_tasks() - self._tasks - {asyncio.current_task()}]
-        found += [f"descriptor {name}" for name in (_own_fds() - self._fds).elements()]
+        found += [f"descriptor {name}" for name in (processes.own_descriptors() - self._fds).elements()]
         return found
 
     async def end(self) -> None:
@@ -308,33 +322,6 @@ class Machine:
                 await asyncio.sleep(0)
 
 
-def holders(root: Path) -> list[int]:
-    """Processes other than this one that have a file below ``root`` open: every helper holds the lock."""
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and int(process.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                links = [str(fd.readlink()) for fd in (process / "fd").iterdir()]
-                if any(link.startswith(f"{root}/") for link in links):
-                    found.append(int(process.name))
-    return found
-
-
-def _command(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:200]
-    return "gone"
-
-
-def _zombies() -> list[int]:
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    states = {}
-    for pid in children:
-        with contextlib.suppress(OSError):
-            states[int(pid)] = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    return [pid for pid, state in states.items() if state == "Z"]
-
-
 def _is_locked(path: Path) -> bool:
     with path.open("rb") as file:
         try:
@@ -342,13 +329,3 @@ def _is_locked(path: Path) -> bool:
         except OSError:
             return True
         return False
-
-
-def _own_fds() -> Counter[str]:
-    """What this process has open, by kind where the name changes with each."""
-    found: Counter[str] = Counter()
-    for fd in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):
-            link = str(fd.readlink())
-            found[link.partition(":")[0] if link.startswith(("socket:", "pipe:")) else link] += 1
-    return found

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
@@ -49,6 +50,7 @@ PODMAN_GUEST_PORT = 58125
 SSH_GUEST_PORT = 22
 READY_VSOCK_PORT = 1026
 NETWORK_VSOCK_PORT = 1024
+CHANNEL_KEY_BYTES = 16
 
 CMDLINE = "quiet loglevel=4 panic=-1 cryptomgr.notests rcupdate.rcu_expedited=1"
 """A panic resets the guest at once; the crypto self-tests are the kernel maintainers', not each boot's."""
@@ -98,14 +100,15 @@ async def power_on(
             if not driver.tells_resets:
                 watcher(Happening.REBOOTED, "")
 
-        channel = await stack.enter_async_context(ready.listen(sockets.ready, log.warning, was_reset))
+        key = secrets.token_hex(CHANNEL_KEY_BYTES) if driver.vsock else ""
+        channel = await stack.enter_async_context(ready.listen(sockets.ready, log.warning, was_reset, key=key))
         if profile.over_vsock:
             await in_thread(partial(prepare.make_scratch_disk, options))
-            told = await in_thread(partial(prepare.shell_command, options))
+            told = await in_thread(partial(prepare.shell_command, options, key))
             await stack.enter_async_context(command.serve(sockets.command, told, channel.boot_began))
         else:
             blocked = tuple(port for port in (ssh_port, podman_port) if port is not None)
-            await in_thread(partial(prepare.write_boot_initrd, options, prepared.files.initrd, blocked))
+            await in_thread(partial(prepare.write_boot_initrd, options, prepared.files.initrd, key, blocked))
         spec = vm_spec(prepared, sockets, log_paths["console"])
         vm = await stack.enter_async_context(driver.start(group, spec, logs=log_paths, watcher=watcher))
         step("hypervisor")
@@ -121,6 +124,7 @@ async def power_on(
                 podman_port=podman_port,
                 children=(group.guard, vm.child, network.child, *vm.daemons),
                 console_log=log_paths["console"],
+                initrd_is_read=driver.reads_initrd_once,
             )
         )
 
@@ -203,7 +207,8 @@ async def come_up(session: Session, *, step: Callable[[str], None]) -> None:
     if session.profile.engine:
         await session.attach()
     await in_thread(partial(prepare.remember_ready, session.options))
-    await in_thread(partial(session.sockets.boot_initrd.unlink, missing_ok=True))
+    if session.initrd_is_read:
+        await in_thread(partial(session.sockets.boot_initrd.unlink, missing_ok=True))
     step("ready")
 
 
@@ -222,7 +227,9 @@ async def boot_error(session: Session, message: str) -> StartError:
     )
 
 
-async def explain(session: Session, noticed: HelperExited) -> StartError:
+async def explain(
+    session: Session, noticed: HelperExited, powered_off: Callable[[Child], Awaitable[bool]]
+) -> StartError:
     """What a helper's end during the boot really means: a guest that is gone takes the hypervisor and gvproxy along.
 
     Raises:
@@ -235,7 +242,7 @@ async def explain(session: Session, noticed: HelperExited) -> StartError:
             await vm.wait()
     if vm.running:
         return noticed
-    if vm.process.returncode == 0:
+    if await powered_off(vm):
         return await boot_error(session, "the guest powered itself off before it was ready")
     return await vm.exited("boot")
 
@@ -275,6 +282,8 @@ async def _shut_down(session: Session, force_wanted: asyncio.Event) -> None:
             asking.cancel()
             await vm.force_stop()
             await asyncio.wait({gone}, timeout=FORCE_TIMEOUT_S)
+        elif vm.child.process.returncode != 0:
+            log.warning("%s ended before the guest had shut down: %s", vm.child.name, vm.child.exit_reason)
     finally:
         for task in (gone, force, asking):
             task.cancel()

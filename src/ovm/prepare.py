@@ -177,7 +177,7 @@ def _check(options: Options, arch: hypervisors.Arch) -> None:
         raise OptionError("a bare guest mounts nothing", hint="leave mounts out")
     if PROFILES[options.guest].over_vsock:  # whether all can be told, with keys that are as long as ours will be
         keys = {"authorized_key": "k" * 84, "host_key": "k" * 400, "host_key_public": "k" * 90}
-        command.shell_command(_boot_config(options, **keys, machine_id=""))
+        command.shell_command(_boot_config(options, **keys, machine_id="", channel_key="k" * 32))
 
 
 def _content(path: Path) -> bytes:
@@ -245,7 +245,9 @@ def make_directories(options: Options) -> None:
     options.socket_dir.chmod(0o700)
 
 
-def boot_config(options: Options, blocked_host_ports: tuple[int, ...] = ()) -> bootconfig.BootConfig:
+def boot_config(
+    options: Options, *, channel_key: str, blocked_host_ports: tuple[int, ...] = ()
+) -> bootconfig.BootConfig:
     """Everything the guest is told at its next boot."""
     keys = KeyPaths(options.ssh_key_dir)
     machine = data.load_machine(TargetPaths(options.target_dir))
@@ -255,6 +257,7 @@ def boot_config(options: Options, blocked_host_ports: tuple[int, ...] = ()) -> b
         host_key=keys.host_key.read_text(),
         host_key_public=paths.public(keys.host_key).read_text(),
         machine_id=machine.machine_id,
+        channel_key=channel_key,
         blocked_host_ports=blocked_host_ports,
         format_data=not machine.data_ever_ready,
     )
@@ -275,15 +278,15 @@ def _boot_config(options: Options, **identity: Any) -> bootconfig.BootConfig:
     )
 
 
-def write_boot_initrd(options: Options, initrd: Path, blocked_host_ports: tuple[int, ...]) -> None:
+def write_boot_initrd(options: Options, initrd: Path, channel_key: str, blocked_host_ports: tuple[int, ...]) -> None:
     """The initrd of one start: the image's own and behind it what this boot must know."""
-    config = boot_config(options, blocked_host_ports)
+    config = boot_config(options, channel_key=channel_key, blocked_host_ports=blocked_host_ports)
     bootconfig.write_initrd(initrd, config, SocketPaths(options.socket_dir).boot_initrd)
 
 
-def shell_command(options: Options) -> bytes:
+def shell_command(options: Options, channel_key: str) -> bytes:
     """What an ovm-core guest is told at its next boot."""
-    return command.shell_command(boot_config(options))
+    return command.shell_command(boot_config(options, channel_key=channel_key))
 
 
 def make_scratch_disk(options: Options) -> None:

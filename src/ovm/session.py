@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ovm.config import PODMAN_PORT_FIRST, Options, check_address
-from ovm.errors import GuestError, OVMError, PortError
-from ovm.guest.clock import CORE_HELPER, CORE_KICK, Clock, ClockSync
+from ovm.errors import GuestError, HostKeyMismatch, OVMError, PortError
+from ovm.guest.clock import CORE_GOOD_ENOUGH_S, CORE_HELPER, CORE_KICK, Clock, ClockSync
 from ovm.guest.ports import Published, Publisher
 from ovm.guest.profiles import PROFILES, Profile
 from ovm.guest.ready import ReadyChannel
@@ -32,6 +32,7 @@ PODMAN_SOCKET = "/run/podman/podman.sock"
 PING = "/libpod/_ping"
 PING_TIMEOUT_S = 60.0
 ATTACH_TIMEOUT_S = 60.0
+REACH_AGAIN_S = 0.2
 REATTACH_S = 2.0
 """Between two tries to reach a guest that does not answer; it may be paused, or rebooting."""
 
@@ -51,6 +52,8 @@ class Session:
     children: tuple[Child, ...]
     """Every helper, the guard first."""
     console_log: Path
+    initrd_is_read: bool = True
+    """Whether the guest needs ``boot.initrd`` no more once it is ready."""
     forwards: dict[tuple[str, str], Forward] = field(default_factory=dict)
 
     @property
@@ -64,9 +67,29 @@ class Session:
         Raises:
             GuestError: the guest cannot be reached after all.
         """
+        if not self.profile.managed:
+            await self._reach()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._ping())
             tasks.create_task(self._attach_publisher() if self.profile.managed else self._lead_to_podman())
+
+    async def _reach(self) -> None:
+        """Until sshd answers: the ready of the seed's guests does not wait for their network."""
+        last = GuestError(f"no ssh connection to the guest within {ATTACH_TIMEOUT_S:g} s")
+        try:
+            async with asyncio.timeout(ATTACH_TIMEOUT_S):
+                while True:
+                    try:
+                        await self.ssh.connect()
+                    except HostKeyMismatch:
+                        raise
+                    except GuestError as error:
+                        last = error
+                        await asyncio.sleep(REACH_AGAIN_S)
+                    else:
+                        return
+        except TimeoutError:
+            raise last from None
 
     async def _ping(self) -> None:
         async with http.connect(self.sockets.podman) as podman:
@@ -179,7 +202,9 @@ class Session:
 async def open_session(*, ssh: SSH, **parts: Any) -> AsyncIterator[Session]:
     """A session, of the fields of :class:`Session`, whose connections are closed on the way out."""
     managed = PROFILES[parts["options"].guest].managed
-    clock = Clock(ssh) if managed else Clock(ssh, helper=CORE_HELPER, kick=CORE_KICK)
+    clock = Clock(ssh)
+    if not managed:
+        clock = Clock(ssh, helper=CORE_HELPER, kick=CORE_KICK, good_enough_s=CORE_GOOD_ENOUGH_S)
     session = Session(ssh=ssh, clock=clock, **parts)
     if managed:
         Publisher(ssh, session.publish)

@@ -45,7 +45,7 @@ def run(request, tmp_path):
 def test_everything_is_put_in_its_place(run):
     """Keys for root alone, the host's name and zone, mounts, and what says that the guest is ready."""
     mounts = (("share0", "/Users", False), ("share1", "/with space", True))
-    root = run(shell_command(config(timezone="Europe/Berlin", mounts=mounts)))
+    root = run(shell_command(config(timezone="Europe/Berlin", mounts=mounts, channel_key="secret")))
     authorized = root / "root/.ssh/authorized_keys"
     host_key = root / "etc/ssh/ssh_host_ed25519_key"
     assert authorized.read_text() == KEY + "\n"
@@ -62,7 +62,10 @@ def test_everything_is_put_in_its_place(run):
     ]
     ready = root / "opt/ready.command"
     assert "socat - VSOCK-CONNECT:2:1026" in ready.read_text()
-    assert ready.stat().st_mode & 0o077 == 0o044
+    assert ready.stat().st_mode & 0o077 == 0  # it may have the key to the manager's ear
+    asked = "up=3.5; read() { :; }; socat() { cat; }; "
+    said = subprocess.run(["sh", "-c", asked + ready.read_text()], capture_output=True, text=True, check=True)
+    assert said.stdout == "key secret\nready 3.5\n"
 
 
 def test_what_the_guest_has_is_kept(run, tmp_path):

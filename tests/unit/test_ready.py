@@ -177,3 +177,38 @@ async def test_what_is_not_understood_is_logged(channel, caplog):
         channel.hear("x" * 5000)
     assert "not understood" in caplog.text
     assert len(caplog.text) < 500
+
+
+async def test_who_has_not_the_key_is_not_heard(short_path):
+    """On vsock anybody in the guest can speak; each connection shows the key first, or changes nothing."""
+    path = short_path / "s"
+    async with ready.listen(path, print, lambda: None, key="open sesame") as channel:
+        for words in (
+            b"ready 1\n",
+            b"key open\nready 1\n",
+            b"key \nready 1\n",
+            b"\xff\nready 1\n",
+            b"x" * 9000 + b"\n",
+        ):
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(words)
+            assert await reader.read() == b""
+            writer.close()
+        assert channel.stages == []
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"key open sesame\nstage initrd 1\nready 2\n")
+        async with asyncio.timeout(5):
+            await channel.wait()
+        writer.close()
+    assert [stage.name for stage in channel.stages] == ["initrd", "ready"]
+
+
+async def test_a_boot_that_begins_again_is_noticed():
+    """Where the hypervisor does not tell, the guest's own first word does; not at its very first boot."""
+    resets = []
+    channel = ReadyChannel(print, lambda: resets.append(len(channel.stages)))
+    channel.hear("stage initrd 1")
+    channel.hear("stage rootfs 2")
+    assert resets == []
+    channel.hear("stage initrd 1")
+    assert resets == [2]

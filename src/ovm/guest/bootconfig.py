@@ -40,6 +40,8 @@ class BootConfig:
     """TCP ports of the host's loopback that nobody in the guest may reach."""
     rosetta: str = ""
     """Tag under which the guest mounts Apple's translator of x86_64 programs."""
+    channel_key: str = ""
+    """What the guest's words begin with where anybody in the guest could speak to the host."""
     format_data: bool = False
     """Whether the guest may format the data disk, provided that it carries no signature either."""
 
@@ -60,6 +62,7 @@ class BootConfig:
             "blocked-host-ports": "\n".join(map(str, self.blocked_host_ports)),
             "format-data": "yes" if self.format_data else "",
             "rosetta": self.rosetta,
+            "channel-key": self.channel_key,
         }
         files = {name: content.rstrip("\n").encode() + b"\n" for name, content in text.items() if content}
         return files | {f"ca/{name}": pem for name, pem in self.ca_certificates.items()}

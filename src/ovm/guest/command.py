@@ -25,7 +25,7 @@ COMMAND_MAX_BYTES = 2048
 SEND_TIMEOUT_S = 10.0
 
 _ROOT = "/mnt/overlay"
-_READY = "read -r up _ </proc/uptime\necho ready $up | socat - VSOCK-CONNECT:2:1026"
+_READY = "read -r up _ </proc/uptime\nprintf '%s\\n' {key}\"ready $up\" | socat - VSOCK-CONNECT:2:1026"
 
 
 def shell_command(config: BootConfig) -> bytes:
@@ -46,7 +46,12 @@ def shell_command(config: BootConfig) -> bytes:
         _write(f"{_ROOT}/etc/ssh/ssh_host_ed25519_key.pub", config.host_key_public.strip()),
         "umask 022",
         _write(f"{_ROOT}/etc/hostname", config.hostname),
-        _write(f"{_ROOT}/opt/ready.command", _READY),
+        "umask 077",
+        _write(
+            f"{_ROOT}/opt/ready.command",
+            _READY.format(key=f"'key {config.channel_key}' " if config.channel_key else ""),
+        ),
+        "umask 022",
     ]
     if config.mounts:
         mounts = (

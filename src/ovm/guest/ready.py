@@ -1,5 +1,8 @@
 """What a guest says while it boots, line by line, on a channel the manager listens on.
 
+A vsock port is open to whoever is in the guest, containers too, so there each connection begins with ``key KEY``: one
+of this start, which root alone can read in the guest. A virtio-serial port is root's own.
+
 ========================== ===================================================================
 line                       meaning
 ========================== ===================================================================
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import logging
 import math
 import time
@@ -57,8 +61,9 @@ class GuestStage:
 class ReadyChannel:
     """The guest's words; :func:`listen` makes one."""
 
-    def __init__(self, on_warning: Callable[[str], None], on_reset: Callable[[], None]) -> None:
+    def __init__(self, on_warning: Callable[[str], None], on_reset: Callable[[], None], key: str = "") -> None:
         self.stages: list[GuestStage] = []
+        self._key = key
         self._on_warning = on_warning
         self._on_reset = on_reset
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -127,14 +132,23 @@ class ReadyChannel:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Hear one connection to its end; a hypervisor may open several, empty ones too."""
+        known = not self._key
         with contextlib.closing(writer), contextlib.suppress(ConnectionError):
             while True:
                 try:
                     line = await reader.readline()
                 except ValueError:  # longer than the limit
+                    if not known:
+                        return
                     continue
                 if not line:
                     return
+                if not known:
+                    known = hmac.compare_digest(line.rstrip(b"\n"), f"key {self._key}".encode())
+                    if not known:
+                        log.debug("somebody in the guest who has not its key speaks to us")
+                        return
+                    continue
                 self.hear(logs.printable(line.decode(errors="replace").strip()))  # people will see it
 
 
@@ -153,10 +167,10 @@ def _seconds(text: str) -> float | None:
 
 @contextlib.asynccontextmanager
 async def listen(
-    socket_path: Path, on_warning: Callable[[str], None], on_reset: Callable[[], None]
+    socket_path: Path, on_warning: Callable[[str], None], on_reset: Callable[[], None], *, key: str = ""
 ) -> AsyncIterator[ReadyChannel]:
-    """A channel on which the hypervisor can connect to ``socket_path``."""
-    channel = ReadyChannel(on_warning, on_reset)
+    """A channel on which the hypervisor can connect to ``socket_path``; with a ``key``, only who has it is heard."""
+    channel = ReadyChannel(on_warning, on_reset, key)
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(channel.serve(reader, writer))

@@ -150,6 +150,14 @@ class Driver(Protocol):
         """Whether it says when a guest resets itself; of others, the guest's own first words tell."""
 
     @property
+    def vsock(self) -> bool:
+        """Whether a guest's channels are vsock ports, which whoever is in the guest may open."""
+
+    @property
+    def reads_initrd_once(self) -> bool:
+        """Whether a guest that resets itself needs the file no more."""
+
+    @property
     def accelerator(self) -> str:
         """What runs the guest's instructions."""
 

@@ -106,6 +106,8 @@ class QEMUDriver:
     name: ClassVar[str] = "qemu"
     card: ClassVar[Card] = "qemu"
     tells_resets: ClassVar[bool] = True
+    vsock: ClassVar[bool] = False
+    reads_initrd_once: ClassVar[bool] = True
 
     @property
     def arch(self) -> Arch:

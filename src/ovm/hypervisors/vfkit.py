@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import re
+import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +36,11 @@ ROSETTA_TAG = "rosetta"
 REST_START_S = 30.0
 """A first start waits for Gatekeeper."""
 CONNECT_RETRY_S = 0.005
+ANSWER_TIMEOUT_S = 5.0
+"""Questions, and orders that are answered when they are heard."""
 PAUSE_TIMEOUT_S = 30.0
 """Pause and resume are answered when they are done."""
-STOP_TIMEOUT_S = 5.0
+SETTLE_RETRY_S = 0.1
 END_GRACE_S = 2.0
 """On SIGTERM it presses the power button and waits 5 s itself; whoever gets here has waited long enough."""
 
@@ -109,6 +112,8 @@ class VfkitDriver:
     name: ClassVar[str] = "vfkit"
     card: ClassVar[Card] = "vfkit"
     tells_resets: ClassVar[bool] = False
+    vsock: ClassVar[bool] = True
+    reads_initrd_once: ClassVar[bool] = False  # nobody has written down whether Apple's framework does
     accelerator: ClassVar[str] = "hvf"
 
     @property
@@ -172,11 +177,11 @@ class Vfkit:
         while True:
             try:
                 _, writer = await asyncio.open_unix_connection(socket_path)
-            except OSError:
-                await asyncio.sleep(CONNECT_RETRY_S)
-            else:
                 writer.close()
                 await self._ask()
+            except (OSError, GuestError):  # if it is about to end, its end tells more
+                await asyncio.sleep(CONNECT_RETRY_S)
+            else:
                 return
 
     async def state(self) -> VMState:
@@ -185,27 +190,20 @@ class Vfkit:
 
     async def pause(self) -> None:
         """Stop the virtual CPUs; fine if they stand still already."""
-        now = await self._ask()
-        if _known(now.state) is not VMState.PAUSED:
-            self._must(now.can_pause, "pause", now)
-            await self._order("Pause")
+        now = await self._settled()
+        await self._become(VMState.PAUSED, "Pause", now, possible=now.can_pause)
 
     async def resume(self) -> None:
         """Let them run; fine if they do."""
-        now = await self._ask()
-        if _known(now.state) is not VMState.RUNNING:
-            self._must(now.can_resume, "resume", now)
-            await self._order("Resume")
+        now = await self._settled()
+        await self._become(VMState.RUNNING, "Resume", now, possible=now.can_resume)
 
     async def request_stop(self) -> None:
         """Press the power button; a paused guest would not hear it, so it is resumed first."""
         try:
-            now = await self._ask()
-            if _known(now.state) is VMState.PAUSED:
-                await self._order("Resume")
-                now = await self._ask()
-            if now.can_stop:
-                await self._order("Stop", timeout_s=STOP_TIMEOUT_S)
+            await self.resume()
+            if (await self._ask()).can_stop:
+                await self._order("Stop", timeout_s=ANSWER_TIMEOUT_S)
         except GuestError as error:
             log.info("the power button could not be pressed: %s", error.message)
 
@@ -213,30 +211,48 @@ class Vfkit:
         """Cut the power. That the answer is lost is usual: the process ends with the machine."""
         self.child.expected = True
         try:
-            if (await self._ask(timeout_s=STOP_TIMEOUT_S)).can_hard_stop:
-                await self._order("HardStop", timeout_s=STOP_TIMEOUT_S)
+            if (await self._ask()).can_hard_stop:
+                await self._order("HardStop", timeout_s=ANSWER_TIMEOUT_S)
         except GuestError as error:
             log.debug("vfkit to a hard stop: %s", error.message)
 
-    async def _ask(self, *, timeout_s: float = http.REQUEST_TIMEOUT_S) -> _State:
+    async def _ask(self) -> _State:
         try:
-            return await self._rest.get("/vm/state", _State, timeout_s=timeout_s)
+            return await self._rest.get("/vm/state", _State, timeout_s=ANSWER_TIMEOUT_S)
         except http.WireError as error:
             raise GuestError(f"vfkit cannot be asked for its state: {error.message}") from error
 
-    async def _order(self, verb: str, *, timeout_s: float = PAUSE_TIMEOUT_S) -> None:
+    async def _settled(self) -> _State:
+        """Its state when a pause or resume that was given up earlier is over, or as it is after PAUSE_TIMEOUT_S."""
+        deadline = time.monotonic() + PAUSE_TIMEOUT_S
+        while True:
+            now = await self._ask()
+            if _known(now.state) not in {VMState.PAUSING, VMState.RESUMING} or time.monotonic() > deadline:
+                return now
+            await asyncio.sleep(SETTLE_RETRY_S)
+
+    async def _become(self, wanted: VMState, verb: str, now: _State, *, possible: bool) -> None:
+        if _known(now.state) is wanted:
+            return
+        if not possible:
+            raise GuestError(f"vfkit cannot {verb.lower()} the machine while it is {_spoken(now.state)}")
+        try:
+            await self._order(verb, timeout_s=PAUSE_TIMEOUT_S)
+        except GuestError:
+            with contextlib.suppress(GuestError):
+                if await self.state() is wanted:  # the answer alone was lost
+                    return
+            raise
+
+    async def _order(self, verb: str, *, timeout_s: float) -> None:
         try:
             await self._rest.post("/vm/state", {"state": verb}, timeout_s=timeout_s)
         except http.WireError as error:
             raise GuestError(f"vfkit did not {verb.lower()} the machine: {_words(error)}") from error
 
-    @staticmethod
-    def _must(can: bool, verb: str, now: _State) -> None:
-        if not can:
-            raise GuestError(f"vfkit cannot {verb} the machine while it is {now.state.removeprefix(_PREFIX).lower()}")
 
-
-_PREFIX = "VirtualMachineState"
+def _spoken(state: str) -> str:
+    return state.removeprefix("VirtualMachineState").lower()
 
 
 def _known(state: str) -> VMState:
