@@ -22,7 +22,7 @@
     │   ├── HostKeyMismatch   sshd answered with a host key other than the pinned one
     │   └── ExecTimeout       a command in the guest ran past its deadline
     ├── StopError             the machine could not be stopped
-    └── ImageError            a guest image is damaged, unknown or could not be built
+    └── ImageError            a guest image is damaged, unknown, or could not be built or fetched
 
 Every class has a stable ``code`` for programs; every instance a message for people, a ``hint``
 (what to do next) and the evidence it was made from. Only the command line turns these into an exit.
@@ -196,6 +196,6 @@ class StopError(OVMError):
 
 
 class ImageError(OVMError):
-    """A guest image is damaged, unknown or could not be built."""
+    """A guest image is damaged, unknown, or could not be built or fetched."""
 
     code = "image"

@@ -179,7 +179,7 @@ def _check_size(path: Path, wanted: int) -> None:
 def image_hint() -> str:
     """How to come by a guest image on this host."""
     arch = host_arch()
-    if _is_released(arch):
+    if is_released(arch):
         return "fetch it: ovm image pull"
     if sys.platform == "linux":
         return "build it: ovm image build"
@@ -189,7 +189,8 @@ def image_hint() -> str:
     )
 
 
-def _is_released(arch: str) -> bool:
+def is_released(arch: str) -> bool:
+    """Whether an image for ``arch`` was released with this copy of ovm."""
     from importlib import resources
 
     index = (resources.files("ovm") / "image" / "index.json").read_bytes()

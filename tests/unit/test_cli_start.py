@@ -6,9 +6,10 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -171,3 +172,28 @@ def test_zero_is_refused_and_not_taken_for_the_default(capsys, monkeypatch):
     assert ended.value.code == 1
     assert asked["memory_mib"] == 0
     assert "too little" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("platform", "released", "how"),
+    [("linux", False, "build"), ("linux", True, "pull"), ("darwin", True, "pull"), ("darwin", False, "pull")],
+)
+def test_first_start_comes_by_an_image(monkeypatch, tmp_path, platform, released, how):
+    """A released one is fetched; else it is built where that can be done, and elsewhere the pull says what to do."""
+    done: list[str] = []
+
+    def way(name: str) -> Callable[..., Awaitable[None]]:
+        async def go(*_options: object, progress: object) -> None:
+            done.append(name)
+            raise OptionError("far enough")
+
+        return go
+
+    monkeypatch.setenv("OVM_HOME", str(tmp_path))
+    monkeypatch.setattr("ovm.cli.start.sys", SimpleNamespace(platform=platform))
+    monkeypatch.setattr("ovm.registry.is_released", lambda _arch: released)
+    monkeypatch.setattr("ovm.image.build_image", way("build"))
+    monkeypatch.setattr("ovm.image.pull_image", way("pull"))
+    with pytest.raises(SystemExit):
+        cli.main(["--progress", "plain", "start", "--foreground"])
+    assert done == [how]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,7 @@ def parse_mount(text: str) -> Mount:
 def command(ui: Ui, /, name: str, foreground: bool, image: Path | None, as_json: bool, **given: Any) -> int:
     """Boot the machine NAME and say how to reach its engine.
 
-    The first start builds the guest image, which takes a minute or two.
+    The first start fetches the guest image that was released with ovm, or builds one, which takes a minute or two.
     """
     if not foreground:
         raise click.UsageError("a machine runs as long as the command that started it: add --foreground")
@@ -110,15 +111,24 @@ async def _boot(name: str, image: Path | None, options: dict[str, Any], steps: S
     from ovm import create_ovm, registry
 
     if image is None and not await asyncio.to_thread(_has_image, registry.default_image_dir(registry.host_arch())):
-        from ovm.image import BuildOptions, build_image
-
-        with steps.step("building the guest image") as advance:
-            await build_image(BuildOptions(), progress=lambda stage, _detail: advance(stage, 0, 0))
+        await _provide_image(steps)
     with steps.step(f"preparing {name}") as advance:
         machine = await create_ovm(name, image=image, progress=advance, **options)
     with steps.step(f"booting {name}"):
         await machine.start()
     return machine
+
+
+async def _provide_image(steps: Steps) -> None:
+    """Fetch the released image, or build one; where neither can be done, the error says what can."""
+    from ovm import image, registry
+
+    if sys.platform != "linux" or registry.is_released(registry.host_arch()):
+        with steps.step("fetching the guest image") as advance:
+            await image.pull_image(image.PullOptions(), progress=advance)
+        return
+    with steps.step("building the guest image") as advance:
+        await image.build_image(image.BuildOptions(), progress=lambda stage, _detail: advance(stage, 0, 0))
 
 
 def _has_image(directory: Path) -> bool:

@@ -247,7 +247,7 @@ class SSH:
                 await connection.forward_local_port_to_path("127.0.0.1", port, guest_path)
                 break
         else:
-            raise PortError(f"no tcp port of 127.0.0.1 is free from {first} up", hint="see what listens with `ss -ltn`")
+            raise PortError(f"no tcp port of 127.0.0.1 is free from {first} up", hint="choose podman_tcp=False")
 
         async def open_again(ssh: SSH) -> None:
             assert ssh._connection is not None

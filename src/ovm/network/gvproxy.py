@@ -12,6 +12,7 @@ import contextlib
 import errno
 import re
 import socket
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Literal
@@ -43,6 +44,9 @@ Protocol = Literal["tcp", "udp"]
 Wire = Literal["qemu", "vfkit", "channel"]
 """How the guest's frames arrive: QEMU's stream, vfkit's datagrams, or from the guest itself, over a channel."""
 Purpose = Literal["export", "container"]
+
+LISTENERS = "lsof -nP -i" if sys.platform == "darwin" else "ss -lnptu"
+"""What shows who listens where."""
 
 _IN_USE = re.compile(r"address already in use|proxy already running")
 
@@ -153,7 +157,7 @@ class Network:
             return forward
         raise PortError(
             f"no {protocol} port of {address} is free" + (f" from {first} up" if first else ""),
-            hint="see what listens with `ss -ltnu`",
+            hint=f"see what listens with `{LISTENERS}`",
         )
 
     async def expose_socket(self, socket_path: Path, guest_port: int) -> None:
@@ -246,7 +250,7 @@ def free_port(protocol: Protocol, address: str, port: int) -> int | None:
 def _port_error(forward: Forward, reason: str) -> PortError:
     hint = ""
     if _IN_USE.search(reason):
-        hint = f"see who has it with `ss -lnp 'sport = :{forward.host_port}'`, or let 0 pick a free one"
+        hint = f"see who has {forward.host_port} with `{LISTENERS}`, or let 0 pick a free one"
     elif "permission denied" in reason:
         hint = "ports below 1024 need privileges on this host; choose a higher one"
     return PortError(f"{forward.protocol} port {forward.local}: {reason}", hint=hint)
