@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import ovm
+import processes
 import tiny
 
 pytestmark = pytest.mark.tiny
@@ -46,7 +47,7 @@ async def kill(process: Process) -> None:
 
 async def seconds_until_gone(root: Path) -> float:
     began = time.monotonic()
-    while tiny.holders(root) and time.monotonic() < began + 10 * GONE_S:
+    while processes.holders(root) and time.monotonic() < began + 10 * GONE_S:
         await asyncio.sleep(0.02)
     return time.monotonic() - began
 
@@ -54,7 +55,7 @@ async def seconds_until_gone(root: Path) -> float:
 async def test_a_killed_manager_leaves_nothing_and_the_next_start_succeeds(machines: tiny.Machines) -> None:
     process = await manager(machines)
     await until_said(process, "ready")
-    assert len(tiny.holders(machines.root)) >= 4  # guard, gvproxy, the hypervisor (and its helpers), the manager
+    assert len(processes.holders(machines.root)) >= 4  # guard, gvproxy, the hypervisor (and its helpers), the manager
     await kill(process)
     assert await seconds_until_gone(machines.root) < 10 * GONE_S
     m = await machines()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import ovm
+import processes
 import tiny
 import under
 from ovm.config import SSH_PORT_FIRST
@@ -71,15 +72,14 @@ async def test_the_guests_last_words_count_however_late_they_are_heard(machines:
     def step(name: str) -> None:
         done(name)
         if name == "hypervisor":  # doze while the guest speaks, powers off, and hypervisor and gvproxy end
-            (pid,) = [pid for pid in tiny.holders(machines.root) if tiny._command(pid).startswith(start_of(pid))]
+            (pid,) = [pid for pid in processes.holders(machines.root) if program in first_word(pid)]
             deadline = time.monotonic() + 120
-            while program in tiny._command(pid):
+            while program in processes.command(pid):
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
 
-    def start_of(pid: int) -> str:
-        words = tiny._command(pid).split()
-        return words[0] if words and program in words[0] else "none"
+    def first_word(pid: int) -> str:
+        return processes.command(pid).partition(" ")[0]
 
     m.ovm._done = step  # type: ignore[method-assign]
     error = await failure(m, machines)
