@@ -54,8 +54,9 @@ def vhost_vsock() -> Path:
 @functools.cache
 def _built() -> dict[str, Path]:
     go = os.environ.get("GO") or _find("go", Path("/usr/local/go/bin/go"))
-    environment = os.environ | {"GOFLAGS": "-mod=readonly", "CGO_ENABLED": "0"}
-    version = _run([go, "env", "GOVERSION"], env=environment).strip()
+    environment = os.environ | {"GOFLAGS": "-mod=readonly", "CGO_ENABLED": "0", "GOTOOLCHAIN": "auto"}
+    # asked in the module: an older Go fetches the one that the module wants
+    version = _run([go, "-C", os.fspath(SOURCES), "env", "GOVERSION"], env=environment).strip()
     if tuple(int(number) for number in re.findall(r"\d+", version)) < OLDEST_GO:
         pytest.skip(f"{go} is {version}; vfkit's packages want {'.'.join(map(str, OLDEST_GO))}")
     directory = TOOLS / f"doubles-{_digest(version, os.fspath(VHOST_VSOCK))}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from ovm.errors import HelperExited, PortError
 from ovm.network import gvproxy as network_module
 from ovm.network.gvproxy import Forward, argv, free_port, join
 from ovm.paths import SocketPaths
+from ovm.process.probe import GVPROXY, check_helper
 
 
 @pytest.fixture
@@ -56,6 +58,21 @@ async def test_it_is_up_with_both_sockets_private(network, short_path):
         assert path.is_socket()
         assert path.stat().st_mode & 0o077 == 0
     assert network.child.running
+
+
+@pytest.mark.parametrize("wire", ["qemu", "vfkit", "channel"])
+async def test_each_wire_is_understood(group, gvproxy, short_path, tmp_path, wire):
+    """gvproxy's flags cannot be imported, so it is the judge itself: it starts, and has made the socket it was told to."""
+    if wire == "vfkit" and sys.platform != "darwin" and (await check_helper(gvproxy, GVPROXY)) < (0, 8, 9):
+        pytest.skip("before 0.8.9 gvproxy serves vfkit on macOS alone")
+    sockets = SocketPaths(short_path)
+    async with network_module.start(group, gvproxy, sockets, tmp_path / "gvproxy.log", wire=wire) as network:
+        async with asyncio.timeout(10):
+            while not sockets.network_card.is_socket():
+                await asyncio.sleep(0.01)
+        assert network.child.running
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM if wire == "vfkit" else socket.SOCK_STREAM) as peer:
+            peer.connect(str(sockets.network_card))
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
