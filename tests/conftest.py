@@ -28,6 +28,6 @@ async def gvproxy() -> Path:
 @pytest.fixture
 def short_path() -> Iterator[Path]:
     """A private directory with a path short enough for sockets, whatever pytest's own is."""
-    directory = Path(tempfile.mkdtemp(prefix="ovm-", dir="/tmp"))
+    directory = Path(tempfile.mkdtemp(prefix="ovm-", dir=Path("/tmp").resolve()))  # a link on macOS
     yield directory
     shutil.rmtree(directory)

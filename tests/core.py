@@ -20,6 +20,7 @@ import subprocess
 from pathlib import Path
 
 import doubles
+import guests
 import tiny
 from ovm.guest import bootconfig
 from tiny import Guest
@@ -34,6 +35,11 @@ _MASKED = ("ovm-attach.service", "ovm-podman.service", "ovm-podman.socket", "ovm
 
 def build(image: Path, directory: Path) -> Guest:
     """The guest made from the full image in ``image``."""
+    initrd = guests.made("core.initrd", of=image) or _initrd(image, directory)
+    return Guest(kernel=image / "kernel", initrd=initrd, rootfs=image / "rootfs.btrfs")
+
+
+def _initrd(image: Path, directory: Path) -> Path:
     files = {os.fspath(path.relative_to(SOURCES)): _file(path) for path in sorted(SOURCES.rglob("*")) if path.is_file()}
     vsock = _file(tiny.vsock(directory))
     files |= {"bin/vsock": vsock, "tree/usr/bin/socat": vsock}
@@ -44,7 +50,7 @@ def build(image: Path, directory: Path) -> Guest:
     files |= {name: (stat.S_IFLNK | 0o777, target.encode()) for name, target in links.items()}
     initrd = directory / "core.initrd"
     initrd.write_bytes(bootconfig._padded((image / "initrd").read_bytes()) + tiny.archive(files))
-    return Guest(kernel=image / "kernel", initrd=initrd, rootfs=image / "rootfs.btrfs")
+    return initrd
 
 
 def _file(path: Path) -> tuple[int, bytes]:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import guests
 import ovm
+import under
 
 MachineOptions = Callable[..., dict[str, Any]]
 """Makes the options of a machine with directories of its own."""
@@ -47,10 +49,11 @@ class Ran:
 
 
 class Podman:
-    """Debian's own ``podman --remote``, with a home of its own."""
+    """The ``podman --remote`` that is installed, with a home of its own."""
 
     def __init__(self, machine: ovm.OVM, home: Path) -> None:
         self.machine = machine
+        self._program = under.program("podman")
         self._environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(home),
@@ -63,7 +66,7 @@ class Podman:
         self, *arguments: str | Path, stdin: bytes = b"", check: bool = True, timeout: float = CLIENT_TIMEOUT_S
     ) -> Ran:
         process = await asyncio.create_subprocess_exec(
-            "podman",
+            self._program,
             "--remote",
             "--url",
             self.machine.info.docker_host,
@@ -88,7 +91,9 @@ class Podman:
 
 
 def busybox_tar(path: Path) -> Path:
-    """A root file system of busybox, getent and perl."""
+    """A root file system of busybox, getent and perl; at ``path`` unless it was made elsewhere."""
+    if given := guests.made("busybox.tar"):
+        return given
     with tarfile.open(path, "w") as tar:
         for name in ("bin", "tmp", "etc", "data"):
             entry = tarfile.TarInfo(name)

@@ -22,6 +22,12 @@ FOREIGN_BUILD_DEADLINE_S = 3600.0
 CACHE = Path(__file__).parents[2] / ".cache"
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what has nothing to test on a Mac."""
+    if under.MAC and (reason := under.LINUX_ALONE.get(item.path.name)):
+        pytest.skip(reason)
+
+
 @pytest.fixture(scope="session")
 async def image() -> Path:
     """A full guest image: $OVM_TEST_IMAGE, else one built once for each state of its sources."""
@@ -57,6 +63,8 @@ async def arm64_image() -> Path:
 async def _built_once(
     directory: Path, build: Callable[[Path], Awaitable[object]], deadline_s: float = BUILD_DEADLINE_S
 ) -> Path:
+    if under.MAC:
+        pytest.skip("images are built on Linux; OVM_TEST_IMAGE and OVM_TEST_SECOND_IMAGE name some")
     CACHE.mkdir(exist_ok=True)
     with (CACHE / "test-image.lock").open("w") as lock:  # parallel runs wait for one build
         await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
@@ -85,6 +93,8 @@ def tiny_guest(image: Path, tmp_path_factory: pytest.TempPathFactory) -> tiny.Gu
 def hypervisor(request: pytest.FixtureRequest) -> str:
     """What the machines run under."""
     name: str = request.param
+    if name not in under.HYPERVISORS:
+        pytest.skip(f"there is no {name} here")
     return name
 
 

@@ -89,10 +89,10 @@ OPTIONS = [
     ({"mounts": [{"host_path": "relative", "guest_path": "/x"}]}, ovm.InputError, "mounts"),
     ({"mounts": [{"host_path": "/tmp", "guest_path": "/tmp"}]}, ovm.OptionError, "a bare guest mounts nothing"),
     ({"mounts": [{"host_path": "/tmp", "guest_path": "/etc"}]}, ovm.OptionError, "'/etc'"),
-    ({"ca_certificates": ["/etc/hostname"]}, ovm.FileError, "not a PEM certificate"),
+    ({"ca_certificates": ["/etc/hosts"]}, ovm.FileError, "not a PEM certificate"),
     ({"memory": 512}, ovm.OptionError, "memory"),
     ({"target_dir": None}, ovm.OptionError, "target_dir"),
-    ({"log_dir": "/etc/hostname/log"}, ovm.FileError, "log_dir: /etc/hostname is not a directory"),
+    ({"log_dir": "/etc/hosts/log"}, ovm.FileError, "log_dir: /etc/hosts is not a directory"),
     ({"socket_dir": "/tmp/" + "x" * 100}, ovm.SocketPathError, "bytes long"),
 ]
 

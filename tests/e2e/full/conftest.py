@@ -20,7 +20,7 @@ from full import BUSYBOX_IMAGE, Authority, MachineOptions, Podman, busybox_tar
 @pytest.fixture(scope="session")
 def short_tmp() -> Iterator[Callable[[str], Path]]:
     """Makes directories whose paths leave room for a socket's name."""
-    with tempfile.TemporaryDirectory(prefix="ovm-") as base:
+    with tempfile.TemporaryDirectory(prefix="ovm-", dir=Path("/tmp").resolve()) as base:
 
         def make(name: str) -> Path:
             path = Path(base) / name
@@ -80,8 +80,9 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     ca, ca_key, key, request, certificate = (base / n for n in ("ca.pem", "ca.key", "key.pem", "csr.pem", "cert.pem"))
     names = base / "names"
     names.write_text("subjectAltName=DNS:host.containers.internal\n")
-    new_key = ["openssl", "req", "-newkey", "rsa:2048", "-nodes", "-batch"]
-    sign = ["openssl", "x509", "-req", "-days", "30", "-CA", ca, "-CAkey", ca_key, "-CAcreateserial"]
+    openssl = under.program("openssl")
+    new_key = [openssl, "req", "-newkey", "rsa:2048", "-nodes", "-batch"]
+    sign = [openssl, "x509", "-req", "-days", "30", "-CA", ca, "-CAkey", ca_key, "-CAcreateserial"]
     for command in (
         [*new_key, "-x509", "-days", "30", "-subj", "/CN=ovm test authority", "-keyout", ca_key, "-out", ca],
         [*new_key, "-subj", "/CN=host.containers.internal", "-keyout", key, "-out", request],
@@ -96,7 +97,7 @@ async def vm(options_for: MachineOptions, shared: tuple[Path, Path], authority: 
     """The machine most tests share."""
     writable, readable = shared
     mounts = []
-    if os.geteuid() == 0 or shutil.which("virtiofsd") or Path("/usr/libexec/virtiofsd").exists():
+    if under.MAC or os.geteuid() == 0 or shutil.which("virtiofsd") or Path("/usr/libexec/virtiofsd").exists():
         mounts = [ovm.Mount(writable), ovm.Mount(readable, "/mnt/read only", read_only=True)]
     machine = await under.create(
         options_for("vm"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import httpx2
 import pytest
 
 import ovm
+import under
 from full import BUSYBOX_IMAGE, Podman, eventually, running
 
 pytestmark = pytest.mark.full
@@ -107,8 +107,7 @@ async def time_server(directory: Path) -> AsyncIterator[None]:
     config.write_text(
         f"local stratum 3\nallow all\nbindaddress 127.0.0.1\ncmdport 0\nbindcmdaddress /\npidfile {directory}/pid\n"
     )
-    program = shutil.which("chronyd", path=f"{os.environ['PATH']}:/usr/sbin")
-    assert program, "install chrony"
+    program = under.program("chronyd")
     with (directory / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             program, "-x", "-d", "-u", "root", "-f", str(config), stdout=log, stderr=log

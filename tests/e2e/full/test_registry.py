@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+import under
 from full import Authority, Podman
 
 pytestmark = pytest.mark.full
@@ -18,9 +18,8 @@ pytestmark = pytest.mark.full
 
 @pytest.fixture
 async def registry(authority: Authority, tmp_path: Path) -> AsyncIterator[str]:
-    """Debian's docker-registry behind TLS on the host's loopback; yields its name as the guest sees it."""
-    program = shutil.which("docker-registry")
-    assert program, "install docker-registry"
+    """A registry behind TLS on the host's loopback; yields its name as the guest sees it."""
+    program = under.program("docker-registry", "registry")  # Debian's name, and its authors'
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     config = tmp_path / "registry.yml"
