@@ -62,7 +62,7 @@ async def test_it_is_up_with_both_sockets_private(network, short_path):
 
 @pytest.mark.parametrize("wire", ["qemu", "vfkit", "channel"])
 async def test_each_wire_is_understood(group, gvproxy, short_path, tmp_path, wire):
-    """gvproxy's flags cannot be imported, so it is the judge itself: it starts, and has made the socket it was told to."""
+    """gvproxy's flags cannot be imported, so it is the judge itself: it starts and makes the socket it was told to."""
     if wire == "vfkit" and sys.platform != "darwin" and (await check_helper(gvproxy, GVPROXY)) < (0, 8, 9):
         pytest.skip("before 0.8.9 gvproxy serves vfkit on macOS alone")
     sockets = SocketPaths(short_path)
