@@ -237,7 +237,7 @@ class OVM:
                 hint=f"the guest's console is in {session.console_log}",
             )
         except HelperExited as noticed:
-            raise await explain(session, noticed) from None
+            raise await explain(session, noticed, self._guest_powered_off) from None
         heard = (Stage(f"guest: {s.name}", (s.heard_at - self._began) * 1000) for s in session.channel.stages)
         self._stages = sorted([*self._stages, *heard], key=lambda stage: stage.ms)
         if session.profile.engine:
@@ -389,16 +389,20 @@ class OVM:
 
         Raises:
             StateError: it is neither running nor paused.
-            GuestError: it runs again, but its clock could not be set.
+            GuestError: the hypervisor did not do as asked, or it runs again, but its clock could not be set.
         """
         self._asleep = False
         await self._to_its_end(self._resume())
 
     async def _resume(self) -> None:
         async with self._turn:
+            session = self._in({VMState.RUNNING, VMState.PAUSED}, "vm_resume")
             if self._state is VMState.RUNNING:
-                return
-            session = self._in({VMState.PAUSED}, "vm_resume")
+                if await session.vm.state() not in {VMState.PAUSING, VMState.PAUSED}:
+                    return
+                self._running("vm_resume")
+                self._to(VMState.PAUSED)  # by a pause that was given up, and came about after all
+                self._events.emit("vmPause")
             self._to(VMState.RESUMING)
             try:
                 await session.vm.resume()
