@@ -170,7 +170,7 @@ def test_hint_on_a_mac(monkeypatch):
 
 def test_hint_with_a_release(monkeypatch):
     """What can be fetched need not be built."""
-    monkeypatch.setattr(registry, "_is_released", lambda _arch: True)
+    monkeypatch.setattr(registry, "is_released", lambda _arch: True)
     assert registry.image_hint() == "fetch it: ovm image pull"
 
 
