@@ -35,7 +35,9 @@ async def group(directory: Path) -> None:
 
 async def machine(options: str) -> None:
     """A machine that runs."""
-    async with await ovm.create_linux_ovm(json.loads(options)):
+    given = json.loads(options)
+    create = ovm.create_darwin_ovm if "vfkit" in given["origin_path"] else ovm.create_linux_ovm
+    async with await create(given):
         tell(manager=os.getpid())
         await until_told_to_end()
 
