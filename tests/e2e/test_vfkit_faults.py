@@ -161,7 +161,8 @@ ROWS = {
     ),
     "a pause is given up, comes about, and is resumed": Row(
         faults={"slow_pause_s": 1}, steps="start pause! seen patience resume stop",
-        events="ready vmPause vmResume close", refusal="no answer within 0.3 s", pressed=True, haste={"ovm.hypervisors.vfkit.PAUSE_TIMEOUT_S": 0.3},
+        events="ready vmPause vmResume close", refusal="no answer within 0.3 s", pressed=True,
+        haste={"ovm.hypervisors.vfkit.PAUSE_TIMEOUT_S": 0.3},
     ),
     "a pause is given up, comes about, and is asked for again": Row(
         faults={"slow_pause_s": 1}, steps="start pause! patience pause stop", events="ready vmPause close",
