@@ -174,7 +174,7 @@ def _check(options: Options, arch: hypervisors.Arch) -> None:
         if b"-----BEGIN CERTIFICATE-----" not in _content(certificate):
             raise FileError(f"ca_certificates: {certificate} is not a PEM certificate")
     if options.guest == "bare" and options.mounts:
-        raise OptionError("a bare guest mounts nothing", hint="leave mounts out")
+        raise OptionError("a bare guest mounts nothing", hint="give it none: mounts=[]")
     if PROFILES[options.guest].over_vsock:  # whether all can be told, with keys that are as long as ours will be
         keys = {"authorized_key": "k" * 84, "host_key": "k" * 400, "host_key_public": "k" * 90}
         command.shell_command(_boot_config(options, **keys, machine_id="", channel_key="k" * 32))
