@@ -100,6 +100,8 @@ async def test_the_guest_falls_while_it_boots(machines: tiny.Machines, word: str
     error = await failure(m, machines)
     assert isinstance(error, ovm.StartError)
     assert (error.message, error.stage) == (message, "boot")
+    if word == "off" and machines.hypervisor == "vfkit":
+        console = "tiny: booted"  # its console is a virtio device, which the kernel shuts down before its last words
     assert console in "\n".join(error.log_tail)
     assert "console.log" in error.hint
 
