@@ -92,7 +92,7 @@ async def serve(socket_path: Path, command: bytes, on_asked: Callable[[], None])
                 writer.write(command)  # one write: the guest reads once
                 await writer.drain()
                 on_asked()
-                await reader.read()  # until the guest has hung up: closing first could overtake what was written
+                await reader.read(1)  # until the guest has hung up: closing first could overtake what was written
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(send(reader, writer))
