@@ -16,8 +16,11 @@ def tell(**facts: object) -> None:
     print(json.dumps(facts), flush=True)
 
 
-async def until_told_to_end() -> None:
-    await asyncio.to_thread(sys.stdin.read)
+async def tell_and_wait(**facts: object) -> None:
+    """Until told to end. Nothing is imported once it has told: its files may be gone by then."""
+    told_to_end = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    tell(**facts)
+    await told_to_end
 
 
 async def group(directory: Path) -> None:
@@ -29,8 +32,7 @@ async def group(directory: Path) -> None:
     async with process_group([], log_path=directory / "guard.log") as processes:
         command = ["sh", "-c", "env; exec sleep 600"]
         helper = await processes.spawn("helper", command, log_path=directory / "helper.log")
-        tell(manager=os.getpid(), guard=processes.guard.pid, helper=helper.pid)
-        await until_told_to_end()
+        await tell_and_wait(manager=os.getpid(), guard=processes.guard.pid, helper=helper.pid)
 
 
 async def machine(options: str) -> None:
@@ -38,8 +40,7 @@ async def machine(options: str) -> None:
     given = json.loads(options)
     create = ovm.create_darwin_ovm if "vfkit" in given["origin_path"] else ovm.create_linux_ovm
     async with await create(given):
-        tell(manager=os.getpid())
-        await until_told_to_end()
+        await tell_and_wait(manager=os.getpid())
 
 
 def facts() -> None:
