@@ -1,108 +1,13 @@
-"""Guests for the end-to-end tests."""
+"""Which end-to-end tests there are on a Mac."""
 
 from __future__ import annotations
 
-import asyncio
-import fcntl
-import hashlib
-import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
-
 import pytest
 
-import builds
-import ovm.image
-import tiny
 import under
-from ovm.image.build import host_arch
-
-BUILD_DEADLINE_S = 900.0
-FOREIGN_BUILD_DEADLINE_S = 3600.0
-CACHE = Path(__file__).parents[2] / ".cache"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what has nothing to test on a Mac."""
     if under.MAC and (reason := under.LINUX_ALONE.get(item.path.name)):
         pytest.skip(reason)
-
-
-@pytest.fixture(scope="session")
-async def image() -> Path:
-    """A full guest image: $OVM_TEST_IMAGE, else one built once for each state of its sources."""
-    if chosen := os.environ.get("OVM_TEST_IMAGE"):
-        return Path(chosen).absolute()
-
-    async def build(directory: Path) -> None:
-        await ovm.image.build_image(ovm.image.BuildOptions(arch=host_arch(), output=directory))
-
-    return await _built_once(CACHE / f"test-image-{_sources_digest()}", build)
-
-
-@pytest.fixture(scope="session")
-async def second_image() -> Path:
-    """The same built at another time, without privileges where that can be tried: $OVM_TEST_SECOND_IMAGE, or built."""
-    if chosen := os.environ.get("OVM_TEST_SECOND_IMAGE"):
-        return Path(chosen).absolute()
-    return await _built_once(CACHE / f"test-image-{_sources_digest()}-second", builds.unprivileged)
-
-
-@pytest.fixture(scope="session")
-async def arm64_image() -> Path:
-    """The guest for arm64: $OVM_TEST_IMAGE_ARM64, or built, which takes many minutes where programs are emulated."""
-    if chosen := os.environ.get("OVM_TEST_IMAGE_ARM64"):
-        return Path(chosen).absolute()
-
-    async def build(directory: Path) -> None:
-        await ovm.image.build_image(ovm.image.BuildOptions(arch="arm64", output=directory))
-
-    return await _built_once(CACHE / f"test-image-arm64-{_sources_digest()}", build, FOREIGN_BUILD_DEADLINE_S)
-
-
-async def _built_once(
-    directory: Path, build: Callable[[Path], Awaitable[object]], deadline_s: float = BUILD_DEADLINE_S
-) -> Path:
-    if under.MAC:
-        pytest.skip("images are built on Linux; OVM_TEST_IMAGE and OVM_TEST_SECOND_IMAGE name some")
-    CACHE.mkdir(exist_ok=True)
-    with (CACHE / "test-image.lock").open("w") as lock:  # parallel runs wait for one build
-        await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
-        if not (directory / "image.json").exists():
-            async with asyncio.timeout(deadline_s):
-                await build(directory)
-    return directory
-
-
-def _sources_digest() -> str:
-    digest = hashlib.sha256()
-    root = Path(ovm.image.__file__).parent
-    for path in sorted(path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
-        for part in (os.fsencode(path.relative_to(root)), path.stat().st_mode.to_bytes(4, "big"), path.read_bytes()):
-            digest.update(len(part).to_bytes(8, "big") + part)
-    return digest.hexdigest()[:16]
-
-
-@pytest.fixture(scope="session")
-def tiny_guest(image: Path, tmp_path_factory: pytest.TempPathFactory) -> tiny.Guest:
-    """The files of the tiny guest."""
-    return tiny.build(image, tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="session", params=under.HYPERVISORS)
-def hypervisor(request: pytest.FixtureRequest) -> str:
-    """What the machines run under."""
-    name: str = request.param
-    if name not in under.HYPERVISORS:
-        pytest.skip(f"there is no {name} here")
-    return name
-
-
-@pytest.fixture
-async def machines(
-    tiny_guest: tiny.Guest, gvproxy: Path, short_path: Path, hypervisor: str
-) -> AsyncIterator[tiny.Machines]:
-    """Makes tiny machines; at the end they are ended, and nothing of them may be left."""
-    made = tiny.Machines(tiny_guest, gvproxy, short_path, under.vfkit() if hypervisor == "vfkit" else None)
-    yield made
-    await made.end()
