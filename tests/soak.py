@@ -1,0 +1,52 @@
+"""How often the fault suite breaks things, from which seed, and the table of what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from random import Random
+
+TENTHS = int(os.environ.get("OVM_SOAK", "1"))
+"""How many tenths of the full counts are done: CI does one, ``make soak`` all ten."""
+SEED = int(os.environ.get("OVM_SEED", "1"))
+TABLE = os.environ.get("OVM_SOAK_TABLE")
+"""A file that gets each row as a line of JSON, too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A promise, and how it was kept."""
+
+    what: str
+    goal: str
+    reached: str
+
+
+rows: list[Row] = []
+
+
+def times(full: int) -> int:
+    """How often to do now what is done ``full`` times in all."""
+    return max(1, full * TENTHS // 10)
+
+
+def random(salt: str) -> Random:
+    """Random numbers that are the same again for the same $OVM_SEED and ``salt``."""
+    return Random(f"{SEED} {salt}")
+
+
+def row(what: str, goal: str, reached: str) -> None:
+    """Puts a line into the table."""
+    rows.append(Row(what, goal, reached))
+    if TABLE:
+        with Path(TABLE).open("a") as file:
+            file.write(json.dumps(dataclasses.asdict(rows[-1])) + "\n")
+
+
+def table(lines: list[Row]) -> str:
+    """Aligned by columns."""
+    cells = [("what", "goal", "reached"), *((line.what, line.goal, line.reached) for line in lines)]
+    widths = [max(len(line[column]) for line in cells) for column in range(2)]
+    return "\n".join(f"{what:{widths[0]}}  {goal:{widths[1]}}  {reached}" for what, goal, reached in cells)
