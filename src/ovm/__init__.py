@@ -2,7 +2,7 @@
 
 General layout, and who may import whom (import-linter holds it)::
 
-    cli → image → registry → machine, boot, session, prepare → helpers → hypervisors | network | guest | disks
+    cli → image → registry → create → machine, boot, session, prepare → helpers → hypervisors | network | guest | disks
         → process → wire → errors, config, state, events, paths
 
 The names below are resolved when first used, so that ``import ovm`` stays cheap.
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ovm.config import Options as Options
     from ovm.config import OriginPath as OriginPath
     from ovm.config import Versions as Versions
+    from ovm.create import create_darwin_ovm as create_darwin_ovm
+    from ovm.create import create_linux_ovm as create_linux_ovm
     from ovm.errors import ArchiveError as ArchiveError
     from ovm.errors import ExecTimeout as ExecTimeout
     from ovm.errors import FileError as FileError
@@ -41,10 +43,8 @@ if TYPE_CHECKING:
     from ovm.errors import UnsupportedError as UnsupportedError
     from ovm.events import Event as Event
     from ovm.guest.ssh import ExecResult as ExecResult
+    from ovm.info import Info as Info
     from ovm.machine import OVM as OVM
-    from ovm.machine import Info as Info
-    from ovm.machine import create_darwin_ovm as create_darwin_ovm
-    from ovm.machine import create_linux_ovm as create_linux_ovm
     from ovm.network.gvproxy import Forward as Forward
     from ovm.process.guard import freeze_support as freeze_support
     from ovm.registry import create_ovm as create_ovm
@@ -53,10 +53,10 @@ if TYPE_CHECKING:
 
 _HOME = {
     "create_ovm": "registry",
-    "create_linux_ovm": "machine",
-    "create_darwin_ovm": "machine",
+    "create_linux_ovm": "create",
+    "create_darwin_ovm": "create",
     "OVM": "machine",
-    "Info": "machine",
+    "Info": "info",
     "Options": "config",
     "OriginPath": "config",
     "Versions": "config",

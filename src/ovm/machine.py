@@ -7,19 +7,18 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from ovm import power, prepare
 from ovm.boot import BLAME_WAIT_S, blame, boot_error, come_up, explain, power_on, shut_down
-from ovm.config import Options, check_address, check_port
+from ovm.config import check_address, check_port
 from ovm.errors import GuestError, HelperExited, OptionError, OVMError, StartError, StateError, StopError
 from ovm.events import Event, EventName, Events, Listener
 from ovm.guest.clock import ClockSync
 from ovm.guest.ssh import ExecResult
 from ovm.hypervisors import Happening
+from ovm.info import Info, Stage
 from ovm.network.gvproxy import Forward, Protocol
 from ovm.paths import KeyPaths, TargetPaths
 from ovm.process.child import Child
@@ -36,47 +35,8 @@ READY_TIMEOUT_S = 180.0
 """From the hypervisor's start to the guest's ready; emulated guests on busy machines are slow."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A step of a start, and when it was done."""
-
-    name: str
-    ms: float
-    """Milliseconds since ``start()`` was called."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Info:
-    """Where a running machine can be reached, and how it runs."""
-
-    podman_socket: Path
-    """podman's API, mode 0600; Docker clients speak to it too."""
-    podman_port: int | None
-    """podman's API on 127.0.0.1, or ``None`` if ``podman_tcp`` is off."""
-    ssh_port: int
-    """sshd on 127.0.0.1."""
-    ssh_key: Path
-    ssh_user: str
-    hypervisor: str
-    """``qemu`` or ``vfkit``."""
-    accelerator: str
-    accelerator_reason: str
-    """Why this accelerator and no other."""
-    cpus: int
-    memory_mib: int
-    data_disk: Path
-    log_dir: Path
-    timings: tuple[Stage, ...]
-    """The steps of the last start."""
-
-    @property
-    def docker_host(self) -> str:
-        """The value of ``DOCKER_HOST`` (and ``CONTAINER_HOST``) for this machine."""
-        return f"unix://{self.podman_socket}"
-
-
 class OVM:
-    """A virtual machine that runs Podman. Made by :func:`create_linux_ovm` or :func:`ovm.create_ovm`.
+    """A virtual machine that runs Podman. Made by :func:`ovm.create_linux_ovm` or :func:`ovm.create_ovm`.
 
     ``async with machine:`` starts it and stops it. One object can be started and stopped any number of times; it
     belongs to the event loop that started it, and if that loop ends, the guest is shut down with it.
@@ -179,7 +139,7 @@ class OVM:
             if self._stop_wanted.is_set() and not started.done():
                 error = StartError("the machine was stopped before it was ready")
         except BaseExceptionGroup as group:
-            error = _first(group)
+            error = first_error(group)
         except Exception as failure:  # noqa: BLE001 - told to start()'s caller or to the listeners
             error = failure
             if isinstance(failure, OSError) and not started.done():
@@ -626,62 +586,7 @@ class OVM:
         task.add_done_callback(self._background.discard)
 
 
-async def create_linux_ovm(
-    options: Options | Mapping[str, Any] | None = None,
-    /,
-    *,
-    progress: prepare.Progress | None = None,
-    **more: Any,
-) -> OVM:
-    """A machine under QEMU: inputs checked, files copied or unpacked, keys made. Nothing is started yet.
-
-    Args:
-        options: :class:`ovm.Options`, or a mapping with its names or the seed's camelCase ones.
-        progress: Called with a file's name, the bytes done and the bytes in all while files are copied.
-        **more: Options by keyword, on top of ``options``.
-
-    Raises:
-        InputError: something given cannot be used; nothing was touched.
-        InUseError: another process owns one of the directories.
-        SpaceError: the disk is too small; says what is needed.
-    """
-    return await _create(prepare.prepare_linux(Options.of(options, **more), progress))
-
-
-async def create_darwin_ovm(
-    options: Options | Mapping[str, Any] | None = None,
-    /,
-    *,
-    progress: prepare.Progress | None = None,
-    **more: Any,
-) -> OVM:
-    """A machine under vfkit: inputs checked, files copied or unpacked, keys made. Nothing is started yet.
-
-    ``gvproxy`` and ``vfkit`` are those of ``origin_path``, else the ones that are installed. /Users, /var/folders
-    and /private are shared unless ``mounts`` says otherwise.
-
-    Args:
-        options: :class:`ovm.Options`, or a mapping with its names or the seed's camelCase ones.
-        progress: Called with a file's name, the bytes done and the bytes in all while files are copied.
-        **more: Options by keyword, on top of ``options``.
-
-    Raises:
-        InputError: something given cannot be used, a path that vfkit's command line cannot carry for one; nothing
-            was touched.
-        InUseError: another process owns one of the directories.
-        SpaceError: the disk is too small; says what is needed.
-    """
-    return await _create(prepare.prepare_darwin(Options.of(options, **more), progress))
-
-
-async def _create(preparing: Coroutine[Any, Any, prepare.Prepared]) -> OVM:
-    try:
-        return OVM(await preparing)
-    except BaseExceptionGroup as group:
-        raise _first(group) from None
-
-
-def _first(error: BaseException) -> BaseException:
+def first_error(error: BaseException) -> BaseException:
     """The first real error of a task group."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

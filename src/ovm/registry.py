@@ -93,7 +93,7 @@ async def create_ovm(
         )
     import asyncio
 
-    from ovm import machine
+    from ovm import create
     from ovm.config import Options
 
     directory = default_image_dir(host_arch()) if image is None else Path(image)
@@ -109,8 +109,8 @@ async def create_ovm(
         "socket_dir": paths.default_socket_dir(name),
         "podman_tcp": False,
     }
-    create = machine.create_darwin_ovm if sys.platform == "darwin" else machine.create_linux_ovm
-    return await create(Options.of(defaults, **options), progress=progress)
+    make = create.create_darwin_ovm if sys.platform == "darwin" else create.create_linux_ovm
+    return await make(Options.of(defaults, **options), progress=progress)
 
 
 def check_name(name: str) -> str:

@@ -16,7 +16,7 @@ import pytest
 import ovm
 from ovm import cli
 from ovm.errors import HelperExited, OptionError
-from ovm.machine import Info, Stage
+from ovm.info import Info, Stage
 
 INFO = Info(
     podman_socket=Path("/run/x/podman.sock"),

@@ -18,7 +18,8 @@ import ovm
 from ovm import config, errors, paths
 from ovm.cli import ovm as command_line
 from ovm.events import EVENT_NAMES
-from ovm.machine import OVM, Info
+from ovm.info import Info
+from ovm.machine import OVM
 from ovm.process import logs
 from ovm.state import TRANSITIONS, VMState
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ovm import machine, registry
+from ovm import create, registry
 from ovm.config import Options
 from ovm.errors import ImageError, OptionError
 
@@ -89,12 +89,12 @@ async def test_everything_has_a_default(tmp_path: Path, monkeypatch: pytest.Monk
     """A name alone makes a machine: the default image, the helpers found here, directories of its own, no TCP."""
     asked: list[Options] = []
 
-    async def create(options: Options, **_more: object) -> Options:
+    async def fake(options: Options, **_more: object) -> Options:
         asked.append(options)
         return options
 
     monkeypatch.setenv("OVM_HOME", str(tmp_path))
-    monkeypatch.setattr(machine, "create_linux_ovm", create)
+    monkeypatch.setattr(create, "create_linux_ovm", fake)
     image = put_image(registry.default_image_dir(registry.host_arch()))
     await registry.create_ovm("box", cpus=3, memoryMib=512)
     (options,) = asked

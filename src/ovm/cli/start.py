@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from ovm.cli.progress import Steps
     from ovm.config import Mount
     from ovm.errors import OVMError
-    from ovm.machine import OVM, Info
+    from ovm.info import Info
+    from ovm.machine import OVM
 
 EXIT_TERMINATED = 143
 """What a shell reports for a program ended by SIGTERM."""
