@@ -1,7 +1,7 @@
 # Everything a newcomer needs; `make` alone lists it. The work is done by scripts/setup and the tools themselves.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench clean
+.PHONY: help run test soak lint bench clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-7s %s\n' "$$name" "$$text"; done
@@ -13,6 +13,10 @@ run: ## Set everything up, boot a machine and run a container in it
 test: ## Set everything up, then run every check and every test
 	@scripts/setup test
 	@scripts/test $(PYTEST_ARGS)
+
+soak: ## Set everything up, then break everything on purpose, for hours
+	@scripts/setup test
+	@scripts/soak $(SOAK_ARGS)
 
 lint: ## Check style, types and who imports whom
 	@scripts/setup test

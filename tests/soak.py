@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import platform
 from pathlib import Path
 from random import Random
 
@@ -50,3 +51,13 @@ def table(lines: list[Row]) -> str:
     cells = [("what", "goal", "reached"), *((line.what, line.goal, line.reached) for line in lines)]
     widths = [max(len(line[column]) for line in cells) for column in range(2)]
     return "\n".join(f"{what:{widths[0]}}  {goal:{widths[1]}}  {reached}" for what, goal, reached in cells)
+
+
+def machine() -> str:
+    """What it was done on."""
+    cpu, memory = platform.machine(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    if (told := Path("/proc/cpuinfo")).exists():
+        cpu = next((line.partition(": ")[2].strip() for line in told.open() if line.startswith("model name")), cpu)
+    load = "load {:.1f} {:.1f} {:.1f}".format(*os.getloadavg())
+    system = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
+    return f"{os.cpu_count()} x {cpu}, {memory:.1f} GiB, {system}, {load} at the end"
