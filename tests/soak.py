@@ -57,7 +57,14 @@ def machine() -> str:
     """What it was done on."""
     cpu, memory = platform.machine(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     if (told := Path("/proc/cpuinfo")).exists():
-        cpu = next((line.partition(": ")[2].strip() for line in told.open() if line.startswith("model name")), cpu)
+        cpu = next(
+            (
+                line.partition(": ")[2].strip()
+                for line in told.read_text().splitlines()
+                if line.startswith("model name")
+            ),
+            cpu,
+        )
     load = "load {:.1f} {:.1f} {:.1f}".format(*os.getloadavg())
     system = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
     return f"{os.cpu_count()} x {cpu}, {memory:.1f} GiB, {system}, {load} at the end"
