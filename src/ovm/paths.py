@@ -19,6 +19,7 @@
         vfkit-PID-N.sock           vfkit's end of the guest's network card
         virtiofs-N.sock            virtiofsd's, one for each shared folder
         boot.initrd                initrd plus boot configuration, 0600, removed once ready
+        helpers.json               who the helpers are, 0600, should manager and guard be killed together
         ovm.lock
     log_dir/
         NAME.log NAME.2.log NAME.3.log   of gvproxy, qemu or vfkit, virtiofsd-N, guard, and the guest's console
@@ -123,6 +124,11 @@ class SocketPaths:
     def control(self) -> Path:
         """Vfkit's REST."""
         return self.directory / "vfkit.sock"
+
+    @property
+    def helpers(self) -> Path:
+        """Who the helpers are."""
+        return self.directory / "helpers.json"
 
     def share(self, index: int) -> Path:
         """Virtiofsd's socket for the shared folder number ``index``."""

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import watched
 from ovm.errors import FileError, InUseError
 from ovm.paths import LOCK
 from ovm.process import lock
 
+ON_LINUX = sys.platform == "linux"
+
 OWNER = """
-import asyncio, subprocess, sys
+import asyncio, sys
 from pathlib import Path
-from ovm.process import lock
+from ovm.process import lock, roster
+from ovm.process.child import Child
 
 async def main():
-    async with lock.hold([Path(sys.argv[1])], wait_s=0) as held:
-        helper = subprocess.Popen(["sleep", "60"], pass_fds=held.fds, stdout=subprocess.DEVNULL)
+    at = Path(sys.argv[2]) if sys.argv[2:] else None
+    async with lock.hold([Path(sys.argv[1])], wait_s=0, helpers=at) as held:
+        helper = await asyncio.create_subprocess_exec(
+            "sleep", "60", pass_fds=held.fds, stdout=asyncio.subprocess.DEVNULL
+        )
+        if at:
+            roster.Roster(at).add(Child("sleep", helper))
         print(helper.pid, flush=True)
         await asyncio.sleep(60)
 
@@ -36,6 +47,13 @@ async def is_free(directory) -> bool:
             return True
     except InUseError:
         return False
+
+
+async def refusal(directory) -> InUseError:
+    with pytest.raises(InUseError) as caught:
+        async with lock.hold([directory], wait_s=0):
+            pass
+    return caught.value
 
 
 async def test_a_second_owner_is_refused_and_told_who_has_it(tmp_path):
@@ -166,15 +184,75 @@ async def test_the_lock_of_a_killed_owner_is_free_when_its_helpers_are(tmp_path)
         assert held.fds
 
 
-async def test_who_has_it_is_for_people_only(tmp_path):
-    """A lock file with rubbish in it is a free lock, and one held without a name is still held."""
-    (tmp_path / LOCK).write_bytes(b"\xff not json")
+NOTES = [b"", b"[]", b"\xff not json", b"[" * 10_000, b"{}", b'{"pid": 1}', b"\x00" * 100_000]
+
+
+@pytest.mark.parametrize("note", NOTES, ids=lambda note: repr(note[:10]))
+async def test_who_has_it_is_for_people_only(tmp_path, note):
+    """A lock file with rubbish in it is a free lock; one held without a name is held, and the kernel knows by whom."""
+    (tmp_path / LOCK).write_bytes(note)
     assert await is_free(tmp_path)
     async with lock.hold([tmp_path], wait_s=0):
-        (tmp_path / LOCK).write_text("[]")
-        with pytest.raises(InUseError, match="in use by another process"):
-            async with lock.hold([tmp_path], wait_s=0):
-                pass
+        (tmp_path / LOCK).write_bytes(note)
+        error = await refusal(tmp_path)
+    whom = f"{Path(sys.executable).resolve().name} (process {os.getpid()})" if ON_LINUX else "another process"
+    assert error.message == f"{tmp_path} is in use by {whom}"
+
+
+async def test_a_note_of_another_boot_names_nobody(tmp_path):
+    """Not even if that pid is somebody's now: it is neither called the owner, nor called dead."""
+    async with lock.hold([tmp_path], wait_s=0):
+        note = json.loads((tmp_path / LOCK).read_bytes())
+        (tmp_path / LOCK).write_text(json.dumps(note | {"boot_id": "another"}))
+        error = await refusal(tmp_path)
+    assert f"process {os.getpid()} ({sys.argv[0]})" not in error.message
+    assert "dead" not in error.message
+
+
+async def test_a_reused_pid_is_not_called_the_owner(tmp_path):
+    """The note's pid is a process's, but one that started at another time: the owner is dead."""
+    async with lock.hold([tmp_path], wait_s=0):
+        note = json.loads((tmp_path / LOCK).read_bytes())
+        note["manager"]["started"] -= 1
+        (tmp_path / LOCK).write_text(json.dumps(note))
+        error = await refusal(tmp_path)
+    assert "since" not in error.message
+    assert f"left by process {os.getpid()} ({sys.argv[0]}), which is dead" in error.message
+
+
+async def test_a_free_lock_names_nobody(tmp_path):
+    """Whoever has let go is not taken for the owner while the next one has not yet written its name."""
+    async with lock.hold([tmp_path], wait_s=0):
+        assert (tmp_path / LOCK).read_bytes()
+    assert (tmp_path / LOCK).read_bytes() == b""
+
+
+async def test_what_a_dead_owner_left_is_named(tmp_path):
+    """A helper that no roster names is not touched, but told of: who it is, and how it is ended."""
+    owner = await asyncio.create_subprocess_exec(sys.executable, "-c", OWNER, tmp_path, stdout=subprocess.PIPE)
+    helper = int(await owner.stdout.readline())
+    with watched.watching({"helper": helper}) as pidfds:
+        owner.kill()
+        await owner.wait()
+        error = await refusal(tmp_path)
+        assert watched.still_there(*pidfds.values())
+    who = f"sleep (process {helper})" if ON_LINUX else "helpers"
+    assert error.message == f"{tmp_path} is in use by {who}, left by process {owner.pid} (-c), which is dead"
+    assert error.hint == (f"end what is left: kill {helper}" if ON_LINUX else "")
+
+
+async def test_what_a_dead_owner_left_is_ended_by_its_roster(tmp_path):
+    """Whoever comes next does not wait for helpers that nobody will ever end, not even where it waits for nobody."""
+    (tmp_path / "other").mkdir()
+    roster = tmp_path / "other" / "helpers.json"  # of another directory than the one that is wanted
+    owner = await asyncio.create_subprocess_exec(sys.executable, "-c", OWNER, tmp_path, roster, stdout=subprocess.PIPE)
+    helper = int(await owner.stdout.readline())
+    with watched.watching({"helper": helper}) as pidfds:
+        owner.kill()
+        await owner.wait()
+        assert watched.still_there(*pidfds.values())
+        assert await is_free(tmp_path)
+        assert watched.gone_within(0, *pidfds.values())
 
 
 async def test_a_lock_is_private_and_follows_no_link(tmp_path):

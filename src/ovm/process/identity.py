@@ -1,0 +1,122 @@
+"""Who a process is: its pid, when the kernel started it, and what program it runs.
+
+A pid alone may be somebody else's by the time it is looked at; together with its start it is one process for ever,
+until the host boots again. Linux tells of both in /proc, macOS in libproc.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+Pid = Annotated[int, msgspec.Meta(gt=0, lt=2**31)]
+"""What is neither a group of processes nor all of them, and fits the kernel's type."""
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """One process, which no later one equals."""
+
+    pid: Pid
+    started: int
+    """When, in the kernel's own words: ticks since the boot on Linux, microseconds since 1970 on macOS."""
+    program: str
+    """The path of what it executes; empty where the kernel does not tell us."""
+
+
+def is_there(process: Identity) -> bool:
+    """Whether it has not ended, whatever program it runs by now; a zombie has."""
+    now = of(process.pid)
+    return now is not None and now.started == process.started
+
+
+if sys.platform == "darwin":
+    import ctypes
+
+    _PROC_PIDTBSDINFO = 3
+    _PATH_BYTES = 4096
+
+    class _BSDInfo(ctypes.Structure):
+        """proc_bsdinfo, from sys/proc_info.h."""
+
+        _fields_ = [
+            ("flags_status_xstatus_pid_ppid", ctypes.c_uint32 * 5),
+            ("uid", ctypes.c_uint32),
+            ("other_ids", ctypes.c_uint32 * 6),
+            ("names", ctypes.c_char * 48),
+            ("files_groups_terminal", ctypes.c_uint32 * 5),
+            ("nice", ctypes.c_int32),
+            ("started_s", ctypes.c_uint64),
+            ("started_us", ctypes.c_uint64),
+        ]
+
+    def of(pid: int) -> Identity | None:
+        """The process that has this pid now; ``None`` if none has, or it has ended."""
+        if (info := _info(pid)) is None:  # of a zombie, too
+            return None
+        buffer = ctypes.create_string_buffer(_PATH_BYTES)
+        length = max(0, _system().proc_pidpath(pid, buffer, _PATH_BYTES))
+        started = info.started_s * 1_000_000 + info.started_us
+        return Identity(pid=pid, started=started, program=buffer.raw[:length].decode(errors="replace"))
+
+    def owner(pid: int) -> int | None:
+        """The user that process runs as."""
+        info = _info(pid)
+        return None if info is None else info.uid
+
+    def boot() -> str:
+        """Which boot of the host this is."""
+        size = ctypes.c_size_t(128)
+        buffer = ctypes.create_string_buffer(size.value)
+        _system().sysctlbyname(b"kern.bootsessionuuid", buffer, ctypes.byref(size), None, ctypes.c_size_t(0))
+        return buffer.value.decode(errors="replace")
+
+    def _info(pid: int) -> _BSDInfo | None:
+        info = _BSDInfo()
+        size = ctypes.sizeof(info)
+        told = _system().proc_pidinfo(pid, _PROC_PIDTBSDINFO, ctypes.c_uint64(0), ctypes.byref(info), size)
+        return info if told == size else None
+
+    def _system() -> ctypes.CDLL:
+        return ctypes.CDLL(None)
+
+else:
+    _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+    _OUR_PIDS = Path("/proc/self/ns/pid")
+    _STATE, _THREADS, _STARTED = 0, 17, 19
+    """Of proc_pid_stat(5), counted from the one behind the name."""
+
+    def of(pid: int) -> Identity | None:
+        """The process that has this pid now; ``None`` if none has, or it has ended."""
+        try:
+            told = Path(f"/proc/{pid}/stat").read_bytes()
+        except OSError:
+            return None
+        fields = told.rpartition(b")")[2].split()  # its name may hold anything, ") " too
+        # a zombie whose other threads go on has not ended
+        if fields[_STATE] in b"ZXx" and int(fields[_THREADS]) <= 1:
+            return None
+        try:
+            program = os.fsencode(Path(f"/proc/{pid}/exe").readlink()).decode(errors="replace")
+        except OSError:
+            program = ""
+        return Identity(pid=pid, started=int(fields[_STARTED]), program=program.removesuffix(" (deleted)"))
+
+    def owner(pid: int) -> int | None:
+        """The user that process runs as."""
+        try:
+            told = Path(f"/proc/{pid}/status").read_bytes()
+        except OSError:
+            return None
+        # not the file's owner: that is root where a process has changed its privileges
+        return int(told.partition(b"\nUid:")[2].split()[1])
+
+    def boot() -> str:
+        """Which boot of the host this is, and whose numbers pids are: a container counts its own."""
+        try:
+            return f"{_BOOT_ID.read_text().strip()} {_OUR_PIDS.readlink()}"
+        except OSError:
+            return ""

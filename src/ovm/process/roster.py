@@ -1,0 +1,165 @@
+"""Who a machine's helpers are, in a file: for the day when manager *and* guard are killed, and nobody ends them.
+
+It is read by whoever finds the machine's lock held although the manager is dead. A process is ended only if it is
+the one that was recorded: same boot, pid, start and program, and ours. Whatever else the file says is ignored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from ovm.process import identity
+from ovm.process.child import Child
+from ovm.process.identity import Identity
+
+log = logging.getLogger(__name__)
+
+MAX_BYTES = 64 << 10
+END_S = 10.0
+"""How long killed processes may take to vanish; freeing gigabytes takes the kernel a while."""
+LOOK_S = 0.01
+
+
+class _Told(msgspec.Struct, frozen=True):
+    """What the file says."""
+
+    boot_id: str
+    manager: Identity
+    helpers: dict[str, Identity]
+
+
+class Roster:
+    """The helpers of this process's machine; :func:`keep` makes one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._boot = identity.boot()
+        self._manager = identity.of(os.getpid())
+        self._helpers: dict[str, Identity] = {}
+
+    def add(self, child: Child) -> None:
+        """Record a helper that was just started, in place of an earlier one of that name."""
+        if (process := identity.of(child.pid)) is not None:
+            self._helpers[child.name] = process
+            self._write()
+
+    def update(self) -> None:
+        """Record what programs the helpers are by now: a wrapper becomes what it wraps."""
+        for name, was in self._helpers.items():
+            if (now := identity.of(was.pid)) is not None and now.started == was.started:
+                self._helpers[name] = now
+        self._write()
+
+    def remove(self) -> None:
+        """Forget them, unless one has outlived its end."""
+        if not any(identity.is_there(helper) for helper in self._helpers.values()):
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
+
+    def _write(self) -> None:
+        if self._manager is None:
+            return
+        told = _Told(boot_id=self._boot, manager=self._manager, helpers=self._helpers)
+        try:
+            _write(self.path, msgspec.json.encode(told))
+        except OSError as error:  # a full disk takes this precaution from the machine, not the machine from us
+            log.warning("%s cannot be written: %s", self.path, error.strerror)
+
+
+@contextlib.contextmanager
+def keep(path: Path) -> Iterator[Roster]:
+    """A roster in the file ``path``, removed on the way out. Its directory's lock is held meanwhile."""
+    roster = Roster(path)
+    try:
+        yield roster
+    finally:
+        roster.remove()
+
+
+def reclaim(path: Path) -> list[str]:
+    """End what a dead manager has left, by the roster in ``path``; returns the names of what was killed.
+
+    Waits until they are gone, END_S seconds at most. Nothing is touched while the manager lives, after another boot,
+    or if the file is damaged, missing, or somebody else's.
+    """
+    told = _read(path)
+    if told is None or not told.boot_id or told.boot_id != identity.boot() or identity.is_there(told.manager):
+        return []
+    killed = {name: helper for name, helper in told.helpers.items() if _kill(helper)}
+    deadline = time.monotonic() + END_S
+    while any(identity.is_there(helper) for helper in killed.values()) and time.monotonic() < deadline:
+        time.sleep(LOOK_S)
+    if killed:
+        log.warning("ended %s, left by process %d, which is dead", ", ".join(killed), told.manager.pid)
+    return list(killed)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all, whenever we are killed. A power cut voids it anyway, so nothing is flushed."""
+    new = path.with_name(path.name + ".new")
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.write(fd, content)
+    finally:
+        os.close(fd)
+    new.replace(path)
+
+
+def _read(path: Path) -> _Told | None:
+    try:
+        # without waiting for whoever would open the other end of a fifo
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except (OSError, ValueError):
+        return None
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            return None
+        return msgspec.json.decode(os.read(fd, MAX_BYTES), type=_Told)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    finally:
+        os.close(fd)
+
+
+def _kill(helper: Identity) -> bool:
+    """Whether it was there, by identity, and was sent SIGKILL."""
+    try:
+        fd = os.pidfd_open(helper.pid) if hasattr(os, "pidfd_open") else None
+    except ProcessLookupError:
+        return False
+    except OSError:  # a kernel before 5.3
+        fd = None
+    try:
+        # looked at behind the pidfd: what has this identity now is what the pidfd refers to
+        if not _is_it(helper):
+            return False
+        if fd is not None and hasattr(signal, "pidfd_send_signal"):
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+        else:
+            os.kill(helper.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return False
+    else:
+        return True
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def _is_it(helper: Identity) -> bool:
+    return (
+        bool(helper.program)
+        and helper.pid != os.getpid()
+        and identity.of(helper.pid) == helper
+        and identity.owner(helper.pid) == os.geteuid()
+    )
