@@ -5,6 +5,7 @@
     target_dir/                    what a machine is made of; survives a stop
         <basename of each origin>  gvproxy, kernel, initrd, rootfs.btrfs (vfkit on macOS)
         versions.json              which version of each lies there, written after its rename
+        digests.json               what each of them holds, so that it can be verified
         data.img                   the data disk; never replaced, only grown
         scratch.img                what an ovm-core guest writes to its root; made anew at each start
         machine.json               machine id, and whether the data disk was ever in use
@@ -48,6 +49,7 @@ LOG_GENERATIONS = 3
 
 LOCK = "ovm.lock"
 VERSIONS = "versions.json"
+DIGESTS = "digests.json"
 DATA_DISK = "data.img"
 SCRATCH_DISK = "scratch.img"
 MACHINE = "machine.json"
@@ -67,6 +69,11 @@ class TargetPaths:
     def versions(self) -> Path:
         """Which version of each file lies beside it."""
         return self.directory / VERSIONS
+
+    @property
+    def digests(self) -> Path:
+        """The digest that each file had when it was made."""
+        return self.directory / DIGESTS
 
     @property
     def data_disk(self) -> Path:

@@ -162,7 +162,8 @@ async def refused(machines: tiny.Machines, options: dict[str, Any], kind: type[E
 
 
 def identities(m: tiny.Machine) -> dict[str, tuple[int, int]]:
-    files = [path for path in m.ovm.options.target_dir.iterdir() if path.name not in {"versions.json", "ovm.lock"}]
+    records = {"versions.json", "digests.json", "ovm.lock"}
+    files = [path for path in m.ovm.options.target_dir.iterdir() if path.name not in records]
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
 
 

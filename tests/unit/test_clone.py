@@ -119,7 +119,8 @@ async def test_files_are_made_either_way(tmp_path, monkeypatch, clones):
     target = tmp_path / "target"
     files = await prepare(origins, Versions(**dict.fromkeys(NAMES, "1")), target)
     assert {path.name: path.stat().st_mode & 0o777 for path in target.iterdir()} == {
-        "gvproxy": 0o755, "kernel": 0o644, "initrd": 0o644, "rootfs": 0o644, "versions.json": 0o644
+        "gvproxy": 0o755, "kernel": 0o644, "initrd": 0o644, "rootfs": 0o644,
+        "versions.json": 0o644, "digests.json": 0o644
     }  # fmt: skip
     assert files.rootfs.read_bytes() == files.gvproxy.read_bytes() == CONTENT
     assert not list(target.glob(TEMPORARY_PREFIX + "*"))

@@ -22,6 +22,7 @@ from ovm.disks.materialize import prepare
 from ovm.errors import ArchiveError, FileError, SpaceError
 
 NAMES = ("gvproxy", "kernel", "initrd", "rootfs")
+RECORDS = ("versions.json", "digests.json")
 MIB = 1 << 20
 
 
@@ -100,7 +101,8 @@ async def test_a_first_run_makes_every_file(one, target):
     assert contents(target) == recorded(target) == dict.fromkeys(NAMES, "1")
     assert (target / "versions.json").read_text() == json.dumps(dict.fromkeys(NAMES, "1"), indent=2)
     assert {path.name: path.stat().st_mode & 0o777 for path in target.iterdir()} == {
-        "gvproxy": 0o755, "kernel": 0o644, "initrd": 0o644, "rootfs": 0o644, "versions.json": 0o644
+        "gvproxy": 0o755, "kernel": 0o644, "initrd": 0o644, "rootfs": 0o644,
+        "versions.json": 0o644, "digests.json": 0o644
     }  # fmt: skip
     assert files.rootfs == target / "rootfs"
     assert files.vfkit is None
@@ -120,7 +122,7 @@ async def test_only_another_version_is_replaced(one, two, target):
     wanted = {"gvproxy": "1", "kernel": "2", "initrd": "1", "rootfs": "1"}
     assert contents(target) == recorded(target) == wanted
     assert list(recorded(target)) == list(NAMES)
-    assert {name for name, inode in inodes(target).items() if inode != before[name]} == {"kernel", "versions.json"}
+    assert {name for name, inode in inodes(target).items() if inode != before[name]} == {"kernel", *RECORDS}
 
 
 async def test_force_restores_a_damaged_file_of_the_right_version(one, target):
@@ -166,7 +168,7 @@ async def test_what_a_dead_run_left_is_removed_and_nothing_else(one, target):
     (target / (TEMPORARY_PREFIX + "of an older ovm")).write_bytes(b"half")
     (target / "data.img").write_bytes(b"precious")
     await prepare(one, all_of("1"), target)
-    assert {path.name for path in target.iterdir()} == {*NAMES, "versions.json", "data.img"}
+    assert {path.name for path in target.iterdir()} == {*NAMES, *RECORDS, "data.img"}
 
 
 async def test_progress_is_told_in_the_loop_and_ends_at_the_whole(one, target):
@@ -247,7 +249,7 @@ async def test_a_packed_kernel_is_unpacked(one, target):
     assert files.kernel.stat().st_mode & 0o777 == 0o644
     assert files.kernel.stat().st_blocks * 512 < MIB
     assert told[-1] == (len(IMAGE), len(IMAGE))
-    assert {path.name for path in target.iterdir()} == {"gvproxy", "vmlinuz", "initrd", "rootfs", "versions.json"}
+    assert {path.name for path in target.iterdir()} == {"gvproxy", "vmlinuz", "initrd", "rootfs", *RECORDS}
     before = inodes(target)
     await prepare(packed, all_of("1"), target)
     assert inodes(target) == before

@@ -17,11 +17,12 @@ import click
 from ovm.cli import colour, json_option, run
 
 if TYPE_CHECKING:
+    from ovm.disks.verify import FileState
     from ovm.helpers import Helper
     from ovm.hypervisors.macos import MacHost
     from ovm.process.probe import Version
 
-Status = Literal["ok", "warn", "missing"]
+Status = Literal["ok", "warn", "missing", "damaged"]
 
 SPACE_NEEDED_MIB = 2 * 1024
 """A guest image with the room to build it."""
@@ -29,7 +30,7 @@ SPACE_WANTED_MIB = 10 * 1024
 """Room for a few container images too."""
 OLDEST_PYTHON = (3, 11)
 
-_COLOURS = {"ok": "green", "warn": "yellow", "missing": "red"}
+_COLOURS = {"ok": "green", "warn": "yellow", "missing": "red", "damaged": "red"}
 _BUILD_TOOLS = {"mmdebstrap": "mmdebstrap", "mkfs.btrfs": "btrfs-progs", "xz": "xz-utils"}
 """Programs the image builder runs, and the Debian packages that have them."""
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
@@ -38,7 +39,7 @@ _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the table. ``missing`` is something without which no machine starts."""
+    """One line of the table. ``missing`` and ``damaged`` is something without which no machine starts."""
 
     name: str
     status: Status
@@ -47,14 +48,19 @@ class Check:
 
 
 @click.command("doctor")
+@click.argument("machine", default="")
+@click.option("--verify", is_flag=True, help="Also compare the files of the machines with their digests.")
 @json_option
-def command(as_json: bool) -> int:
+def command(machine: str, verify: bool, as_json: bool) -> int:
     """Check whether this host has what ovm needs.
 
-    Exits with 0 if nothing that is required is missing.
+    With --verify also whether the files that machines boot from are still whole: of all named machines, or of MACHINE,
+    a name or a target_dir. Exits with 0 if nothing that is required is missing or damaged.
     """
-    checks = run(examine())
-    fine = all(check.status != "missing" for check in checks)
+    if machine and not verify:
+        raise click.UsageError("MACHINE goes with --verify")
+    checks = run(examine()) + (run(check_files(machine)) if verify else [])
+    fine = all(check.status in {"ok", "warn"} for check in checks)
     if as_json:
         import json
 
@@ -105,6 +111,43 @@ def _mac_programs() -> list[Awaitable[list[Check]]]:
         _helper("vfkit", helpers.find_vfkit, partial(macos.check_program, entitled=True)),
         _helper("gvproxy", helpers.find_gvproxy, partial(macos.check_program, entitled=False)),
     ]
+
+
+async def check_files(machine: str = "") -> list[Check]:
+    """Whether the files in ``target_dir`` are what they were when they were made; of all named machines if not given.
+
+    They may be running.
+    """
+    from ovm.disks.verify import verify
+
+    checks = []
+    for name, target in _targets(machine).items():
+        files = await verify(target)
+        checks += [_check_of(name, file) for file in files]
+        if not files:
+            how = "none was made, or the last create was cut off; the next one makes them"
+            checks.append(Check(f"{name}: files", "warn", f"none is recorded in {target}", how))
+    return checks
+
+
+def _targets(machine: str) -> dict[str, Path]:
+    from ovm import paths, registry
+
+    if "/" in machine:
+        return {machine: Path(machine).expanduser().absolute()}
+    named = paths.machine_dir("x").parent
+    names = [registry.check_name(machine)] if machine else sorted(path.name for path in named.glob("*"))
+    return {name: paths.machine_dir(name) / "target" for name in names}
+
+
+def _check_of(machine: str, file: FileState) -> Check:
+    name = f"{machine}: {file.name}"
+    if file.state == "ok":
+        return Check(name, "ok", f"{file.path} is whole")
+    if file.state == "unknown":
+        return Check(name, "warn", file.detail, "reset_path() makes the files anew and records theirs; data is kept")
+    hint = "stop the machine and remove the file: the next start copies it anew, and data is kept; or reset_path()"
+    return Check(name, file.state, f"{file.path}: {file.detail}", hint)
 
 
 def table(checks: Iterable[Check]) -> list[str]:

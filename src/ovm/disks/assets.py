@@ -14,16 +14,16 @@ from ovm.config import OriginPath
 from ovm.disks import archive, kernel
 from ovm.disks.durable import TEMPORARY_PREFIX
 from ovm.errors import ArchiveError, FileError, HelperError, InputError, UnsupportedError
-from ovm.paths import DATA_DISK, LOCK, MACHINE, SCRATCH_DISK, VERSIONS
+from ovm.paths import DATA_DISK, DIGESTS, LOCK, MACHINE, SCRATCH_DISK, VERSIONS
 
 HELPERS = frozenset({"gvproxy", "vfkit"})
 """The origins that are programs."""
 
 SECTOR_BYTES = 512
 RECORD_MAX_BYTES = 64 * 1024
-"""A larger versions.json is none of ours."""
+"""A larger versions.json or digests.json is none of ours."""
 
-Reason = Literal["forced", "missing", "version"]
+Reason = Literal["forced", "missing", "version", "name"]
 
 _ARCHITECTURES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}
 _CPIO = (b"070701", b"070702")
@@ -33,7 +33,7 @@ _ZIP = b"PK\3\4"
 _BTRFS_MAGIC = slice(0x10040, 0x10048)
 _BTRFS_TOTAL_BYTES = slice(0x10070, 0x10078)
 _BTRFS_HEAD_BYTES = 0x10078
-_RESERVED = frozenset({".", "..", VERSIONS, DATA_DISK, SCRATCH_DISK, MACHINE, LOCK})
+_RESERVED = frozenset({".", "..", VERSIONS, DIGESTS, DATA_DISK, SCRATCH_DISK, MACHINE, LOCK})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +54,26 @@ def plan(
     recorded: Mapping[str, str],
     there: Collection[str],
     *,
+    names: Mapping[str, str] | None = None,
     force: bool = False,
 ) -> list[Item]:
-    """The files to replace: all when forced, else the missing ones and those recorded with another version.
+    """The files to replace: all when forced, else the missing ones and those recorded with another version or name.
 
-    ``there`` holds the keys whose target is there.
+    ``there`` holds the keys whose target is there, ``names`` what the recorded files are called, where that is known:
+    the version is about the file of that name, not about an older one that is there, too.
     """
 
-    def reason(name: str) -> Reason | None:
+    def reason(name: str, target: str) -> Reason | None:
         if force:
             return "forced"
         if name not in there:
             return "missing"
-        return "version" if recorded.get(name) != wanted.get(name) else None
+        if recorded.get(name) != wanted.get(name):
+            return "version"
+        return "name" if (names or {}).get(name, target) != target else None
 
-    return [Item(name, path, target_name(name, path), why) for name, path in origins.items() if (why := reason(name))]
+    items = ((name, path, target_name(name, path)) for name, path in origins.items())
+    return [Item(name, path, target, why) for name, path, target in items if (why := reason(name, target))]
 
 
 def recorded_versions(content: bytes) -> dict[str, str]:

@@ -87,7 +87,7 @@ _CLONERS: dict[str, Callable[[int, int, Path], bool]] = {"linux": clone_blocks, 
 def copy(source: int, target: int, size: int) -> Iterator[int]:
     """Copy ``size`` bytes, holes as holes; yields how far it is, at last ``size`` unless the source ended before."""
     os.ftruncate(target, size)
-    for start, end in _data_ranges(source, size):
+    for start, end in data_ranges(source, size):
         at = start
         while at < end:
             copied = _copy_some(source, target, at, min(CHUNK_BYTES, end - at))
@@ -122,20 +122,8 @@ def data_runs(pieces: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
         yield offset, rest
 
 
-def _nonzero(data: bytes, end: int) -> Iterator[tuple[int, int]]:
-    start = None
-    for at in range(0, end, BLOCK_BYTES):
-        if data.startswith(_ZERO_BLOCK, at):  # compares in place, a slice would copy
-            if start is not None:
-                yield start, at
-            start = None
-        elif start is None:
-            start = at
-    if start is not None:
-        yield start, end
-
-
-def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
+def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """What of an open file is not holes, as (start, end)."""
     at = 0
     while at < size:
         try:
@@ -147,6 +135,19 @@ def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
             start, end = at, size  # no holes on this file system
         yield start, min(end, size)
         at = end
+
+
+def _nonzero(data: bytes, end: int) -> Iterator[tuple[int, int]]:
+    start = None
+    for at in range(0, end, BLOCK_BYTES):
+        if data.startswith(_ZERO_BLOCK, at):  # compares in place, a slice would copy
+            if start is not None:
+                yield start, at
+            start = None
+        elif start is None:
+            start = at
+    if start is not None:
+        yield start, end
 
 
 def _copy_some(source: int, target: int, at: int, count: int) -> int:

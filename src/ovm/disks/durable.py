@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ovm.errors import FileError, SpaceError
@@ -49,12 +49,22 @@ class NewFile:
             os.close(fd)
 
 
-def write_whole(path: Path, content: bytes, mode: int) -> None:
-    """Replace ``path`` by ``content``: after a crash it is the old one or the new one, and after return the new one."""
-    new = NewFile(path.parent, path.name)
+def new_file(directory: Path, name: str, content: bytes, mode: int) -> NewFile:
+    """A durable file with ``content`` that does not bear its name yet."""
+    new = NewFile(directory, name)
     try:
         write_at(new.fd, content, 0)
         new.seal(mode)
+    except OSError:
+        new.discard()
+        raise
+    return new
+
+
+def write_whole(path: Path, content: bytes, mode: int) -> None:
+    """Replace ``path`` by ``content``: after a crash it is the old one or the new one, and after return the new one."""
+    new = new_file(path.parent, path.name, content, mode)
+    try:
         new.place(path)
         sync_directory(path.parent)
     finally:
@@ -90,6 +100,14 @@ def sync_directory(directory: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def sync_path(directory: Path) -> None:
+    """Make the names in ``directory`` survive a power cut, and those that lead to it: it may be new itself."""
+    sync_directory(directory)
+    for above in directory.absolute().parents:
+        with suppress(OSError):  # not ours to open, so not made by us
+            sync_directory(above)
 
 
 def sweep(directory: Path) -> None:

@@ -2,13 +2,15 @@
 
 What a crash may leave, step by step (each is durable before the next begins):
 
-1. every new file is written in full under a temporary name: the next run removes these
+1. all that will be needed is written in full under temporary names, the records of 2, 3 and 4 too: the next run
+   removes these. From here on nothing is written, only renamed, so no full disk can stop it half-way
 2. versions.json forgets the files about to be replaced (a forced run does this first of all, for what
    it replaces is not to be trusted): the next run replaces them again
-3. the new files take their names: likewise
+3. the new files take their names, and digests.json with them: likewise
 4. versions.json records what they are
 
-So a recorded version always belongs to the whole file beside it, and until 3 nothing is replaced at all.
+So a recorded version always belongs to the whole file beside it and to its digest, and until 3 nothing is replaced at
+all. What a dead run has left is made durable before anything is built upon it: it may be gone after a power cut else.
 """
 
 from __future__ import annotations
@@ -17,16 +19,25 @@ import asyncio
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import BinaryIO
 
 from ovm.config import OriginPath, Versions
-from ovm.disks import archive, assets, copying, kernel
+from ovm.disks import archive, assets, copying, digest, kernel, records
 from ovm.disks.blocking import in_thread
-from ovm.disks.durable import NewFile, disk_errors, sweep, sync_directory, write_whole
+from ovm.disks.digest import Digest
+from ovm.disks.durable import (
+    NewFile,
+    disk_errors,
+    new_file,
+    sweep,
+    sync_directory,
+    write_whole,
+)
+from ovm.disks.records import Made, Records
 from ovm.errors import FileError, SpaceError
 from ovm.paths import TargetPaths
 
@@ -72,18 +83,22 @@ async def prepare(
     """
     loop, stop = asyncio.get_running_loop(), Event()
 
-    def tell(name: str, done: int, total: int) -> None:
+    def go_on() -> None:
         if stop.is_set():
             raise _StoppedError
+
+    def tell(name: str, done: int, total: int) -> None:
+        go_on()
         if progress is not None:
             loop.call_soon_threadsafe(progress, name, done, total)
 
-    batch = _Batch(origin, versions, TargetPaths(target_dir), tell)
+    batch = _Batch(origin, versions, TargetPaths(target_dir), tell, go_on)
     try:
         await in_thread(partial(batch.begin, force=force), stop)
         async with asyncio.TaskGroup() as group:
             for copy in batch.copies:
                 group.create_task(in_thread(copy.fill, stop))
+                group.create_task(in_thread(copy.read, stop))
         await in_thread(batch.publish)
     except BaseExceptionGroup as failed:
         first = failed.exceptions[0]
@@ -110,7 +125,12 @@ class _Copy:
     unpack: Unpacker | None
     """``None`` for a plain copy."""
     tell: Progress
+    go_on: Callable[[], None]
+    """Raises if the copy was told to stop."""
     cloned: bool = False
+    done: int = 0
+    """Bytes it has."""
+    digest: Digest = field(default_factory=Digest)
 
     def begin(self) -> None:
         """Share the blocks of the origin where that can be done: then no room is needed."""
@@ -118,12 +138,36 @@ class _Copy:
 
     def fill(self) -> None:
         """Write the file in full and make it durable."""
-        done = 0
         with disk_errors(f"{self.item.source} cannot be copied to {self.new.path.parent}"):
             for done in self._steps():
+                self.done = done
                 self.tell(self.item.name, done, self.size)
-            self._check_unchanged(done)
             self.new.seal(PROGRAM_MODE if self.item.name in assets.HELPERS else FILE_MODE)
+
+    def read(self) -> None:
+        """Take the digest of what is not unpacked, which passes us by; another thread's work, for it takes longer."""
+        if self.unpack:
+            return
+        with disk_errors(f"{self.item.source} cannot be read"):
+            for piece in digest.read(self.source):
+                self.go_on()
+                self.digest.update(piece)
+
+    def check_unchanged(self) -> None:
+        """What was written, and what was read, is what the origin holds now."""
+        try:
+            after = _identity(self.item.source.stat())
+        except OSError:
+            after = None
+        if self.done != self.size or after != _identity(self.before):
+            raise FileError(
+                f"{self.item.source} changed while it was being copied; nothing has been replaced",
+                hint="try again once it is written in full",
+            )
+
+    def made(self, version: str) -> Made:
+        """What is recorded of it."""
+        return Made(file=self.item.target, version=version, size=self.size, digest=self.digest.hexdigest())
 
     def most_room(self) -> int:
         """Bytes it will take at most; holes take none."""
@@ -149,33 +193,35 @@ class _Copy:
         if self.cloned:
             return iter([self.size])
         if self.unpack:
-            return copying.write(self.new.fd, self.size, self._pieces(self.unpack))
+            return copying.write(self.new.fd, self.size, self._digested(self._pieces(self.unpack)))
         return copying.copy(self.source, self.new.fd, self.size)
 
     def _pieces(self, unpack: Unpacker) -> Iterator[bytes]:
         with open(self.source, "rb", closefd=False) as opened:
             yield from unpack(opened)
 
-    def _check_unchanged(self, done: int) -> None:
-        try:
-            after = _identity(self.item.source.stat())
-        except FileNotFoundError:
-            after = None
-        if done != self.size or after != _identity(self.before):
-            raise FileError(
-                f"{self.item.source} changed while it was being copied; nothing has been replaced",
-                hint="try again once it is written in full",
-            )
+    def _digested(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            self.digest.update(piece)
+            yield piece
 
 
 class _Batch:
     """The files to replace, from the decision to the record of it."""
 
-    def __init__(self, origin: OriginPath, versions: Versions, target: TargetPaths, tell: Progress) -> None:
-        self.origins, self.wanted, self.target, self.tell = origin.named(), versions.named(), target, tell
+    def __init__(
+        self,
+        origin: OriginPath,
+        versions: Versions,
+        target: TargetPaths,
+        tell: Progress,
+        go_on: Callable[[], None],
+    ) -> None:
+        self.origins, self.wanted, self.target = origin.named(), versions.named(), target
+        self.tell, self.go_on = tell, go_on
         self.targets = {n: target.directory / assets.target_name(n, path) for n, path in self.origins.items()}
         self.copies: list[_Copy] = []
-        self._recorded: dict[str, str] = {}
+        self._recorded = Records({}, {})
         self._cleanup = ExitStack()
 
     def begin(self, *, force: bool) -> None:
@@ -184,30 +230,42 @@ class _Batch:
         with disk_errors(f"{directory} cannot be used"):
             directory.mkdir(parents=True, exist_ok=True)
             sweep(directory)
+            sync_directory(directory)
         for name, path in self.targets.items():
             if path.is_dir() and not path.is_symlink():
                 raise FileError(f"{path} is a directory where {name} belongs", hint="move it away")
-        self._recorded = _recorded(self.target.versions)
-        there = assets.existing(self.targets)
-        for item in assets.plan(self.origins, self.wanted, self._recorded, there, force=force):
+        self._recorded = records.load(self.target)
+        there, names = assets.existing(self.targets), self._recorded.names()
+        for item in assets.plan(self.origins, self.wanted, self._recorded.versions, there, names=names, force=force):
             with disk_errors(f"{item.source} cannot be copied to {directory}"):
                 self.copies.append(self._opened(item))
         self._check_room()
-        if force:
-            self._forget()
+        if force and self._kept() != self._recorded.versions:
+            with disk_errors(f"{self.target.versions} cannot be written"):
+                write_whole(self.target.versions, records.encode(self._kept()), FILE_MODE)
+            self._recorded = Records(self._kept(), self._recorded.made)
 
     def publish(self) -> None:
         """Let the new files take their names, and record their versions."""
         if not self.copies:
             return
-        self._forget()
+        for copy in self.copies:
+            copy.check_unchanged()
         with disk_errors(f"{self.target.directory} cannot be written to"):
+            forget = None
+            if self._kept() != self._recorded.versions:
+                forget = self._staged("kept", records.encode(self._kept()))
+            made = self._staged("digests", records.encode(self._made()))
+            versions = self._staged("versions", records.encode(self._versions()))
+            if forget:
+                forget.place(self.target.versions)
+                sync_directory(self.target.directory)
             for copy in self.copies:
                 copy.new.place(self.targets[copy.item.name])
+            made.place(self.target.digests)
             sync_directory(self.target.directory)
-        names = {copy.item.name for copy in self.copies}
-        of_now = {name: v for name, v in self.wanted.items() if name in names or name in self._recorded}
-        self._record({**of_now, **{name: v for name, v in self._recorded.items() if name not in names}})
+            versions.place(self.target.versions)
+            sync_directory(self.target.directory)
 
     def discard(self) -> None:
         self._cleanup.close()
@@ -220,7 +278,7 @@ class _Batch:
             size, unpack = _packed(item) or (before.st_size, None)
             new = NewFile(self.target.directory, item.name)
             undo.pop_all()
-        copy = _Copy(item, source, before, new, size, unpack, self.tell)
+        copy = _Copy(item, source, before, new, size, unpack, self.tell, self.go_on)
         self._cleanup.callback(copy.discard)
         copy.begin()
         return copy
@@ -239,17 +297,24 @@ class _Batch:
                 hint="free some space, or choose a target_dir on another disk",
             )
 
-    def _forget(self) -> None:
+    def _kept(self) -> dict[str, str]:
+        """What versions.json says of the files that are not replaced."""
         names = {copy.item.name for copy in self.copies}
-        if names & self._recorded.keys():
-            self._record({name: v for name, v in self._recorded.items() if name not in names})
+        return {name: version for name, version in self._recorded.versions.items() if name not in names}
 
-    def _record(self, versions: dict[str, str]) -> None:
-        import json
+    def _versions(self) -> dict[str, str]:
+        kept, names = self._kept(), {copy.item.name for copy in self.copies}
+        of_now = {name: version for name, version in self.wanted.items() if name in names or name in kept}
+        return {**of_now, **kept}
 
-        with disk_errors(f"{self.target.versions} cannot be written"):
-            write_whole(self.target.versions, json.dumps(versions, indent=2).encode(), FILE_MODE)
-        self._recorded = versions
+    def _made(self) -> dict[str, Made]:
+        new = {copy.item.name: copy.made(self.wanted[copy.item.name]) for copy in self.copies}
+        return {**self._recorded.made, **new}
+
+    def _staged(self, name: str, content: bytes) -> NewFile:
+        new = new_file(self.target.directory, name, content, FILE_MODE)
+        self._cleanup.callback(new.discard)
+        return new
 
 
 def _packed(item: assets.Item) -> tuple[int, Unpacker] | None:
@@ -260,15 +325,6 @@ def _packed(item: assets.Item) -> tuple[int, Unpacker] | None:
     if item.name == "kernel" and (packed := kernel.find_packed(item.source)):
         return kernel.unpacked_size(packed), partial(kernel.unpack, packed)
     return None
-
-
-def _recorded(path: Path) -> dict[str, str]:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a fifo would be waited for
-        with open(fd, "rb", buffering=0) as opened:  # noqa: PTH123 - a descriptor, not a path
-            return assets.recorded_versions(opened.read(assets.RECORD_MAX_BYTES + 1) or b"")
-    except OSError:
-        return {}
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
