@@ -15,13 +15,13 @@ class Adopted:
     """What lives below this process, but for what was there before; :func:`adopting` makes one."""
 
     def __init__(self) -> None:
-        self.known = set(_below(os.getpid()))
+        self.known = set(below(os.getpid()))
         """Processes that are to be left alone, and what is below them."""
 
     def left(self) -> list[int]:
         """Those that are there. What has ended is reaped on the way, as init would."""
         found = []
-        for pid, state in _below(os.getpid()).items():
+        for pid, state in below(os.getpid()).items():
             if pid in self.known:
                 continue
             if state == "Z":
@@ -46,7 +46,7 @@ def _adopt(whether: int) -> None:
     assert libc.prctl(PR_SET_CHILD_SUBREAPER, whether, 0, 0, 0) == 0, os.strerror(ctypes.get_errno())
 
 
-def _below(root: int) -> dict[int, str]:
+def below(root: int) -> dict[int, str]:
     """All descendants of a process, with their states."""
     children: dict[int, dict[int, str]] = {}
     for process in Path("/proc").iterdir():

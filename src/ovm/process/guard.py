@@ -14,11 +14,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from typing import NoReturn
 
 WATCHING = b"watching\n"
 ARGUMENT = "--ovm-guard"
 """A frozen app started with this and a process id is the guard of that process."""
+
+SWEEP_S = 1.0
+"""For so long who joins the group late is killed, too; whoever reaps the dead is quicker, and then nobody can join."""
+SWEEP_AGAIN_S = 0.005
 
 _supported = False
 
@@ -100,8 +105,25 @@ else:
 
 
 def _end_group() -> NoReturn:
-    os.killpg(os.getpgrp(), signal.SIGKILL)
-    os._exit(1)  # never reached: the signal is ours too
+    """Kill everybody in the group: a helper that was just being started joins it when the manager is dead already.
+
+    So it is done by a child in a group of its own, again and again until there is no group left to join.
+    """
+    group = os.getpgrp()
+    try:
+        if os.fork():
+            signal.pause()  # the signal is ours too
+        os.setpgid(0, 0)
+    except OSError:  # no more processes are to be had
+        os.killpg(group, signal.SIGKILL)
+    deadline = time.monotonic() + SWEEP_S
+    try:
+        while time.monotonic() < deadline:
+            os.killpg(group, signal.SIGKILL)
+            time.sleep(SWEEP_AGAIN_S)
+    except ProcessLookupError:
+        pass
+    os._exit(0)
 
 
 if __name__ == "__main__":
