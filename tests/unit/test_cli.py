@@ -36,7 +36,7 @@ def test_help_imports_nothing_heavy():
     assert done.returncode == 0, done.stderr
     *lines, heavy = done.stdout.splitlines()
     assert heavy == "[]"
-    for verb in ("start", "doctor", "image", "completion"):
+    for verb in ("start", "prune", "doctor", "image", "completion"):
         assert any(line.strip().startswith(verb) for line in lines)
 
 
@@ -194,7 +194,7 @@ def test_completion_scripts(capsys, shell):
     ("words", "completions"),
     [
         ("ovm st", ["start"]),
-        ("ovm ", ["start", "doctor", "image", "completion"]),
+        ("ovm ", ["start", "prune", "doctor", "image", "completion"]),
         ("ovm start --fore", ["--foreground"]),
     ],
 )

@@ -25,6 +25,7 @@ EXIT_INTERRUPTED = 130
 
 _VERBS = {
     "start": ("ovm.cli.start:command", "Boot a machine and say how to reach its engine."),
+    "prune": ("ovm.cli.prune:command", "Remove what nothing uses in a machine, and give back the room."),
     "doctor": ("ovm.cli.doctor:command", "Check whether this host has what ovm needs."),
     "image": ("ovm.cli.image:command", "Build, fetch and look at guest images."),
     "completion": ("ovm.cli.completion:command", "Print the completion script of a shell."),
