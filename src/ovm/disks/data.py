@@ -18,7 +18,7 @@ import msgspec
 
 from ovm.config import MIB
 from ovm.disks.blocking import in_thread
-from ovm.disks.durable import disk_errors, sync, sync_directory, write_whole
+from ovm.disks.durable import disk_errors, sync, sync_directory, sync_path, write_whole
 from ovm.errors import FileError
 from ovm.paths import TargetPaths
 
@@ -132,6 +132,7 @@ def _ensure(target: TargetPaths, wanted: int) -> DataDisk:
         machine = load_machine(target)
         created = not os.path.lexists(disk)
         if created:
+            sync_directory(target.directory)  # whoever removed it may not have seen to that
             machine = msgspec.structs.replace(machine, data_ever_ready=False, data_device_size=0)
             save_machine(target, machine)
         size = _grow(disk, wanted, machine.data_device_size, create=created)
@@ -156,10 +157,12 @@ def _grow(disk: Path, wanted: int, known: int, *, create: bool) -> int:
             )
         if size < wanted:
             os.ftruncate(fd, wanted)
+        if max(size, wanted) > known:  # a run that was killed may have grown it and not come to this
             sync(fd)
     finally:
         os.close(fd)
-    sync_directory(disk.parent)
+    if not known:
+        sync_path(disk.parent)
     return size
 
 
