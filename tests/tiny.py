@@ -269,16 +269,18 @@ class Machine:
         self.events: list[str] = []
         self.states: list[str] = []
         self.errors: list[ovm.OVMError] = []
+        self.healths: list[ovm.Health] = []
         self.transitions: list[str] = []
         self._move = machine._to
         machine._to = self._moved  # type: ignore[method-assign]
         for name in EVENT_NAMES:
             machine.on(name, functools.partial(self._heard, name))
 
-    def _heard(self, name: str, *error: ovm.OVMError) -> None:
+    def _heard(self, name: str, *told: ovm.OVMError | ovm.Health) -> None:
         self.events.append(name)
         self.states.append(self.state)
-        self.errors += error
+        self.errors += [error for error in told if isinstance(error, ovm.OVMError)]
+        self.healths += [health for health in told if isinstance(health, ovm.Health)]
 
     def _moved(self, state: ovm.VMState) -> None:
         self._move(state)

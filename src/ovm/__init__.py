@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from ovm.errors import UnsupportedError as UnsupportedError
     from ovm.events import Event as Event
     from ovm.guest.ssh import ExecResult as ExecResult
+    from ovm.info import Health as Health
     from ovm.info import Info as Info
     from ovm.machine import OVM as OVM
     from ovm.network.gvproxy import Forward as Forward
@@ -57,6 +58,7 @@ _HOME = {
     "create_darwin_ovm": "create",
     "OVM": "machine",
     "Info": "info",
+    "Health": "info",
     "Options": "config",
     "OriginPath": "config",
     "Versions": "config",

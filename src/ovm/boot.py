@@ -8,20 +8,21 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from ovm import prepare
 from ovm.config import PODMAN_PORT_FIRST, SSH_PORT_FIRST, Options
 from ovm.disks.blocking import in_thread
-from ovm.errors import HelperExited, OVMError, StartError
+from ovm.errors import GuestError, HelperExited, OVMError, StartError
 from ovm.guest import command, ready
 from ovm.guest.profiles import PROFILES
 from ovm.guest.ssh import SSH, warm_up
 from ovm.hypervisors import Channel, Disk, Happening, Share, VMSpec, Watcher
 from ovm.network import gvproxy
 from ovm.paths import KeyPaths, SocketPaths, TargetPaths
-from ovm.process import lock, logs
+from ovm.process import lock, logs, roster
 from ovm.process.child import Child, process_group
 from ovm.session import PODMAN_SOCKET, Session, open_session
 
@@ -33,6 +34,9 @@ STOP_TIMEOUT_S = 90.0
 """How long the guest may take to shut down before its power is cut."""
 POWER_BUTTON_AFTER_S = 15.0
 """When a guest that was asked over ssh and is still there hears the power button too, and how often."""
+POWER_BUTTON_RETRY_S = 2.0
+POWER_BUTTON_TRIES = 5
+"""How often in a row a button may be out of reach before the power is cut."""
 FORCE_TIMEOUT_S = 5.0
 BLAME_WAIT_S = 0.5
 """gvproxy ends with its hypervisor and may be noticed first; wait to see who really was the first to go."""
@@ -77,7 +81,9 @@ async def power_on(
     names = ["guard", "gvproxy", "console", *driver.logs(len(options.mounts))]
     async with contextlib.AsyncExitStack() as stack:
         await in_thread(partial(prepare.make_directories, options))  # a logout may have taken the runtime directory
-        held = await stack.enter_async_context(lock.hold(prepare.locked_directories(options), wait_s=LOCK_WAIT_S))
+        held = await stack.enter_async_context(
+            lock.hold(prepare.locked_directories(options), wait_s=LOCK_WAIT_S, helpers=sockets.helpers)
+        )
         await in_thread(partial(prepare.check_files, prepared.files))
         # a thread cannot be cancelled: it is waited for, or it would write behind the back of the lock's next holder
         await in_thread(partial(_clear_sockets, sockets))
@@ -86,7 +92,8 @@ async def power_on(
         importing = asyncio.create_task(warm_up())
         stack.callback(importing.cancel)
 
-        group = await stack.enter_async_context(process_group(held.fds, log_path=log_paths["guard"]))
+        kept = stack.enter_context(roster.keep(sockets.helpers))
+        group = await stack.enter_async_context(process_group(held.fds, log_path=log_paths["guard"], spawned=kept.add))
         step("guard")
 
         wire: gvproxy.Wire = "channel" if profile.over_vsock else driver.card
@@ -111,6 +118,7 @@ async def power_on(
             await in_thread(partial(prepare.write_boot_initrd, options, prepared.files.initrd, key, blocked))
         spec = vm_spec(prepared, sockets, log_paths["console"])
         vm = await stack.enter_async_context(driver.start(group, spec, logs=log_paths, watcher=watcher))
+        kept.update()
         step("hypervisor")
 
         yield await stack.enter_async_context(
@@ -122,7 +130,8 @@ async def power_on(
                 ssh=SSH(ssh_port, KeyPaths(options.ssh_key_dir)),
                 sockets=sockets,
                 podman_port=podman_port,
-                children=(group.guard, vm.child, network.child, *vm.daemons),
+                guard=group.guard,
+                helpers_changed=kept.update,
                 console_log=log_paths["console"],
                 initrd_is_read=driver.reads_initrd_once,
             )
@@ -207,6 +216,7 @@ async def come_up(session: Session, *, step: Callable[[str], None]) -> None:
     if session.profile.engine:
         await session.attach()
     await in_thread(partial(prepare.remember_ready, session.options))
+    session.console_read = (await in_thread(session.console_log.stat)).st_size
     if session.initrd_is_read:
         await in_thread(partial(session.sockets.boot_initrd.unlink, missing_ok=True))
     step("ready")
@@ -247,38 +257,67 @@ async def explain(
     return await vm.exited("boot")
 
 
+async def find_panic(session: Session) -> GuestError | None:
+    """What the guest's console tells of a panic since it was ready; ``None`` if there was none."""
+    console = await in_thread(partial(logs.tail, session.console_log, PANIC_LINES, since=session.console_read))
+    panics = [number for number, line in enumerate(console) if PANIC in line]
+    if not panics:
+        return None
+    first = panics[0]
+    return GuestError(
+        f"the guest's kernel panicked, and boots again: {console[first].partition(PANIC)[2]}",
+        log_tail=tuple(console[first : first + logs.TAIL_LINES]),
+        hint=f"containers with a restart policy come back; the guest's console is in {session.console_log}",
+    )
+
+
 async def blame(session: Session, noticed: Child) -> Child:
     """Which helper's end ended the machine: gvproxy follows the hypervisor, all follow the guard."""
-    vm, guard = session.vm.child, session.children[0]
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(BLAME_WAIT_S):
-            await vm.wait()
+    vm, guard = session.vm.child, session.guard
+    if guard.running and not noticed.was_killed:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(BLAME_WAIT_S):
+                await vm.wait()
     return next((child for child in (guard, vm) if not child.running), noticed)
 
 
-async def shut_down(session: Session, force_wanted: asyncio.Event) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Shutdown:
+    """How a guest is to be shut down."""
+
+    tell: Callable[[str], None]
+    """Called with each step, in words for people."""
+    force_wanted: asyncio.Event
+    timeout_s: float = STOP_TIMEOUT_S
+
+
+async def shut_down(session: Session, how: Shutdown) -> None:
     """Ask, ask louder, cut the power. The helpers that hang on the hypervisor may end with it."""
     try:
-        await _shut_down(session, force_wanted)
+        await _shut_down(session, how)
     except asyncio.CancelledError:  # the event loop is ending in the midst of it: what was begun is finished
-        await _shut_down(session, force_wanted)
+        await _shut_down(session, how)
         raise
 
 
-async def _shut_down(session: Session, force_wanted: asyncio.Event) -> None:
+async def _shut_down(session: Session, how: Shutdown) -> None:
     for child in session.children:
         child.expected = True
     vm = session.vm
     if not vm.child.running:
         return
     gone = asyncio.create_task(vm.child.wait())
-    force = asyncio.create_task(force_wanted.wait())
-    asking = asyncio.create_task(_ask_to_power_off(session, force_wanted))
+    force = asyncio.create_task(how.force_wanted.wait())
+    asking = asyncio.create_task(_ask_to_power_off(session, how))
     began = time.monotonic()
     try:
-        await asyncio.wait({gone, force}, timeout=STOP_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({gone, force}, timeout=how.timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if not gone.done():
-            log.warning("cutting the guest's power after %.1f s", time.monotonic() - began)
+            reason = "as was asked" if force.done() else f"it has not shut down within {how.timeout_s:g} s"
+            if force.done() and asking.done():
+                reason = "it cannot be asked to shut down"
+            log.warning("cutting the guest's power after %.1f s: %s", time.monotonic() - began, reason)
+            how.tell(f"cutting the guest's power: {reason}")
             asking.cancel()
             await vm.force_stop()
             await asyncio.wait({gone}, timeout=FORCE_TIMEOUT_S)
@@ -290,13 +329,18 @@ async def _shut_down(session: Session, force_wanted: asyncio.Event) -> None:
         await asyncio.wait({gone, force, asking})
 
 
-async def _ask_to_power_off(session: Session, force_wanted: asyncio.Event) -> None:
+async def _ask_to_power_off(session: Session, how: Shutdown) -> None:
+    """Until the guest is gone; gives up, and wants the power cut, if there is no way to ask."""
     with contextlib.suppress(OVMError):
         await session.vm.resume()  # a paused guest hears nothing
-    if session.profile.engine and not force_wanted.is_set():
+    if session.profile.engine and not how.force_wanted.is_set():
+        how.tell("asking the guest to shut down")
         with contextlib.suppress(OVMError):
             await session.ssh.exec(POWER_OFF, timeout_s=POWER_BUTTON_AFTER_S)
             await asyncio.sleep(POWER_BUTTON_AFTER_S)
-    while True:  # a press that comes before the guest listens is lost
-        await session.vm.request_stop()
-        await asyncio.sleep(POWER_BUTTON_AFTER_S)
+    unheard = 0
+    while unheard < POWER_BUTTON_TRIES:  # a press that comes before the guest listens is lost
+        how.tell("pressing the guest's power button")
+        unheard = 0 if await session.vm.request_stop() else unheard + 1
+        await asyncio.sleep(POWER_BUTTON_AFTER_S if not unheard else POWER_BUTTON_RETRY_S)
+    how.force_wanted.set()

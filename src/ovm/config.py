@@ -18,6 +18,7 @@ from ovm.errors import OptionError
 
 Accelerator = Literal["auto", "kvm", "hvf", "tcg"]
 GuestProfile = Literal["ovm", "ovm-core", "bare"]
+NetworkLoss = Literal["restart", "stop"]
 
 MEMORY_MIN_MIB = 256
 DATA_DISK_MIN_MIB = 256
@@ -151,6 +152,9 @@ class Options:
     """Whether x86_64 programs run translated by Apple's Rosetta; Macs with Apple's chips only."""
     pause_on_sleep: bool = True
     """Whether the machine is paused before the host sleeps, and resumed and clock-synced when it has woken."""
+    network_loss: NetworkLoss = "restart"
+    """What is done when gvproxy has died and the running guest cannot be given another, as under vfkit: ``restart`` the
+    machine, or ``stop`` it."""
     guest: GuestProfile = "ovm"
     """``ovm``: our image. ``ovm-core``: one of the seed's time, macOS only. ``bare``: only says when it is ready."""
 
@@ -161,7 +165,8 @@ class Options:
         object.__setattr__(
             self, "data_disk_mib", _whole("data_disk_mib", self.data_disk_mib, DATA_DISK_MIN_MIB, 1 << 24)
         )
-        for name, allowed in (("accelerator", get_args(Accelerator)), ("guest", get_args(GuestProfile))):
+        for name, kind in (("accelerator", Accelerator), ("guest", GuestProfile), ("network_loss", NetworkLoss)):
+            allowed = get_args(kind)
             if getattr(self, name) not in allowed:
                 raise OptionError(f"{name}={getattr(self, name)!r} is unknown", hint=f"one of {', '.join(allowed)}")
         if not _HOSTNAME.fullmatch(self.hostname):

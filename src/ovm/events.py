@@ -1,4 +1,4 @@
-"""What a machine tells while it lives: five events, each listener with a queue of its own.
+"""What a machine tells while it lives: the seed's five events and one more, each listener with a queue of its own.
 
 ========== ============================================================
 name       when
@@ -8,6 +8,7 @@ close      the machine is down; exactly once for every start
 vmPause    the virtual CPUs stand still
 vmResume   they run again and the guest's clock is right
 error      something went wrong; ``Event.error`` says what
+health     it is no longer well, or well again; ``Event.health`` says how
 ========== ============================================================
 """
 
@@ -23,14 +24,15 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from ovm.errors import OptionError, OVMError
+from ovm.info import Health
 
 log = logging.getLogger(__name__)
 
-EventName = Literal["ready", "close", "vmPause", "vmResume", "error"]
+EventName = Literal["ready", "close", "vmPause", "vmResume", "error", "health"]
 EVENT_NAMES: tuple[EventName, ...] = get_args(EventName)
 
 Listener = Callable[..., object] | Callable[..., Awaitable[object]]
-"""Called with nothing, or for ``error`` with the exception; may be a coroutine function."""
+"""Called with nothing, for ``error`` with the exception, for ``health`` with it; may be a coroutine function."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class Event:
     name: EventName
     error: OVMError | None = None
     """What went wrong; only with ``error``."""
+    health: Health | None = None
+    """How it is; only with ``health``."""
     at: float = field(default_factory=time.time)
     """When, in seconds since the epoch on the host's clock."""
 
@@ -93,10 +97,10 @@ class Events:
         self._streams.add(stream)
         return stream
 
-    def emit(self, name: EventName, error: OVMError | None = None) -> None:
+    def emit(self, name: EventName, error: OVMError | None = None, *, health: Health | None = None) -> None:
         """Tell everybody. A listener that fails is logged and hurts nobody else."""
         self._count += 1
-        event = Event(self._count, name, error)
+        event = Event(self._count, name, error, health)
         for stream in self._streams:
             stream.queue.put_nowait(event)
         for listener in tuple(self._listeners[name].values()):
@@ -104,7 +108,7 @@ class Events:
 
     def _call(self, listener: Listener, event: Event) -> None:
         try:
-            result = listener(event.error) if event.name == "error" else listener()
+            result = listener(*(told for told in (event.error, event.health) if told is not None))
         except Exception:
             log.exception("the listener for %s failed", event.name)
             return

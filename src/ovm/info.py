@@ -16,6 +16,27 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Health:
+    """Whether what a running machine is for can be had of it."""
+
+    problems: tuple[str, ...] = ()
+    """What is wrong, in words; empty if nothing is."""
+    checked_at: float | None = None
+    """When somebody last looked, in seconds since the epoch on the host's clock; ``None`` if nobody has yet."""
+    data_size_bytes: int | None = None
+    """What the data disk's file system holds in all; ``None`` where it is not known."""
+    data_free_bytes: int | None = None
+    """What of it is free."""
+    host_free_bytes: int | None = None
+    """What the host's file system with the data disk has left for it to grow into."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Info:
     """Where a running machine can be reached, and how it runs."""
 
@@ -38,6 +59,8 @@ class Info:
     log_dir: Path
     timings: tuple[Stage, ...]
     """The steps of the last start."""
+    health: Health
+    """What the last look at it found; there is one each minute, and after the host's sleep."""
 
     @property
     def docker_host(self) -> str:

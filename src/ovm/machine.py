@@ -5,20 +5,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from ovm import power, prepare
-from ovm.boot import BLAME_WAIT_S, blame, boot_error, come_up, explain, power_on, shut_down
+from ovm import health, power, prepare
+from ovm.boot import (
+    BLAME_WAIT_S,
+    STOP_TIMEOUT_S,
+    Shutdown,
+    blame,
+    boot_error,
+    come_up,
+    explain,
+    find_panic,
+    power_on,
+    shut_down,
+)
 from ovm.config import check_address, check_port
-from ovm.errors import GuestError, HelperExited, OptionError, OVMError, StartError, StateError, StopError
+from ovm.errors import GuestError, HelperExited, OptionError, OVMError, PortError, StartError, StateError, StopError
 from ovm.events import Event, EventName, Events, Listener
 from ovm.guest.clock import ClockSync
 from ovm.guest.ssh import ExecResult
 from ovm.hypervisors import Happening
-from ovm.info import Info, Stage
+from ovm.info import Health, Info, Stage
 from ovm.network.gvproxy import Forward, Protocol
 from ovm.paths import KeyPaths, TargetPaths
 from ovm.process.child import Child
@@ -33,6 +46,18 @@ log = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 180.0
 """From the hypervisor's start to the guest's ready; emulated guests on busy machines are slow."""
+HEAL_TIMEOUT_S = 30.0
+"""From gvproxy's death until the guest is reached by way of another one."""
+HEAL_ATTEMPTS = 3
+RESTART_AGAIN_S = 60.0
+"""A machine whose network is lost again so soon after a restart is not restarted once more."""
+FIRST_LOOK_S = 2.0
+"""When a machine that has just become ready is looked at; until then it has other things to do."""
+LOOK_S = 60.0
+LOOK_AGAIN_S = 5.0
+"""Between two looks at a machine that is not well."""
+GIVEN_UP_AFTER = 2
+"""So many looks at a machine that nothing answers from, and its gvproxy is taken for hung."""
 
 
 class OVM:
@@ -55,6 +80,9 @@ class OVM:
         self._asleep = False
         """Whether the host's sleep has paused it, or is about to."""
         self._syncing: asyncio.Task[ClockSync] | None = None
+        self._health = Health()
+        self._progress: list[Callable[[str], object]] = []
+        self._restarted_at = -math.inf
         self._began = 0.0
         self._stages: list[Stage] = []
 
@@ -89,16 +117,13 @@ class OVM:
         """
         if self._keeper is not None and not self._keeper.done():
             raise StateError(f"the machine is {self._spoken()} already", hint="stop() it first")
-        self._began = time.monotonic()
-        self._stages = []
-        self._powered_off = asyncio.Event()
         self._timeout_s = timeout_s
-        self._happened: asyncio.Queue[tuple[Happening, str]] = asyncio.Queue()
-        self._stop_wanted, self._force_wanted, self._fallen = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._asleep = False
-        self._to(VMState.STARTING)
-        started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._keeper = asyncio.create_task(self._keep(started, timeout_s), name=f"{self!r}")
+        self._restarted_at = -math.inf
+        self._stop_wanted, self._force_wanted = asyncio.Event(), asyncio.Event()
+        self._stop_timeout_s = STOP_TIMEOUT_S
+        self._progress = []
+        started = self._begin()
+        self._keeper = asyncio.create_task(self._keep(started), name=f"{self!r}")
         try:
             await asyncio.shield(started)
         except asyncio.CancelledError:
@@ -106,20 +131,52 @@ class OVM:
             await asyncio.wait({self._keeper})
             raise
 
-    async def stop(self, *, force: bool = False) -> None:
+    def _begin(self) -> asyncio.Future[None]:
+        """From Stopped to Starting, with nothing of an earlier life; returns what is done once it is ready."""
+        self._began = time.monotonic()
+        self._stages = []
+        self._powered_off, self._fallen = asyncio.Event(), asyncio.Event()
+        self._happened: asyncio.Queue[tuple[Happening, str]] = asyncio.Queue()
+        self._unwell = asyncio.Event()
+        self._is_healing = self._is_out_of_space = False
+        self._network_is_lost = False
+        self._health = Health()
+        self._asleep = False
+        self._to(VMState.STARTING)
+        return asyncio.get_running_loop().create_future()
+
+    async def stop(
+        self,
+        *,
+        force: bool = False,
+        timeout_s: float = STOP_TIMEOUT_S,
+        progress: Callable[[str], object] | None = None,
+    ) -> None:
         """Shut the guest down and end every helper; fine if it is stopped.
 
-        The guest is asked to power off and given STOP_TIMEOUT_S seconds; then its power is cut. With ``force`` it is
-        cut at once, which is a power failure to the guest. A second stop joins the first (and may force it), a stop
-        during a start cancels the start. Once begun it is finished, even if the caller is cancelled.
+        The guest is asked to power off, then its power button is pressed; when ``timeout_s`` seconds are over, or if
+        it cannot be asked at all, its power is cut. A second stop joins the first (and may force it), a stop during a
+        start cancels the start. Once begun it is finished, even if the caller is cancelled.
+
+        Args:
+            force: Cut the power at once, which is a power failure to the guest: what was not flushed is lost.
+            timeout_s: Seconds the guest may take to shut down; those of the first of several stops count.
+            progress: Called with each step, in words for people.
 
         Raises:
+            OptionError: ``timeout_s`` is negative.
             StopError: a helper could not be ended.
         """
+        if timeout_s < 0:
+            raise OptionError(f"timeout_s={timeout_s!r} is negative")
         keeper = self._keeper
         if keeper is None or keeper.done():
             return
         first = not self._stop_wanted.is_set()
+        if progress is not None:
+            self._progress.append(progress)
+        if first:
+            self._stop_timeout_s = timeout_s
         self._stop_wanted.set()
         if force:
             self._force_wanted.set()
@@ -130,11 +187,38 @@ class OVM:
             return
         raise StopError("the machine could not be stopped cleanly") from keeper.exception()
 
-    async def _keep(self, started: asyncio.Future[None], timeout_s: float) -> None:
-        """The life of one start, from its first step to its ``close``."""
+    async def _keep(self, started: asyncio.Future[None]) -> None:
+        """The life of one start, from its first step to its ``close``, and of the next if its network was lost."""
+        while True:
+            error = await self._outlive(started)
+            told = error if isinstance(error, OVMError) or error is None else OVMError(f"internal error: {error!r}")
+            if told is not None and not self._stop_wanted.is_set():
+                self._events.emit("error", told)
+            self._events.emit("close")
+            if not started.done():
+                if error is None:
+                    started.cancel()
+                else:
+                    started.set_exception(error)
+                    started.exception()  # start() may have been cancelled meanwhile and never look
+            elif error is not None and self._stop_wanted.is_set():
+                raise error  # to stop()'s caller
+            if not self._is_to_restart():
+                return
+            log.warning("starting again, because the network was lost")
+            self._restarted_at = time.monotonic()
+            started = self._begin()
+
+    def _is_to_restart(self) -> bool:
+        if not self._network_is_lost or self._stop_wanted.is_set() or self.options.network_loss != "restart":
+            return False
+        return time.monotonic() - self._restarted_at > RESTART_AGAIN_S
+
+    async def _outlive(self, started: asyncio.Future[None]) -> BaseException | None:
+        """One life, to its end; returns what it died of."""
         error: BaseException | None = None
         try:
-            await self._live(started, timeout_s)
+            await self._live(started)
         except asyncio.CancelledError:
             if self._stop_wanted.is_set() and not started.done():
                 error = StartError("the machine was stopped before it was ready")
@@ -151,31 +235,21 @@ class OVM:
         self._to(VMState.STOPPED)
         if error is not None and not isinstance(error, OVMError):
             log.error("the machine failed", exc_info=error)
-        told = error if isinstance(error, OVMError) or error is None else OVMError(f"internal error: {error!r}")
-        if told is not None and not self._stop_wanted.is_set():
-            self._events.emit("error", told)
-        self._events.emit("close")
-        if not started.done():
-            if error is None:
-                started.cancel()
-            else:
-                started.set_exception(error)
-                started.exception()  # start() may have been cancelled meanwhile and never look
-        elif error is not None and self._stop_wanted.is_set():
-            raise error  # to stop()'s caller
+        return error
 
-    async def _live(self, started: asyncio.Future[None], timeout_s: float) -> None:
+    async def _live(self, started: asyncio.Future[None]) -> None:
         async with contextlib.AsyncExitStack() as stack:
             session = await stack.enter_async_context(power_on(self._prepared, step=self._done, watcher=self._hear))
             if self.options.pause_on_sleep:
                 await stack.enter_async_context(power.watch(self._before_sleep, self._after_wake))
-            await self._come_up(session, timeout_s)
+            await self._come_up(session)
             self._session = session
             self._to(VMState.RUNNING)
             self._events.emit("ready")
             started.set_result(None)
             if session.profile.engine:
                 self._in_background(session.keep_attached())
+            self._in_background(self._keep_looking(session))
             try:
                 await self._stay(session)
             finally:
@@ -183,16 +257,18 @@ class OVM:
                 self._to(VMState.STOPPING)
                 for task in self._background:
                     task.cancel()
-                await shut_down(session, self._force_wanted)
+                await shut_down(
+                    session, Shutdown(tell=self._tell, force_wanted=self._force_wanted, timeout_s=self._stop_timeout_s)
+                )
 
-    async def _come_up(self, session: Session, timeout_s: float) -> None:
+    async def _come_up(self, session: Session) -> None:
         """Wait for the guest's ready; what can wait itself is done after it."""
         try:
             await race(
                 self._come_up_or_fall(session),
                 session.children,
                 stage="boot",
-                timeout_s=timeout_s,
+                timeout_s=self._timeout_s,
                 evidence=session.console_log,
                 hint=f"the guest's console is in {session.console_log}",
             )
@@ -215,25 +291,29 @@ class OVM:
         raise await boot_error(session, "the guest reset itself before it was ready")
 
     async def _stay(self, session: Session) -> None:
-        """Until a stop is wanted or the guest powers off; whatever else ends is an error."""
+        """Until a stop is wanted or the guest powers off; whatever else ends and cannot be healed is an error."""
         death = asyncio.create_task(first_exit(session.children))
         stop = asyncio.create_task(self._stop_wanted.wait())
         heard = asyncio.create_task(self._happened.get())
         rebooting: asyncio.Task[None] | None = None
+        healing: asyncio.Task[None] | None = None
         try:
             while True:
-                waits: set[asyncio.Task[Any]] = {death, stop, heard}
-                if rebooting is not None:
-                    waits.add(rebooting)
+                waits = {task for task in (death, stop, heard, rebooting, healing) if task is not None}
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
                 if stop.done():
                     return
                 if death.done():
                     culprit = await blame(session, death.result())
-                    if await self._guest_powered_off(culprit):
-                        log.info("the guest powered itself off")
+                    if not await self._can_heal(session, culprit):
                         return
-                    raise await culprit.exited("running")
+                    healing = asyncio.create_task(self._heal(session, culprit))
+                    death = asyncio.create_task(first_exit(c for c in session.children if c is not culprit))
+                if healing is not None and healing.done():
+                    healing.result()
+                    healing = None
+                    death.cancel()
+                    death = asyncio.create_task(first_exit(session.children))
                 if rebooting is not None and rebooting.done():
                     rebooting.result()
                     rebooting = None
@@ -244,13 +324,65 @@ class OVM:
                         if rebooting is not None:
                             rebooting.cancel()
                         rebooting = asyncio.create_task(self._come_up_again(session))
-                    elif what is Happening.FAILED:
-                        self._to(VMState.ERROR)
-                        self._events.emit("error", GuestError(f"the virtual machine failed: {words}"))
+                    elif what in {Happening.FAILED, Happening.OUT_OF_SPACE}:
+                        self._fail(what, words)
         finally:
-            for task in (death, stop, heard, rebooting):
+            for task in (death, stop, heard, rebooting, healing):
                 if task is not None:
                     task.cancel()
+
+    async def _can_heal(self, session: Session, culprit: Child) -> bool:
+        """Whether the machine can live on without the helper that has died; a guest that powered itself off need not.
+
+        Raises:
+            HelperExited: it cannot.
+        """
+        if culprit is session.network.child:
+            if self._prepared.driver.can_replug:
+                return True
+            self._network_is_lost = True
+        elif await self._guest_powered_off(culprit):
+            log.info("the guest powered itself off")
+            return False
+        if culprit is session.guard:
+            self._force_wanted.set()  # nothing would end the others if we died now
+        raise await culprit.exited("running")
+
+    async def _heal(self, session: Session, gvproxy: Child) -> None:
+        """Another gvproxy for one that died."""
+        self._is_healing = True
+        error = await gvproxy.exited("running")
+        log.warning("the network is lost: %s; it is brought back", error)
+        problem = f"the network is being brought back: {error.message} ({error.exit_reason})"
+        self._feel(replace(self._health, problems=(problem,)))
+        lost: list[PortError] = []
+        for attempt in range(1, HEAL_ATTEMPTS + 1):
+            try:
+                async with asyncio.timeout(HEAL_TIMEOUT_S):
+                    lost = await session.restore_network()
+                    break
+            except (OVMError, ExceptionGroup, TimeoutError) as trouble:
+                log.warning("the network could not be brought back: %s", first_error(trouble))
+                if attempt == HEAL_ATTEMPTS:
+                    self._network_is_lost = True
+                    raise error from trouble
+        self._is_healing = False
+        for port in lost:
+            self._events.emit("error", port)
+        self._feel(replace(self._health, problems=()))
+        self._unwell.set()  # to be looked at
+
+    def _fail(self, what: Happening, words: str) -> None:
+        """The hypervisor has stopped the guest on its own account."""
+        self._to(VMState.ERROR)
+        hint = "stop() it; the log of the hypervisor may tell more"
+        if what is Happening.OUT_OF_SPACE:
+            hint = "make room on the host's disk: it goes on by itself then, or at once after vm_resume()"
+        error = GuestError(f"the virtual machine was stopped by its hypervisor: {words}", hint=hint)
+        self._is_out_of_space = what is Happening.OUT_OF_SPACE
+        self._events.emit("error", error)
+        self._feel(replace(self._health, problems=(error.message,)))
+        self._unwell.set()
 
     async def _guest_powered_off(self, ended: Child) -> bool:
         """Whether the guest itself did it; a QEMU that somebody terminated ends with the same status."""
@@ -264,9 +396,11 @@ class OVM:
     async def _come_up_again(self, session: Session) -> None:
         """The guest has reset itself."""
         self._began, self._stages = time.monotonic(), []
+        if panic := await find_panic(session):
+            self._events.emit("error", panic)
         await session.guest_was_reset()
         try:
-            await self._come_up(session, self._timeout_s)
+            await self._come_up(session)
         except Exception:
             self._force_wanted.set()  # there is nothing in it to shut down
             raise
@@ -303,7 +437,47 @@ class OVM:
             data_disk=TargetPaths(self.options.target_dir).data_disk,
             log_dir=self.options.log_dir,
             timings=tuple(self._stages),
+            health=self._health,
         )
+
+    async def check_health(self) -> Health:
+        """Look now at what is looked at each minute: podman by way of its socket, the guest, and its disks.
+
+        Raises:
+            StateError: it is not running.
+        """
+        return (await self._look(self._running("check_health"))).health
+
+    async def _look(self, session: Session) -> health.Look:
+        look = await health.look(session)
+        if self._session is session and self._state is VMState.RUNNING and not self._is_healing:
+            self._feel(look.health)
+        return look
+
+    def _feel(self, now: Health) -> None:
+        """Remember how it is; whoever listens hears of a change."""
+        before, self._health = self._health, now
+        if before.problems != now.problems:
+            log.warning("health: %s", "; ".join(now.problems) or "well again")
+            self._events.emit("health", health=now)
+
+    async def _keep_looking(self, session: Session) -> None:
+        """For ever: a look each minute, sooner at what is not well."""
+        await asyncio.sleep(FIRST_LOOK_S)
+        unreachable = 0
+        while True:
+            if self._state is VMState.RUNNING and not self._is_healing:
+                unreachable = 0 if (await self._look(session)).reachable else unreachable + 1
+                if unreachable == GIVEN_UP_AFTER and self._prepared.driver.can_replug:
+                    log.warning("neither podman nor the guest answers; gvproxy is replaced")
+                    await session.network.end()
+            elif self._state is VMState.ERROR and self._is_out_of_space and await health.has_room(session.options):
+                with contextlib.suppress(OVMError):
+                    await self._to_its_end(self._resume())
+            self._unwell.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S if self._health.ok else LOOK_AGAIN_S):
+                    await self._unwell.wait()
 
     async def vm_state(self) -> StateInfo:
         """The state, as the hypervisor tells it now, and what can be asked of the machine."""
@@ -347,8 +521,10 @@ class OVM:
     async def vm_resume(self) -> None:
         """Let the virtual CPUs run again, and set the guest's clock; fine if they run.
 
+        A machine in Error goes on too if its hypervisor can: one whose disk had no room left on the host, for one.
+
         Raises:
-            StateError: it is neither running nor paused.
+            StateError: it is neither running, paused nor in error.
             GuestError: the hypervisor did not do as asked, or it runs again, but its clock could not be set.
         """
         self._asleep = False
@@ -356,7 +532,8 @@ class OVM:
 
     async def _resume(self) -> None:
         async with self._turn:
-            session = self._in({VMState.RUNNING, VMState.PAUSED}, "vm_resume")
+            session = self._in({VMState.RUNNING, VMState.PAUSED, VMState.ERROR}, "vm_resume")
+            before = VMState.PAUSED if self._state is VMState.RUNNING else self._state
             if self._state is VMState.RUNNING:
                 if await session.vm.state() not in {VMState.PAUSING, VMState.PAUSED}:
                     return
@@ -368,11 +545,12 @@ class OVM:
                 await session.vm.resume()
             except OVMError:
                 if self._state is VMState.RESUMING:
-                    self._to(VMState.PAUSED)
+                    self._to(before)
                 raise
             if self._state is not VMState.RESUMING:
                 self._refuse("vm_resume")
             self._to(VMState.RUNNING)
+            self._unwell.set()
             try:
                 if session.profile.engine:
                     await self._sync_after_resume(session)
@@ -404,6 +582,7 @@ class OVM:
             self._asleep = False
         if ran and self._state is VMState.RUNNING and self._session is not None and self._session.profile.engine:
             await self.clocksync()
+        self._unwell.set()  # a gvproxy may hang since, or a network be another: look
 
     async def clocksync(self) -> ClockSync:
         """Set the guest's clock to the host's, verify it, and have chrony look at its servers now.
@@ -522,7 +701,8 @@ class OVM:
     def on(self, name: EventName, listener: Listener) -> Callable[[], None]:
         """Call ``listener``, plain or async, at each event of that name; returns what removes it again.
 
-        ``ready``, ``close``, ``vmPause`` and ``vmResume`` pass nothing, ``error`` passes the exception.
+        ``ready``, ``close``, ``vmPause`` and ``vmResume`` pass nothing, ``error`` passes the exception, ``health`` an
+        :class:`ovm.Health`.
 
         Raises:
             OptionError: there is no event of that name.
@@ -555,10 +735,21 @@ class OVM:
         log.debug("%s → %s", self._state, state)
         self._state = state
 
+    def _tell(self, step: str) -> None:
+        log.info("stopping: %s", step)
+        for listener in self._progress:
+            try:
+                listener(step)
+            except Exception:
+                log.exception("what was to be told of the stop's progress failed")
+
     def _done(self, stage: str) -> None:
         self._stages.append(Stage(stage, (time.monotonic() - self._began) * 1000))
 
     def _hear(self, what: Happening, words: str) -> None:
+        if self._state is VMState.STOPPING and what in {Happening.FAILED, Happening.OUT_OF_SPACE}:
+            log.warning("the guest cannot shut down: %s", words)
+            self._force_wanted.set()
         if what is Happening.POWERED_OFF:
             self._powered_off.set()
         if what is Happening.REBOOTED:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,20 @@ class Session:
     clock: Clock
     sockets: SocketPaths
     podman_port: int | None
-    children: tuple[Child, ...]
-    """Every helper, the guard first."""
+    guard: Child
+    helpers_changed: Callable[[], object]
+    """To be called when a helper has been replaced, and is what it is to be."""
     console_log: Path
+    console_read: int = 0
+    """Bytes of it that were there when the guest was last ready."""
     initrd_is_read: bool = True
     """Whether the guest needs ``boot.initrd`` no more once it is ready."""
     forwards: dict[tuple[str, str], Forward] = field(default_factory=dict)
+
+    @property
+    def children(self) -> tuple[Child, ...]:
+        """Every helper, the guard first."""
+        return self.guard, self.vm.child, self.network.child, *self.vm.daemons
 
     @property
     def profile(self) -> Profile:
@@ -70,7 +78,7 @@ class Session:
         if not self.profile.managed:
             await self._reach()
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._ping())
+            tasks.create_task(self.ping())
             tasks.create_task(self._attach_publisher() if self.profile.managed else self._lead_to_podman())
 
     async def _reach(self) -> None:
@@ -91,10 +99,15 @@ class Session:
         except TimeoutError:
             raise last from None
 
-    async def _ping(self) -> None:
+    async def ping(self, *, timeout_s: float = PING_TIMEOUT_S) -> None:
+        """Ask podman for a sign of life, by way of the user's own socket.
+
+        Raises:
+            GuestError: it gave none within ``timeout_s`` seconds.
+        """
         async with http.connect(self.sockets.podman) as podman:
             try:
-                await podman.text(PING, timeout_s=PING_TIMEOUT_S)
+                await podman.text(PING, timeout_s=timeout_s)
             except http.WireError as error:
                 raise GuestError(f"podman does not answer: {error.message}") from error
 
@@ -119,6 +132,44 @@ class Session:
             except OVMError as error:
                 log.info("not attached to the guest: %s", error.message)
                 await asyncio.sleep(REATTACH_S)
+
+    async def restore_network(self) -> list[PortError]:
+        """Give the running guest another gvproxy, after the last one died; containers do not notice.
+
+        Returns the ports that could not be opened again; they are closed now.
+
+        Raises:
+            StartError: gvproxy does not come up.
+            PortError: ssh's or podman's own way could not be opened again.
+            GuestError: the guest cannot be led to it, or does not answer by way of it.
+        """
+        await self.network.begin_again()
+        self.helpers_changed()
+        await self.vm.replug(self.sockets.network_card)
+        await self.ssh.close()
+        await self.clock.close()
+        if self.profile.engine:  # before podman can be reached, its containers' ports are to be heard of again
+            await self.network.reopen_port(self.ssh.port)
+            await self._reach()
+        refused = await self.network.reopen()
+        lost = [error for key, error in refused.items() if self.forwards.pop(key, None)]
+        for error in refused.values():
+            if error not in lost:
+                raise error
+        if self.profile.engine:
+            await self._until_ping()
+        return lost
+
+    async def _until_ping(self) -> None:
+        """Until podman answers: the guest may still think it is spoken to from a port of the last gvproxy's."""
+        while True:
+            try:
+                await self.ping()
+            except GuestError as error:
+                log.debug("%s", error.message)
+                await asyncio.sleep(REACH_AGAIN_S)
+            else:
+                return
 
     async def publish(self, wanted: Published, opened: bool) -> None:
         """Open or close what podman announces, within the policy: loopback unless ``-p`` names an address.

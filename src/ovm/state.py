@@ -36,9 +36,10 @@ TRANSITIONS: dict[VMState, frozenset[VMState]] = {
     _S.STOPPING: frozenset({_S.STOPPED, _S.ERROR}),
     _S.SAVING: frozenset({_S.STOPPED, _S.RUNNING, _S.PAUSED, _S.ERROR}),
     _S.RESTORING: frozenset({_S.RUNNING, _S.STARTING, _S.STOPPING, _S.STOPPED, _S.ERROR}),
-    _S.ERROR: frozenset({_S.STOPPING, _S.STOPPED, _S.STARTING}),
+    _S.ERROR: frozenset({_S.RESUMING, _S.STOPPING, _S.STOPPED, _S.STARTING}),
 }
-"""From each state, those that may follow. Running → Starting is a guest that reboots itself."""
+"""From each state, those that may follow. Running → Starting is a guest that reboots itself, Error → Resuming one whose
+disk had no room left on the host."""
 
 
 def may_follow(old: VMState, new: VMState) -> bool:
@@ -65,7 +66,7 @@ def state_info(state: VMState) -> StateInfo:
     return StateInfo(
         state=state,
         can_pause=state is _S.RUNNING,
-        can_resume=state is _S.PAUSED,
-        can_stop=state in {_S.STARTING, _S.RUNNING, _S.PAUSED},
+        can_resume=state in {_S.PAUSED, _S.ERROR},
+        can_stop=state in _ALIVE - {_S.STOPPING},
         can_hard_stop=state in _ALIVE,
     )

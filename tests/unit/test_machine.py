@@ -81,9 +81,12 @@ class Stage:
                 options=prepared.options,
                 profile=PROFILES[prepared.options.guest],
                 vm=self,
+                guard=None,
+                network=SimpleNamespace(child=None),
                 children=(self.child,),
                 channel=SimpleNamespace(stages=[], expect_boot=expect_boot, last_words=no_words),
                 console_log=self.tmp_path / "console.log",
+                console_read=0,
                 guest_was_reset=nothing,
                 forwards={},
             )
@@ -103,8 +106,8 @@ class Stage:
         if self.trouble:
             raise self.trouble
 
-    async def shut_down(self, session, force_wanted) -> None:
-        self.said.append("forced" if force_wanted.is_set() else "asked")
+    async def shut_down(self, session, how) -> None:
+        self.said.append("forced" if how.force_wanted.is_set() else "asked")
         if self.trouble:
             raise self.trouble
 
@@ -378,7 +381,7 @@ async def test_a_reset_before_the_first_ready_is_part_of_the_boot(vm, stage):
 async def test_a_reset_on_the_way_out_changes_nothing(running, stage, monkeypatch):
     """A guest that resets itself while it is being stopped is stopped all the same."""
 
-    async def shut_down(_session, _force) -> None:
+    async def shut_down(_session, _how) -> None:
         stage.watcher(Happening.REBOOTED, "guest-reset")
 
     monkeypatch.setattr(machine_module, "shut_down", shut_down)

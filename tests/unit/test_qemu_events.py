@@ -90,12 +90,6 @@ SPEC = VMSpec(
         ("RESET", {"guest": False, "reason": "host-qmp-system-reset"}, None),
         ("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"}, (Happening.POWERED_OFF, "guest-shutdown")),
         ("SHUTDOWN", {"guest": False, "reason": "host-signal"}, None),
-        ("GUEST_PANICKED", {"action": "pause"}, (Happening.FAILED, "the guest's kernel panicked")),
-        (
-            "BLOCK_IO_ERROR",
-            {"action": "stop", "node-name": "ovm-data", "reason": "No space left on device"},
-            (Happening.FAILED, "the disk ovm-data failed: No space left on device"),
-        ),
         ("BLOCK_IO_ERROR", {"action": "report", "node-name": "ovm-data"}, None),
         ("POWERDOWN", None, None),
         ("RTC_CHANGE", {"offset": 1}, None),

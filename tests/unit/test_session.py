@@ -62,7 +62,8 @@ def make_session(publish_address: str = "127.0.0.1") -> Session:
         clock=Clock(ssh),
         sockets=SocketPaths(Path("/s")),
         podman_port=None,
-        children=(),
+        guard=None,
+        helpers_changed=lambda: None,
         console_log=Path("/l/console.log"),
     )
 

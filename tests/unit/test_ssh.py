@@ -262,7 +262,7 @@ async def test_connections_made_in_the_guest_are_served(ssh, unused_port):
         writer.close()
 
     await ssh.connect()
-    await ssh.listen_in_guest(unused_port, answer)
+    await ssh.listen_in_guest(unused_port, answer, release=["true"])
     reader, writer = await asyncio.open_connection("127.0.0.1", unused_port)
     ours = writer.get_extra_info("sockname")[1]
     writer.write(b"hello\n")
@@ -278,4 +278,4 @@ async def test_a_guest_may_refuse_to_listen(sshd, ssh, unused_port):
     sshd.may_listen = False
     await ssh.connect()
     with pytest.raises(GuestError, match=f"listen on its port {unused_port}"):
-        await ssh.listen_in_guest(unused_port, None)
+        await ssh.listen_in_guest(unused_port, None, release=["true"])

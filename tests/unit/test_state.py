@@ -80,12 +80,12 @@ def test_every_state_but_stopped_may_turn_out_an_error():
         (S.STARTING, "stop hard_stop"),
         (S.RUNNING, "pause stop hard_stop"),
         (S.PAUSED, "resume stop hard_stop"),
-        (S.PAUSING, "hard_stop"),
-        (S.RESUMING, "hard_stop"),
+        (S.PAUSING, "stop hard_stop"),
+        (S.RESUMING, "stop hard_stop"),
         (S.STOPPING, "hard_stop"),
-        (S.SAVING, "hard_stop"),
-        (S.RESTORING, "hard_stop"),
-        (S.ERROR, "hard_stop"),
+        (S.SAVING, "stop hard_stop"),
+        (S.RESTORING, "stop hard_stop"),
+        (S.ERROR, "resume stop hard_stop"),
     ],
 )
 def test_what_can_be_asked_of_a_machine(state, can):

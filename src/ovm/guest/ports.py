@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 LISTEN_PORT = 80
 PEER = "/usr/lib/ovm/peer"
+RELEASE = "/usr/lib/ovm/release-port"
 PEER_TIMEOUT_S = 20.0
 READ_TIMEOUT_S = 10.0
 BODY_LIMIT_BYTES = 64 * 1024
@@ -93,7 +94,7 @@ class Publisher:
         ssh.on_connect(self._listen)
 
     async def _listen(self, ssh: SSH) -> None:
-        await ssh.listen_in_guest(LISTEN_PORT, self._serve)
+        await ssh.listen_in_guest(LISTEN_PORT, self._serve, release=[RELEASE, str(LISTEN_PORT)])
 
     async def _serve(
         self, reader: asyncssh.SSHReader[bytes], writer: asyncssh.SSHWriter[bytes], from_port: int

@@ -11,6 +11,7 @@ import os
 import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -213,8 +214,10 @@ class SSH:
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await process.wait_closed()
 
-    async def listen_in_guest(self, port: int, handler: Handler) -> None:
+    async def listen_in_guest(self, port: int, handler: Handler, *, release: Sequence[str]) -> None:
         """Serve connections made in the guest to its 127.0.0.1:``port``, for as long as the connection lasts.
+
+        ``release`` is the guest's command that takes the port from a connection of ours that was lost unnoticed.
 
         Raises:
             GuestError: the guest refused.
@@ -227,8 +230,13 @@ class SSH:
         def accept(_host: str, from_port: int) -> Any:
             return lambda reader, writer: handler(reader, writer, from_port)
 
+        listen = partial(self._connection.start_server, accept, "127.0.0.1", port, encoding=None)
         try:
-            await self._connection.start_server(accept, "127.0.0.1", port, encoding=None)
+            try:
+                await listen()
+            except asyncssh.ChannelListenError:
+                await self._connection.run(shlex.join(release))
+                await listen()
         except (asyncssh.Error, asyncssh.ChannelListenError, OSError) as error:
             raise GuestError(f"the guest does not let us listen on its port {port}: {error}") from error
 

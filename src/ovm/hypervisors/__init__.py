@@ -97,6 +97,8 @@ class Happening(StrEnum):
     REBOOTED = "rebooted"
     POWERED_OFF = "powered off"
     FAILED = "failed"
+    OUT_OF_SPACE = "out of space"
+    """Stopped until the host has room for what the guest wrote, and somebody resumes it."""
 
 
 Watcher = Callable[[Happening, str], None]
@@ -123,11 +125,14 @@ class Control(Protocol):
     async def resume(self) -> None:
         """Let them run; fine if they do."""
 
-    async def request_stop(self) -> None:
-        """Press the power button; returns at once and the guest may ignore it."""
+    async def request_stop(self) -> bool:
+        """Press the power button; returns at once whether it could be pressed, and the guest may ignore it."""
 
     async def force_stop(self) -> None:
         """Cut the power."""
+
+    async def replug(self, network_socket: Path) -> None:
+        """Lead the guest's network card to the gvproxy that listens there now, if the driver can."""
 
 
 class Driver(Protocol):
@@ -148,6 +153,10 @@ class Driver(Protocol):
     @property
     def tells_resets(self) -> bool:
         """Whether it says when a guest resets itself; of others, the guest's own first words tell."""
+
+    @property
+    def can_replug(self) -> bool:
+        """Whether a running guest's network can be led to another gvproxy."""
 
     @property
     def vsock(self) -> bool:

@@ -31,6 +31,8 @@ OLDEST = (7, 2)
 QMP_START_S = 30.0
 QMP_TIMEOUT_S = 10.0
 END_GRACE_S = 5.0
+WIRE, PLUG = "wire", "plug"
+IO_ERROR = "io-error"
 
 _STATES = {
     "running": VMState.RUNNING,
@@ -70,9 +72,9 @@ def command(spec: VMSpec, emulator: Emulator, accelerator: Accel, *, qmp_fd: int
         "-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control",
         "-chardev", f"file,id=console,path={escape(spec.console_log)},append=on", "-serial", "chardev:console",
         "-device", "virtio-rng-pci",
-        "-netdev", f"stream,id=wire,server=off,addr.type=unix,addr.path={escape(spec.network_socket)}",
-        # the hubs let a new wire be plugged in when gvproxy has died
-        "-netdev", "hubport,id=plug,hubid=0,netdev=wire", "-netdev", "hubport,id=card,hubid=0",
+        "-netdev", f"stream,id={WIRE},server=off,addr.type=unix,addr.path={escape(spec.network_socket)}",
+        # the hub lets a new wire be plugged in when gvproxy has died
+        "-netdev", f"hubport,id={PLUG},hubid=0,netdev={WIRE}", "-netdev", "hubport,id=card,hubid=0",
         "-device", f"virtio-net-pci,netdev=card,mac={spec.mac},romfile=",  # it is not to be booted from
         "-device", "virtio-serial-pci",
     ]  # fmt: skip
@@ -106,6 +108,7 @@ class QEMUDriver:
     name: ClassVar[str] = "qemu"
     card: ClassVar[Card] = "qemu"
     tells_resets: ClassVar[bool] = True
+    can_replug: ClassVar[bool] = True
     vsock: ClassVar[bool] = False
     reads_initrd_once: ClassVar[bool] = True
 
@@ -170,18 +173,30 @@ class QEMU:
         """Let them run; fine if they do."""
         await self._execute("cont")
 
-    async def request_stop(self) -> None:
+    async def request_stop(self) -> bool:
         """Press the ACPI power button; a paused guest would not hear it, so it is resumed first."""
         # past the client: an event loop that is ending has cancelled the client's tasks along with all others
-        for name in ("cont", "system_powerdown"):
-            with contextlib.suppress(OSError):
+        try:
+            for name in ("cont", "system_powerdown"):
                 self._wire.send(json.dumps({"execute": name, "id": "button"}).encode())
+        except OSError:
+            return False
+        return True
 
     async def force_stop(self) -> None:
         """Cut the power; QEMU flushes its images before it goes."""
         self.child.expected = True
         with contextlib.suppress(GuestError):  # the connection may end before the answer
             await self._execute("quit")
+
+    async def replug(self, network_socket: Path) -> None:
+        """Lead the guest's network card to the gvproxy that listens there now."""
+        for name in (PLUG, WIRE):
+            with contextlib.suppress(GuestError):  # an earlier try may have taken it away
+                await self._execute("netdev_del", id=name)
+        address = {"type": "unix", "path": os.fspath(network_socket)}
+        await self._execute("netdev_add", type="stream", id=WIRE, server=False, addr=address)
+        await self._execute("netdev_add", type="hubport", id=PLUG, hubid=0, netdev=WIRE)
 
     async def _execute(self, name: str, **arguments: Any) -> Any:
         from qemu.qmp import ExecuteError, QMPError
@@ -253,9 +268,35 @@ async def start(
 
 async def _watch(qmp: QMPClient, watcher: Watcher) -> None:
     """Pass on what QEMU tells, in our words."""
+    disk: tuple[Happening, str] | None = None
     async for event in qmp.events:
-        if happening := translate(event):
+        disk = disk_failure(event) or disk
+        if event["event"] == "STOP" and (status := await _failure(qmp)):
+            failed = Happening.FAILED, f"QEMU has stopped it: {status}"
+            watcher(*(disk if disk and status == IO_ERROR else failed))
+        elif happening := translate(event):
             watcher(*happening)
+
+
+async def _failure(qmp: QMPClient) -> str:
+    """QEMU's word for what made it stop the guest; empty if it was asked to."""
+    from qemu.qmp import QMPError
+
+    try:
+        async with asyncio.timeout(QMP_TIMEOUT_S):
+            answer = cast("dict[str, Any]", await qmp.execute("query-status"))
+    except (QMPError, OSError, asyncio.IncompleteReadError, TimeoutError):  # it is ending: that is told elsewhere
+        return ""
+    return "" if answer["status"] in _STATES else str(answer["status"])
+
+
+def disk_failure(event: Message) -> tuple[Happening, str] | None:
+    """What a disk's error says for which the guest is about to be stopped; ``None`` for anything else."""
+    data = cast("dict[str, Any]", event.get("data") or {})
+    if event["event"] != "BLOCK_IO_ERROR" or data.get("action") != "stop":
+        return None
+    words = f"the disk {data.get('node-name', '')} failed: {data.get('reason', 'I/O error')}"
+    return (Happening.OUT_OF_SPACE if data.get("nospace") else Happening.FAILED), words
 
 
 def translate(event: Message) -> tuple[Happening, str] | None:
@@ -270,9 +311,5 @@ def translate(event: Message) -> tuple[Happening, str] | None:
             return Happening.REBOOTED, str(data.get("reason", ""))
         case "SHUTDOWN" if data.get("guest"):
             return Happening.POWERED_OFF, str(data.get("reason", ""))
-        case "GUEST_PANICKED":
-            return Happening.FAILED, "the guest's kernel panicked"
-        case "BLOCK_IO_ERROR" if data.get("action") == "stop":
-            return Happening.FAILED, f"the disk {data.get('node-name', '')} failed: {data.get('reason', 'I/O error')}"
         case _:
             return None

@@ -20,7 +20,7 @@ from typing import ClassVar
 
 import msgspec
 
-from ovm.errors import FileError, GuestError, SocketPathError
+from ovm.errors import FileError, GuestError, SocketPathError, UnsupportedError
 from ovm.hypervisors import Arch, Card, Happening, VMSpec, Watcher
 from ovm.process import logs as log_files
 from ovm.process.child import Child, Group
@@ -112,6 +112,7 @@ class VfkitDriver:
     name: ClassVar[str] = "vfkit"
     card: ClassVar[Card] = "vfkit"
     tells_resets: ClassVar[bool] = False
+    can_replug: ClassVar[bool] = False  # vfkit learns its gvproxy once
     vsock: ClassVar[bool] = True
     reads_initrd_once: ClassVar[bool] = False  # nobody has written down whether Apple's framework does
     accelerator: ClassVar[str] = "hvf"
@@ -198,7 +199,7 @@ class Vfkit:
         now = await self._settled()
         await self._become(VMState.RUNNING, "Resume", now, possible=now.can_resume)
 
-    async def request_stop(self) -> None:
+    async def request_stop(self) -> bool:
         """Press the power button; a paused guest would not hear it, so it is resumed first."""
         try:
             await self.resume()
@@ -206,6 +207,8 @@ class Vfkit:
                 await self._order("Stop", timeout_s=ANSWER_TIMEOUT_S)
         except GuestError as error:
             log.info("the power button could not be pressed: %s", error.message)
+            return False
+        return True
 
     async def force_stop(self) -> None:
         """Cut the power. That the answer is lost is usual: the process ends with the machine."""
@@ -215,6 +218,10 @@ class Vfkit:
                 await self._order("HardStop", timeout_s=ANSWER_TIMEOUT_S)
         except GuestError as error:
             log.debug("vfkit to a hard stop: %s", error.message)
+
+    async def replug(self, network_socket: Path) -> None:
+        """Cannot be done."""
+        raise UnsupportedError(f"vfkit cannot be led to another {network_socket}")
 
     async def _ask(self) -> _State:
         try:

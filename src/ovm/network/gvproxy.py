@@ -1,4 +1,6 @@
-"""The guest's network: one gvproxy for each start, driven over its HTTP API.
+"""The guest's network: a gvproxy, driven over its HTTP API, and what is open through it.
+
+What was opened is remembered here, so that another gvproxy can take the place of one that died.
 
 Facts from gvproxy 0.8.9, run: its exit status is 0 for runtime errors too, so "it ended" is the failure; a
 forwarded port accepts connections before there is a guest, so accepting is no sign of readiness; attached to
@@ -13,7 +15,8 @@ import errno
 import re
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
@@ -96,9 +99,90 @@ def argv(program: Path, sockets: SocketPaths, wire: Wire) -> list[str]:
 class Network:
     """A running gvproxy; :func:`start` makes one."""
 
-    def __init__(self, child: Child, api: http.UnixHTTP) -> None:
-        self.child = child
+    def __init__(
+        self, spawn: Callable[[], Awaitable[Child]], sockets: SocketPaths, log_path: Path, api: http.UnixHTTP
+    ) -> None:
+        self._spawn = spawn
+        self._sockets = sockets
+        self._log_path = log_path
         self._api = api
+        self._child: Child | None = None
+        self._open: dict[tuple[str, str], dict[str, str]] = {}
+        """What gvproxy was asked to expose, by protocol and the host's end."""
+        self._up = asyncio.Event()
+
+    @property
+    def child(self) -> Child:
+        """Gvproxy's process."""
+        assert self._child is not None
+        return self._child
+
+    async def begin(self) -> None:
+        """Start gvproxy; returns when its API answers.
+
+        Raises:
+            HelperExited: it ended before it answered.
+            NotReadyError: it did not answer within API_START_S seconds.
+        """
+        await self._begin()
+        self._up.set()
+
+    async def _begin(self) -> None:
+        self._child = await self._spawn()
+        await race(
+            _answers(self._sockets.network_api),
+            [self.child],
+            stage="network",
+            timeout_s=API_START_S,
+            evidence=self._log_path,
+            hint="on macOS, Gatekeeper may be asking whether gvproxy may run",
+        )
+
+    async def begin_again(self) -> None:
+        """Start another gvproxy in place of one that has died; until :meth:`reopen` nothing is open through it.
+
+        Calls that need gvproxy wait meanwhile. Raises as :meth:`begin` does.
+        """
+        self._up.clear()
+        await self.end()
+        await asyncio.to_thread(_remove, self._sockets.network_api, self._sockets.network_card)
+        await self._begin()
+
+    async def reopen_port(self, port: int) -> None:
+        """Open the host's loopback ``port``, which was open before, ahead of all others.
+
+        Raises:
+            PortError: it cannot be opened.
+        """
+        try:
+            await self._request(self._open["tcp", join("127.0.0.1", port)])
+        except http.WireError as error:
+            raise PortError(f"tcp port {port} could not be opened again: {error.message}") from error
+
+    async def reopen(self) -> dict[tuple[str, str], PortError]:
+        """Open what was open before.
+
+        Returns what could not be, by protocol and the host's end: a port that somebody took meanwhile, for one. It is
+        forgotten.
+        """
+        refused: dict[tuple[str, str], PortError] = {}
+        for key, body in tuple(self._open.items()):
+            if body["protocol"] == "unix":
+                await asyncio.to_thread(_remove, Path(body["local"]))
+            try:
+                await self._request(body)
+            except http.WireError as error:
+                if "proxy already running" in error.message:  # it was opened ahead
+                    continue
+                del self._open[key]
+                refused[key] = PortError(f"{key[0]} {key[1]} could not be opened again: {error.message}")
+        self._up.set()
+        return refused
+
+    async def end(self) -> None:
+        """End gvproxy; fine if it has ended."""
+        if self._child is not None:
+            await self._child.end(grace_s=END_GRACE_S)
 
     async def expose(self, forward: Forward) -> None:
         """Open the host port of ``forward``.
@@ -117,7 +201,7 @@ class Network:
             "protocol": forward.protocol,
         }
         try:
-            await self._api.post("/services/forwarder/expose", body)
+            await self._expose_body(body)
         except http.WireError as error:
             raise _port_error(forward, error.message) from error
 
@@ -128,6 +212,8 @@ class Network:
             PortError: it was not open.
         """
         try:
+            await self._until_up()
+            self._open.pop(forward.key, None)
             await self._api.post("/services/forwarder/unexpose", {"local": forward.local, "protocol": forward.protocol})
         except http.WireError as error:
             raise _port_error(forward, error.message) from error
@@ -181,12 +267,27 @@ class Network:
         await self._expose_path(socket_path, remote)
 
     async def _expose_path(self, socket_path: Path, remote: str) -> None:
-        body = {"local": str(socket_path), "remote": remote, "protocol": "unix"}
         try:
-            await self._api.post("/services/forwarder/expose", body)
+            await self._expose_body({"local": str(socket_path), "remote": remote, "protocol": "unix"})
         except http.WireError as error:
             raise PortError(f"{socket_path} cannot be made: {error.message}") from error
-        await asyncio.to_thread(socket_path.chmod, 0o600)  # 0700 until here, under our umask
+
+    async def _expose_body(self, body: dict[str, str]) -> None:
+        await self._until_up()
+        await self._request(body)
+        self._open[body["protocol"], body["local"]] = body
+
+    async def _request(self, body: dict[str, str]) -> None:
+        await self._api.post("/services/forwarder/expose", body)
+        if body["protocol"] == "unix":
+            await asyncio.to_thread(Path(body["local"]).chmod, 0o600)  # 0700 until here, under our umask
+
+    async def _until_up(self) -> None:
+        try:
+            async with asyncio.timeout(API_START_S):
+                await self._up.wait()
+        except TimeoutError:
+            raise http.WireError(f"gvproxy has been down for {API_START_S:g} s") from None
 
 
 @contextlib.asynccontextmanager
@@ -199,20 +300,20 @@ async def start(
         HelperExited: it ended before it answered.
         NotReadyError: it did not answer within API_START_S seconds.
     """
-    child = await group.spawn("gvproxy", argv(program, sockets, wire), log_path=log_path, cwd=sockets.directory)
-    try:
-        async with http.connect(sockets.network_api) as api:
-            await race(
-                _answers(sockets.network_api),
-                [child],
-                stage="network",
-                timeout_s=API_START_S,
-                evidence=log_path,
-                hint="on macOS, Gatekeeper may be asking whether gvproxy may run",
-            )
-            yield Network(child, api)
-    finally:
-        await child.end(grace_s=END_GRACE_S)
+    async with http.connect(sockets.network_api) as api:
+        command = argv(program, sockets, wire)
+        spawn = partial(group.spawn, "gvproxy", command, log_path=log_path, cwd=sockets.directory)
+        network = Network(spawn, sockets, log_path, api)
+        try:
+            await network.begin()
+            yield network
+        finally:
+            await network.end()
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 async def _answers(path: Path) -> None:

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,6 +50,11 @@ class Child:
     def running(self) -> bool:
         """Whether it has not ended yet, as far as the event loop knows."""
         return self.process.returncode is None
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether a signal ended it, and not the program itself."""
+        return (self.process.returncode or 0) < 0
 
     @property
     def exit_reason(self) -> str:
@@ -120,6 +125,8 @@ class Group:
     guard: Child
     inherited_fds: tuple[int, ...]
     """The lock, which every helper keeps open so that it is free only when all are gone."""
+    spawned: Callable[[Child], object] = lambda _: None
+    """Called with each helper as soon as it runs."""
 
     async def spawn(
         self,
@@ -147,7 +154,9 @@ class Group:
                 pass_fds=(*pass_fds, *self.inherited_fds),
             )
         log.debug("%s is process %d", name, process.pid)
-        return Child(name, process, log_path)
+        child = Child(name, process, log_path)
+        self.spawned(child)
+        return child
 
     def kill(self) -> None:
         """End everything in the group at once, the guard included; safe to call at any time."""
@@ -158,8 +167,12 @@ class Group:
 
 
 @contextlib.asynccontextmanager
-async def process_group(inherited_fds: Sequence[int], *, log_path: Path) -> AsyncIterator[Group]:
+async def process_group(
+    inherited_fds: Sequence[int], *, log_path: Path, spawned: Callable[[Child], object] = lambda _: None
+) -> AsyncIterator[Group]:
     """A guarded process group; everything left in it is killed on the way out.
+
+    ``spawned`` is called with each process of it, the guard first, as soon as it runs.
 
     Raises:
         StartError: the guard did not come up.
@@ -175,8 +188,9 @@ async def process_group(inherited_fds: Sequence[int], *, log_path: Path) -> Asyn
             process_group=0,
             pass_fds=tuple(inherited_fds),
         )
-    group = Group(Child("guard", process, log_path), tuple(inherited_fds))
+    group = Group(Child("guard", process, log_path), tuple(inherited_fds), spawned)
     try:
+        spawned(group.guard)
         assert process.stdout is not None
         try:
             async with asyncio.timeout(GUARD_START_S):

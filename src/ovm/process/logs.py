@@ -27,11 +27,11 @@ def rotate(log_dir: Path, name: str) -> Path:
     return newest
 
 
-def tail(path: Path, lines: int = TAIL_LINES) -> tuple[str, ...]:
-    """The last ``lines`` lines, made fit to print; empty where there is no such file."""
+def tail(path: Path, lines: int = TAIL_LINES, *, since: int = 0) -> tuple[str, ...]:
+    """The last ``lines`` lines behind byte ``since``, made fit to print; empty where there is no such file."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            file.seek(max(since, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
             text = file.read().decode(errors="replace")
     except OSError:
         return ()
