@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ovm.errors import HelperError, HelperExited, StartError, StopError
+from ovm.process import confine, logs
 from ovm.process import guard as guard_program
-from ovm.process import logs
 
 log = logging.getLogger(__name__)
 
@@ -136,16 +136,22 @@ class Group:
         log_path: Path,
         cwd: Path | None = None,
         pass_fds: Iterable[int] = (),
+        rights: confine.Rights | None = None,
     ) -> Child:
         """Start a helper in this group, with standard output and error in ``log_path``.
+
+        With ``rights`` it has no others to the host's files, where the host can see to that.
 
         Raises:
             HelperError: the program cannot be executed.
         """
+        if rights is not None:
+            argv = confine.command(argv, rights)
         with log_path.open("ab") as output:
             process = await _execute(
                 name,
                 argv,
+                env=guard_environment() if argv[0] == guard_program.frozen_app() else clean_environment(),
                 stdin=DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -232,7 +238,7 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def guard_environment() -> dict[str, str]:
-    """The environment of the guard: a frozen app finds its own files in it, where its loader has unpacked them."""
+    """The environment of the guard, or of what confines helpers: a frozen app finds its own files in it."""
     if not guard_program.frozen_app():
         return clean_environment()
     return clean_environment({name: os.environ[name] for name in os.environ if name.startswith(_LOADERS_OWN)})

@@ -20,6 +20,8 @@ from typing import NoReturn
 WATCHING = b"watching\n"
 ARGUMENT = "--ovm-guard"
 """A frozen app started with this and a process id is the guard of that process."""
+CONFINE_ARGUMENT = "--ovm-confine"
+"""A frozen app started with this is what confines a helper; see :mod:`ovm.process.landlock`."""
 
 SWEEP_S = 1.0
 """For so long who joins the group late is killed, too; whoever reaps the dead is quicker, and then nobody can join."""
@@ -29,15 +31,22 @@ _supported = False
 
 
 def freeze_support() -> None:
-    """Let a frozen app be its own guard. Call it first thing in the app's main script.
+    """Let a frozen app be its own guard, and confine helpers. Call it first thing in the app's main script.
 
-    Does nothing but make a note, unless this process was started to be a guard: then it is one, and does not return.
-    Apps frozen by PyInstaller need no call of their own, for ovm's hook makes it. Outside a frozen app it is harmless.
+    Does nothing but make a note, unless this process was started to be a guard or to become a helper: then it does
+    not return. Apps frozen by PyInstaller need no call of their own, for ovm's hook makes it. Outside a frozen app it
+    is harmless.
     """
     global _supported  # noqa: PLW0603 - whether it was called is a fact about this process
     _supported = True
-    if sys.argv[1:2] == [ARGUMENT] and len(sys.argv) == 3 and frozen_app():
+    if not frozen_app():
+        return
+    if sys.argv[1:2] == [ARGUMENT] and len(sys.argv) == 3:
         watch(int(sys.argv[2]))
+    if sys.argv[1:2] == [CONFINE_ARGUMENT]:
+        from ovm.process import landlock
+
+        landlock.main(sys.argv[2:])
 
 
 def is_supported() -> bool:
