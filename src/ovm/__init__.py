@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ovm.config import Versions as Versions
     from ovm.create import create_darwin_ovm as create_darwin_ovm
     from ovm.create import create_linux_ovm as create_linux_ovm
+    from ovm.disks.verify import FileState as FileState
     from ovm.errors import ArchiveError as ArchiveError
     from ovm.errors import ExecTimeout as ExecTimeout
     from ovm.errors import FileError as FileError
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from ovm.machine import OVM as OVM
     from ovm.network.gvproxy import Forward as Forward
     from ovm.process.guard import freeze_support as freeze_support
+    from ovm.prune import Pruned as Pruned
     from ovm.registry import create_ovm as create_ovm
     from ovm.state import StateInfo as StateInfo
     from ovm.state import VMState as VMState
@@ -64,6 +66,8 @@ _HOME = {
     "Versions": "config",
     "Mount": "config",
     "Forward": "network.gvproxy",
+    "Pruned": "prune",
+    "FileState": "disks.verify",
     "ExecResult": "guest.ssh",
     "VMState": "state",
     "StateInfo": "state",

@@ -26,6 +26,7 @@ from ovm.boot import (
     shut_down,
 )
 from ovm.config import check_address, check_port
+from ovm.disks.verify import FileState, verify
 from ovm.errors import GuestError, HelperExited, OptionError, OVMError, PortError, StartError, StateError, StopError
 from ovm.events import Event, EventName, Events, Listener
 from ovm.guest.clock import ClockSync
@@ -36,6 +37,7 @@ from ovm.network.gvproxy import Forward, Protocol
 from ovm.paths import KeyPaths, TargetPaths
 from ovm.process.child import Child
 from ovm.process.supervise import first_exit, race
+from ovm.prune import Pruned, prune
 from ovm.session import Session
 from ovm.state import StateInfo, VMState, may_follow, state_info
 
@@ -681,6 +683,26 @@ class OVM:
         """
         async with self._running("process").ssh.process(argv, environment=environment) as process:
             yield process
+
+    async def prune(self, *, everything: bool = False, volumes: bool = False) -> Pruned:
+        """Have podman remove what nothing uses, and give the host back the room that frees in ``data.img``.
+
+        Containers that do not run, pods and networks nobody is in, and images without a name go.
+
+        Args:
+            everything: Every image that no container uses goes too.
+            volumes: So do volumes that no container uses, with what is in them.
+
+        Raises:
+            StateError: it is not running.
+            GuestError: the guest cannot be reached, or podman did not do it.
+        """
+        session = self._running("prune")
+        return await prune(session.sockets.podman, session.ssh, everything=everything, volumes=volumes)
+
+    async def verify(self) -> list[FileState]:
+        """Compare the files it runs from with the digests they had when they were made; it may be running."""
+        return await verify(self.options.target_dir)
 
     async def reset_path(self, *, data: bool = False) -> None:
         """Restore every file of ``target_dir`` from its origin, whatever the versions say.

@@ -17,6 +17,7 @@ import ovm
 from ovm import cli
 from ovm.errors import HelperExited, OptionError
 from ovm.info import Health, Info, Stage
+from ovm.state import VMState
 
 INFO = Info(
     podman_socket=Path("/run/x/podman.sock"),
@@ -47,11 +48,16 @@ class FakeMachine:
     listeners: dict[str, Callable[..., object]] = field(default_factory=dict)
     forced: asyncio.Event = field(default_factory=asyncio.Event)
     info = INFO
+    state = VMState.RUNNING
 
     def on(self, name: str, listener: Callable[..., object]) -> None:
         self.listeners[name] = listener
-        if len(self.listeners) == 2:
+        if name == "close":
             self.when_ready(self)
+
+    def close(self, then: VMState = VMState.STOPPED) -> None:
+        self.state = then
+        self.listeners["close"]()
 
     async def start(self) -> None:
         self.calls.append("start")
@@ -63,7 +69,8 @@ class FakeMachine:
             self.calls.append("start cancelled")
             raise
 
-    async def stop(self, *, force: bool = False) -> None:
+    async def stop(self, *, force: bool = False, progress: Callable[[str], object] = lambda _: None) -> None:
+        progress("asking")
         self.calls.append("stop by force" if force else "stop")
         if force:
             self.forced.set()
@@ -143,7 +150,7 @@ def test_info_as_json(capsys, monkeypatch):
 
 def test_guest_that_powers_itself_off_ends_the_command(capsys, monkeypatch):
     """A guest that powers itself off is a good end."""
-    machine = FakeMachine(when_ready=lambda it: it.listeners["close"]())
+    machine = FakeMachine(when_ready=FakeMachine.close)
     assert start(monkeypatch, machine) == 0
     assert "has powered itself off" in capsys.readouterr().err
 
@@ -153,10 +160,31 @@ def test_machine_that_fails_is_an_error(capsys, monkeypatch):
 
     def fail(machine: FakeMachine) -> None:
         machine.listeners["error"](HelperExited("qemu ended", exit_reason="killed by SIGKILL"))
-        machine.listeners["close"]()
+        machine.close()
 
     assert start(monkeypatch, FakeMachine(when_ready=fail)) == 1
     assert "killed by SIGKILL" in capsys.readouterr().err
+
+
+def test_machine_that_starts_again_by_itself_keeps_the_command(capsys, monkeypatch):
+    """One whose network was lost closes and comes back; what went wrong before its ready is over."""
+
+    def lose_network(machine: FakeMachine) -> None:
+        machine.listeners["error"](HelperExited("gvproxy ended"))
+        machine.close(then=VMState.STARTING)
+        machine.listeners["health"](Health(problems=("the network is lost",)))
+        asyncio.get_running_loop().call_later(0.05, come_back, machine)
+
+    def come_back(machine: FakeMachine) -> None:
+        machine.listeners["ready"]()
+        machine.listeners["health"](Health())
+        machine.close()
+
+    assert start(monkeypatch, FakeMachine(when_ready=lose_network)) == 0
+    said = capsys.readouterr().err
+    assert "default: the network is lost\n" in said
+    assert "default: all is well again\n" in said
+    assert "has powered itself off" in said
 
 
 def test_zero_is_refused_and_not_taken_for_the_default(capsys, monkeypatch):

@@ -7,6 +7,8 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from ovm.cli.progress import Steps
     from ovm.config import Mount
     from ovm.errors import OVMError
-    from ovm.info import Info
+    from ovm.info import Health, Info
     from ovm.machine import OVM
 
 EXIT_TERMINATED = 143
@@ -92,20 +94,38 @@ async def _start(name: str, image: Path | None, options: dict[str, Any], steps: 
     machine = await signals.unless_stopped(_boot(name, image, options, steps))
     if machine is None:
         return signals.status
-    closed = asyncio.Event()
     failed: list[OVMError] = []
-    machine.on("close", closed.set)
     machine.on("error", failed.append)
+    machine.on("ready", failed.clear)  # it has got over them
+    machine.on("health", partial(_tell_health, name))
     _announce(name, machine.info, as_json=as_json)
-    await signals.wait(closed)
-    if not closed.is_set():
-        with steps.step(f"stopping {name}"):
-            await _stop(machine, signals)
+    if not await _closes_before(signals, machine):
+        with steps.step(f"stopping {name}") as advance:
+            await _stop(machine, signals, lambda step: advance(step, 0, 0))
         return 0
     if failed:
         raise failed[-1]
     click.echo(f"{name} has powered itself off", err=True)
     return 0
+
+
+async def _closes_before(signals: Signals, machine: OVM) -> bool:
+    """Whether the machine goes down for good before a signal comes; one whose network was lost may start again."""
+    from ovm.state import VMState
+
+    closed = asyncio.Event()
+    machine.on("close", closed.set)
+    while True:
+        await signals.wait(closed)
+        if not closed.is_set():
+            return False
+        if machine.state is VMState.STOPPED:
+            return True
+        closed.clear()
+
+
+def _tell_health(name: str, health: Health) -> None:
+    click.echo(f"{name}: {'; '.join(health.problems) or 'all is well again'}", err=True)
 
 
 async def _boot(name: str, image: Path | None, options: dict[str, Any], steps: Steps) -> OVM:
@@ -139,8 +159,8 @@ def _has_image(directory: Path) -> bool:
     return (directory / IMAGE_MANIFEST).exists()
 
 
-async def _stop(machine: OVM, signals: Signals) -> None:
-    stopping = asyncio.create_task(machine.stop())
+async def _stop(machine: OVM, signals: Signals, progress: Callable[[str], object]) -> None:
+    stopping = asyncio.create_task(machine.stop(progress=progress))
     again = asyncio.create_task(signals.again.wait())
     await asyncio.wait({stopping, again}, return_when=asyncio.FIRST_COMPLETED)
     if not stopping.done():
