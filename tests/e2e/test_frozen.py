@@ -21,6 +21,7 @@ import pytest
 import ovm
 import tiny
 from ovm.image import build
+from ovm.process import confine
 from watched import gone_within, still_there, watching
 
 pytestmark = pytest.mark.frozen
@@ -140,8 +141,9 @@ def test_an_app_that_ends_leaves_nothing(bundles: Bundles, tmp_path: Path, name:
 
 @pytest.mark.parametrize("name", GUARDED)
 def test_a_helper_sees_nothing_of_the_loader(bundles: Bundles, tmp_path: Path, name: str) -> None:
-    """QEMU is to run with the system's libraries, and another frozen app as one of its own."""
+    """QEMU is to run with the system's libraries, another frozen app as one of its own. This one began as the app."""
     with guarding(bundles[name], tmp_path) as (_, told, _):
+        assert_becomes_a_helper(told["helper"])
         mine = Path(f"/proc/{told['manager']}/environ").read_bytes()
         helpers = Path(f"/proc/{told['helper']}/environ").read_bytes()
     assert b"LD_LIBRARY_PATH" in mine
@@ -193,6 +195,16 @@ async def test_an_app_runs_a_machine(
     if how == "SIGKILL":  # what a dead one has left is the next one's to take
         async with (await machines()).ovm as next_one:
             assert next_one.state == ovm.VMState.RUNNING
+
+
+def assert_becomes_a_helper(pid: int) -> None:
+    """By and by: it starts as the app, which takes its time."""
+    deadline = time.monotonic() + GONE_S
+    while Path(f"/proc/{pid}/comm").read_text() != "sleep\n" and time.monotonic() < deadline:
+        time.sleep(0.02)
+    status = Path(f"/proc/{pid}/status").read_text()
+    assert "Name:\tsleep\n" in status
+    assert "NoNewPrivs:\t1\n" in status or not confine.available()
 
 
 def parent(pid: int) -> int:

@@ -24,14 +24,15 @@ async def tell_and_wait(**facts: object) -> None:
 
 
 async def group(directory: Path) -> None:
-    """A helper in a guarded group."""
+    """A confined helper in a guarded group."""
     from ovm.process.child import process_group
+    from ovm.process.confine import Rights
 
     with (directory / "starts").open("a") as starts:
         starts.write(f"{os.getpid()}\n")
     async with process_group([], log_path=directory / "guard.log") as processes:
-        command = ["sh", "-c", "env; exec sleep 600"]
-        helper = await processes.spawn("helper", command, log_path=directory / "helper.log")
+        command = ["/bin/sh", "-c", "env; exec sleep 600"]
+        helper = await processes.spawn("helper", command, log_path=directory / "helper.log", rights=Rights())
         await tell_and_wait(manager=os.getpid(), guard=processes.guard.pid, helper=helper.pid)
 
 
