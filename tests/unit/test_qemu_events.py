@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import contextlib
 import shutil
 import sys
@@ -50,6 +51,10 @@ for asked in requests():
         events = ["POWERDOWN"]
     elif name == "x-become":
         status = asked["arguments"]["status"]
+        for event in asked["arguments"].get("events", ()):
+            say(**event, timestamp={"seconds": 1, "microseconds": 2})
+    elif name in ("netdev_add", "netdev_del"):
+        print(name, json.dumps(asked["arguments"]), flush=True)
     elif name == "x-die":
         os._exit(9)
     elif name not in ("qmp_capabilities", "quit"):
@@ -165,6 +170,52 @@ async def test_every_state_of_qemus_is_one_of_ours(program, start):
         for status, state in expected.items():
             await vm._execute("x-become", status=status)
             assert await vm.state() is state
+
+
+def disk_error(**data: object) -> dict[str, object]:
+    return {"event": "BLOCK_IO_ERROR", "data": {"node-name": "ovm-data", "reason": "No space left on device"} | data}
+
+
+@pytest.mark.parametrize(
+    ("status", "events", "happening"),
+    [
+        (
+            "io-error",
+            [disk_error(action="stop", nospace=True)],
+            (Happening.OUT_OF_SPACE, "the disk ovm-data failed: No space left on device"),
+        ),
+        (
+            "io-error",
+            [disk_error(action="stop", nospace=False, reason="Input/output error")],
+            (Happening.FAILED, "the disk ovm-data failed: Input/output error"),
+        ),
+        ("io-error", [disk_error(action="report")], (Happening.FAILED, "QEMU has stopped it: io-error")),
+        ("internal-error", [], (Happening.FAILED, "QEMU has stopped it: internal-error")),
+        ("internal-error", [disk_error(action="stop")], (Happening.FAILED, "QEMU has stopped it: internal-error")),
+        ("paused", [], (Happening.PAUSED, "")),
+    ],
+)
+async def test_why_it_stands_still(program, start, status, events, happening):
+    """A guest that QEMU stops on its own account has failed, and it is said why; one that was paused has not."""
+    told = asyncio.Queue()
+    async with asyncio.timeout(10), start(program(FAKE, python=True), told) as vm:
+        await vm._execute("x-become", status=status, events=[*events, {"event": "STOP"}])
+        assert await told.get() == happening
+        assert told.empty()
+
+
+async def test_the_network_card_gets_another_wire(program, start, tmp_path):
+    """The old one is taken off the hub first, and the new one leads to the socket."""
+    async with asyncio.timeout(10), start(program(FAKE, python=True)) as vm:
+        await vm.replug(Path("/somewhere/net, odd.sock"))
+    told = [line.split(" ", 1) for line in (tmp_path / "qemu.log").read_text().splitlines() if "netdev" in line]
+    address = {"type": "unix", "path": "/somewhere/net, odd.sock"}
+    assert [(name, json.loads(given)) for name, given in told] == [
+        ("netdev_del", {"id": "plug"}),
+        ("netdev_del", {"id": "wire"}),
+        ("netdev_add", {"type": "stream", "id": "wire", "server": False, "addr": address}),
+        ("netdev_add", {"type": "hubport", "id": "plug", "hubid": 0, "netdev": "wire"}),
+    ]
 
 
 async def test_the_power_button_is_heard_by_a_paused_guest(program, start, tmp_path):
