@@ -65,7 +65,7 @@ async def test_lines(channel, line, stages, warned):
     assert channel._ready.done() is (stages[:1] == [("ready", 2.5)])
 
 
-@pytest.mark.parametrize("code", ["data-damaged", "data-foreign", "data-unformatted", "rootfs-damaged"])
+@pytest.mark.parametrize("code", sorted(ready._HINTS))
 async def test_a_guest_that_gives_up_says_what_to_do(channel, code):
     """A fatal line is GuestRefused with the guest's words, its code as the stage, and advice for each known code."""
     channel.hear(f"fatal {code} the superblock is gone")
