@@ -47,6 +47,7 @@ def inspect(archive: Path) -> Member:
         ArchiveError: it is no zip, cut, hostile, or does not hold exactly one file.
     """
     try:
+        _check_end(archive)
         with zipfile.ZipFile(archive) as opened:
             members = opened.infolist()
             for member in members:
@@ -126,6 +127,13 @@ def _stored(member: Member, source: BinaryIO) -> Iterator[bytes]:
 
 def _damaged(member: Member, what: str) -> ArchiveError:
     return ArchiveError(f"the file in {member.archive} {what}", hint=_FETCH_AGAIN)
+
+
+def _check_end(archive: Path) -> None:
+    """Zipfile takes an end that cannot be read for that of another kind of file."""
+    with archive.open("rb") as opened:
+        opened.seek(max(opened.seek(0, 2) - 1, 0))
+        opened.read(1)
 
 
 def _check_name(archive: Path, member: zipfile.ZipInfo) -> None:

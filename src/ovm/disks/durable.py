@@ -27,6 +27,7 @@ class NewFile:
         self.path.unlink(missing_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self.fd = os.open(self.path, flags, 0o600)
+        self._placed = False
 
     def seal(self, mode: int) -> None:
         """Give it ``mode``, whatever the umask, and make its content durable."""
@@ -37,11 +38,15 @@ class NewFile:
     def place(self, target: Path) -> None:
         """Let it take the name ``target``; durable after ``sync_directory``."""
         self.path.replace(target)
+        self._placed = True
 
     def discard(self) -> None:
-        """Remove it, unless it has been placed."""
-        self._close()
-        self.path.unlink(missing_ok=True)
+        """Remove it, unless it has been placed. Where that fails the next run will."""
+        with suppress(OSError):
+            self._close()
+        if not self._placed:
+            with suppress(OSError):
+                self.path.unlink()
 
     def _close(self) -> None:
         fd, self.fd = self.fd, -1

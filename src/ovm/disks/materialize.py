@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -51,6 +52,8 @@ PROGRAM_MODE = 0o755
 FILE_MODE = 0o644
 
 _MIB = 1024 * 1024
+_STAMP_S = 0.02
+"""Two changes within this time may bear the same one: until 6.13 Linux took a file's times from its timer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +81,7 @@ async def prepare(
 
     Raises:
         SpaceError: the file system has too little room.
-        FileError: an origin changed under the copy, a packed kernel is damaged, or a file cannot be read or written.
+        FileError: an origin changes under the copy, a packed kernel is damaged, or a file cannot be read or written.
         ArchiveError: the rootfs archive is damaged.
     """
     loop, stop = asyncio.get_running_loop(), Event()
@@ -274,7 +277,7 @@ class _Batch:
         with ExitStack() as undo:
             source = os.open(item.source, os.O_RDONLY | os.O_CLOEXEC)
             undo.callback(os.close, source)
-            before = os.fstat(source)
+            before = _settled(source, item.source)
             size, unpack = _packed(item) or (before.st_size, None)
             new = NewFile(self.target.directory, item.name)
             undo.pop_all()
@@ -325,6 +328,21 @@ def _packed(item: assets.Item) -> tuple[int, Unpacker] | None:
     if item.name == "kernel" and (packed := kernel.find_packed(item.source)):
         return kernel.unpacked_size(packed), partial(kernel.unpack, packed)
     return None
+
+
+def _settled(source: int, path: Path) -> os.stat_result:
+    """What an origin is now, so long after its last change that another one will show."""
+    status = os.fstat(source)
+    if _is_fresh(status):
+        time.sleep(_STAMP_S)
+        status = os.fstat(source)
+    if _is_fresh(status):
+        raise FileError(f"{path} is being written", hint="try again once it is written in full")
+    return status
+
+
+def _is_fresh(status: os.stat_result) -> bool:
+    return 0 <= time.time() - status.st_mtime < _STAMP_S
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
