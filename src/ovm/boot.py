@@ -97,8 +97,9 @@ async def power_on(
         step("guard")
 
         wire: gvproxy.Wire = "channel" if profile.over_vsock else driver.card
+        reads = [KeyPaths(options.ssh_key_dir).user_key] if profile.over_vsock else []  # for its ssh tunnel
         network = await stack.enter_async_context(
-            gvproxy.start(group, prepared.files.gvproxy, sockets, log_paths["gvproxy"], wire=wire)
+            gvproxy.start(group, prepared.files.gvproxy, sockets, log_paths["gvproxy"], wire=wire, reads=reads)
         )
         ssh_port, podman_port = await _open_ports(network, sockets, options)
         step("network")

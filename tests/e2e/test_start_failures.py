@@ -60,7 +60,7 @@ async def test_the_guest_says_that_it_cannot_go_on(machines: tiny.Machines) -> N
     assert isinstance(error, ovm.GuestRefused)
     assert error.message == "the guest cannot go on: tiny cannot go on"
     assert error.stage == "data-damaged"
-    assert "btrfs check" in error.hint
+    assert "btrfs restore" in error.hint
 
 
 async def test_the_guests_last_words_count_however_late_they_are_heard(machines: tiny.Machines) -> None:

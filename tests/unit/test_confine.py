@@ -217,6 +217,7 @@ def test_a_package_that_was_removed_can_still_confine(tmp_path):
         "sys.path.insert(0, sys.argv[1])\n"
         "from ovm.process import confine\n"
         "assert confine.__file__.startswith(sys.argv[1])\n"
+        "confine.command(['/bin/true'], confine.Rights())\n"  # as the first start does
         "shutil.rmtree(sys.argv[1] + '/ovm')\n"
         "command = confine.command(['/bin/sh', '-c', 'exec cat \"$1\"', 'sh', sys.argv[2]], confine.Rights())\n"
         "sys.exit(subprocess.run(command).returncode)"

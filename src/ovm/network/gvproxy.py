@@ -15,7 +15,7 @@ import errno
 import re
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -26,6 +26,7 @@ import msgspec
 from ovm.errors import PortError
 from ovm.paths import SocketPaths
 from ovm.process.child import Child, Group
+from ovm.process.confine import Rights
 from ovm.process.supervise import race
 from ovm.wire import http
 
@@ -292,9 +293,11 @@ class Network:
 
 @contextlib.asynccontextmanager
 async def start(
-    group: Group, program: Path, sockets: SocketPaths, log_path: Path, *, wire: Wire
+    group: Group, program: Path, sockets: SocketPaths, log_path: Path, *, wire: Wire, reads: Sequence[Path] = ()
 ) -> AsyncIterator[Network]:
     """Gvproxy with its API answering; ended on the way out.
+
+    Of the user's files it may touch its sockets alone, and read ``reads``: who reaches its API must not reach further.
 
     Raises:
         HelperExited: it ended before it answered.
@@ -302,7 +305,8 @@ async def start(
     """
     async with http.connect(sockets.network_api) as api:
         command = argv(program, sockets, wire)
-        spawn = partial(group.spawn, "gvproxy", command, log_path=log_path, cwd=sockets.directory)
+        rights = Rights(sockets=[sockets.directory], reads=reads)
+        spawn = partial(group.spawn, "gvproxy", command, log_path=log_path, cwd=sockets.directory, rights=rights)
         network = Network(spawn, sockets, log_path, api)
         try:
             await network.begin()

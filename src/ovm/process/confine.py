@@ -6,6 +6,7 @@ helper runs as it is. What a helper was given open, its log for one, it keeps. T
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,9 +28,6 @@ SETTINGS = (
 """What a program without files of its own asks about the host: names, time, limits. Resolvers are replaced and linked
 to elsewhere when the network changes, so it is directories that may be read; never all of /run, where users' are."""
 RESOLVERS = Path("/etc/resolv.conf")
-
-_WRAPPER = "" if guard.frozen_app() else Path(landlock.__file__).read_text("utf-8")
-"""Read now: a helper may have to be started again when the package has been replaced by another version."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +67,13 @@ def command(argv: Sequence[str | os.PathLike[str]], rights: Rights) -> list[str]
 def _wrapper() -> list[str]:
     if app := guard.frozen_app():
         return [app, guard.CONFINE_ARGUMENT]
-    return [sys.executable, "-I", "-S", "-c", _WRAPPER]
+    return [sys.executable, "-I", "-S", "-c", _wrapper_source()]
+
+
+@functools.cache
+def _wrapper_source() -> str:
+    """Read once: a helper may have to be started again when another version has replaced the package."""
+    return Path(landlock.__file__).read_text("utf-8")
 
 
 def rules(program: str, rights: Rights) -> list[str]:
