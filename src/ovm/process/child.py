@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 GUARD_START_S = 20.0
 """A Python that has to be read from a cold disk on a busy machine is slow."""
 TERM_GRACE_S = 5.0
+NOTICE_S = 0.1
+"""In which the event loop has learned that the guard is gone, if that is why something failed."""
 KILL_GRACE_S = 10.0
 """How long a killed process may take to vanish; freeing gigabytes takes the kernel a while."""
 
@@ -89,8 +91,7 @@ class Child:
                     await self.process.wait()
                     return
             log.warning("%s ignored SIGTERM for %g s, killing it", self.name, grace_s)
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
+        self.kill()
         try:
             async with asyncio.timeout(KILL_GRACE_S):
                 await self.process.wait()
@@ -98,6 +99,11 @@ class Child:
             raise StopError(
                 f"{self.name} (process {self.pid}) was killed but is still there after {KILL_GRACE_S:g} s"
             ) from error
+
+    def kill(self) -> None:
+        """SIGKILL, and no waiting; fine if it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
 
     async def exited(self, stage: str) -> HelperExited:
         """The error that tells of its death."""
@@ -127,6 +133,7 @@ class Group:
     """The lock, which every helper keeps open so that it is free only when all are gone."""
     spawned: Callable[[Child], object] = lambda _: None
     """Called with each helper as soon as it runs."""
+    helpers: list[Child] = field(default_factory=list)
 
     async def spawn(
         self,
@@ -162,7 +169,23 @@ class Group:
         log.debug("%s is process %d", name, process.pid)
         child = Child(name, process, log_path)
         self.spawned(child)
+        self.helpers.append(child)
+        if not self.guard.running:  # it has joined what is left of the group
+            child.kill()
         return child
+
+    async def follow_guard(self) -> None:
+        """Kill the helpers as soon as the guard is gone: without it they would outlive us."""
+        await self.guard.wait()
+        for child in self.helpers:
+            child.kill()
+
+    async def guard_is_lost(self) -> bool:
+        """Whether the guard has ended, and nobody had asked it to."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(NOTICE_S):
+                await self.guard.wait()
+        return not self.guard.running and not self.guard.expected
 
     def kill(self) -> None:
         """End everything in the group at once, the guard included; safe to call at any time."""
@@ -176,12 +199,13 @@ class Group:
 async def process_group(
     inherited_fds: Sequence[int], *, log_path: Path, spawned: Callable[[Child], object] = lambda _: None
 ) -> AsyncIterator[Group]:
-    """A guarded process group; everything left in it is killed on the way out.
+    """A guarded process group; everything left in it is killed on the way out, and at once if the guard ends.
 
     ``spawned`` is called with each process of it, the guard first, as soon as it runs.
 
     Raises:
         StartError: the guard did not come up.
+        HelperExited: the guard ended, which is why whatever was done inside failed.
     """
     with log_path.open("ab") as errors:
         process = await _execute(
@@ -195,6 +219,7 @@ async def process_group(
             pass_fds=tuple(inherited_fds),
         )
     group = Group(Child("guard", process, log_path), tuple(inherited_fds), spawned)
+    following = asyncio.create_task(group.follow_guard(), name="guard's end")
     try:
         spawned(group.guard)
         assert process.stdout is not None
@@ -207,10 +232,16 @@ async def process_group(
             await process.wait()
             raise await group.guard.exited("guard")
         yield group
+    except Exception as error:
+        if await group.guard_is_lost():
+            raise await group.guard.exited(getattr(error, "stage", "")) from None
+        raise
     finally:
         group.kill()
         async with asyncio.timeout(KILL_GRACE_S):
             await process.wait()
+        following.cancel()
+        await asyncio.wait({following})
 
 
 def guard_command(manager: int) -> list[str]:
