@@ -52,8 +52,8 @@ PROGRAM_MODE = 0o755
 FILE_MODE = 0o644
 
 _MIB = 1024 * 1024
-_STAMP_S = 0.02
-"""Two changes within this time may bear the same one: until 6.13 Linux took a file's times from its timer."""
+STAMP_S = 0.02
+"""Seconds. Two changes within this time may bear the same one: until 6.13 Linux took a file's times from its timer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -334,7 +334,7 @@ def _settled(source: int, path: Path) -> os.stat_result:
     """What an origin is now, so long after its last change that another one will show."""
     status = os.fstat(source)
     if _is_fresh(status):
-        time.sleep(_STAMP_S)
+        time.sleep(STAMP_S)
         status = os.fstat(source)
     if _is_fresh(status):
         raise FileError(f"{path} is being written", hint="try again once it is written in full")
@@ -342,7 +342,7 @@ def _settled(source: int, path: Path) -> os.stat_result:
 
 
 def _is_fresh(status: os.stat_result) -> bool:
-    return 0 <= time.time() - status.st_mtime < _STAMP_S
+    return 0 <= time.time() - status.st_mtime < STAMP_S
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
