@@ -39,6 +39,31 @@ APPLETS = "cat cut date echo false grep head httpd id ls mkdir nc rm seq sh slee
 BUSYBOX_IMAGE = "localhost/busybox:latest"
 
 
+def options(base: Path, image: Path, gvproxy: Path, vfkit: Path | None = None, **more: object) -> dict[str, Any]:
+    """Options of a machine with directories below ``base``; for ``under.create``."""
+    origins = {
+        "gvproxy": gvproxy,
+        "kernel": image / "kernel",
+        "initrd": image / "initrd",
+        "rootfs": image / "rootfs.btrfs",
+    }
+    if vfkit is not None:
+        origins["vfkit"] = vfkit
+    return {
+        "origin_path": origins,
+        "versions": dict.fromkeys(origins, "1"),
+        "mounts": [],
+        "target_dir": base / "target",
+        "socket_dir": base / "socket",
+        "log_dir": base / "log",
+        "ssh_key_dir": base / "ssh",
+        "data_disk_mib": 8192,
+        "memory_mib": 1536,
+        "cpus": 2,
+        **more,
+    }
+
+
 @dataclass
 class Ran:
     """What a client printed, and how it ended."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import full
 import ovm
 import soak
 import under
@@ -97,24 +98,7 @@ async def record(
     image: Path, gvproxy: Path, base: Path, seconds: float, cache: tapped.Cache = "as shipped"
 ) -> Recording:
     """What a container that syncs what it writes gets done in some seconds."""
-    origins = {
-        "gvproxy": gvproxy,
-        "kernel": image / "kernel",
-        "initrd": image / "initrd",
-        "rootfs": image / "rootfs.btrfs",
-    }
-    options: dict[str, Any] = {
-        "origin_path": origins,
-        "versions": dict.fromkeys(origins, "1"),
-        "mounts": [],
-        "target_dir": base / "target",
-        "socket_dir": base / "socket",
-        "log_dir": base / "log",
-        "ssh_key_dir": base / "ssh",
-        "data_disk_mib": DISK_MIB,
-        "memory_mib": 1024,
-        "cpus": 2,
-    }
+    options = full.options(base, image, gvproxy, data_disk_mib=DISK_MIB)
     plain = (await ovm.create_linux_ovm(options))._prepared.driver
     log = base / "writes"
     qemu = tapped.program(base / "qemu", (await helpers.find_qemu(host_arch())).path, log, cache)
@@ -147,7 +131,7 @@ async def record(
 @pytest.fixture(scope="module")
 async def recording(image: Path, gvproxy: Path) -> AsyncIterator[Recording]:
     """With the command line of every machine."""
-    with tempfile.TemporaryDirectory(prefix="ovm-") as base:
+    with tempfile.TemporaryDirectory(prefix="ovm-", dir="/tmp") as base:
         yield await record(image, gvproxy, Path(base), WRITING_S)
 
 

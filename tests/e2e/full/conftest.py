@@ -14,7 +14,7 @@ import pytest
 
 import ovm
 import under
-from full import BUSYBOX_IMAGE, Authority, MachineOptions, Podman, busybox_tar
+from full import BUSYBOX_IMAGE, Authority, MachineOptions, Podman, busybox_tar, options
 
 
 @pytest.fixture(scope="session")
@@ -35,28 +35,8 @@ def options_for(image: Path, gvproxy: Path, short_tmp: Callable[[str], Path], hy
     """Options of a machine of the full guest with directories of its own; for ``under.create``."""
 
     def make(name: str, *, image_dir: Path = image, **more: object) -> dict[str, Any]:
-        base = short_tmp(f"{name}-{hypervisor}")
-        origins = {
-            "gvproxy": gvproxy,
-            "kernel": image_dir / "kernel",
-            "initrd": image_dir / "initrd",
-            "rootfs": image_dir / "rootfs.btrfs",
-        }
-        if hypervisor == "vfkit":
-            origins["vfkit"] = under.vfkit()
-        return {
-            "origin_path": origins,
-            "versions": dict.fromkeys(origins, "1"),
-            "mounts": [],
-            "target_dir": base / "target",
-            "socket_dir": base / "socket",
-            "log_dir": base / "log",
-            "ssh_key_dir": base / "ssh",
-            "data_disk_mib": 8192,
-            "memory_mib": 1536,
-            "cpus": 2,
-            **more,
-        }
+        vfkit = under.vfkit() if hypervisor == "vfkit" else None
+        return options(short_tmp(f"{name}-{hypervisor}"), image_dir, gvproxy, vfkit, **more)
 
     return make
 
