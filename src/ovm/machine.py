@@ -8,7 +8,6 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
@@ -25,9 +24,10 @@ from ovm.boot import (
     power_on,
     shut_down,
 )
+from ovm.care import Care
 from ovm.config import check_address, check_port
 from ovm.disks.verify import FileState, verify
-from ovm.errors import GuestError, HelperExited, OptionError, OVMError, PortError, StartError, StateError, StopError
+from ovm.errors import GuestError, HelperExited, OptionError, OVMError, StartError, StateError, StopError
 from ovm.events import Event, EventName, Events, Listener
 from ovm.guest.clock import ClockSync
 from ovm.guest.ssh import ExecResult
@@ -48,18 +48,10 @@ log = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 180.0
 """From the hypervisor's start to the guest's ready; emulated guests on busy machines are slow."""
-HEAL_TIMEOUT_S = 30.0
-"""From gvproxy's death until the guest is reached by way of another one."""
-HEAL_ATTEMPTS = 3
 RESTART_AGAIN_S = 60.0
 """A machine whose network is lost again so soon after a restart is not restarted once more."""
-FIRST_LOOK_S = 2.0
-"""When a machine that has just become ready is looked at; until then it has other things to do."""
-LOOK_S = 60.0
-LOOK_AGAIN_S = 5.0
-"""Between two looks at a machine that is not well."""
-GIVEN_UP_AFTER = 2
-"""So many looks at a machine that nothing answers from, and its gvproxy is taken for hung."""
+ROOM_AGAIN_S = 5.0
+"""How often it is looked whether the host has room again for a guest that stands still for want of it."""
 
 
 class OVM:
@@ -82,7 +74,7 @@ class OVM:
         self._asleep = False
         """Whether the host's sleep has paused it, or is about to."""
         self._syncing: asyncio.Task[ClockSync] | None = None
-        self._health = Health()
+        self._care: Care | None = None
         self._progress: list[Callable[[str], object]] = []
         self._restarted_at = -math.inf
         self._began = 0.0
@@ -139,10 +131,7 @@ class OVM:
         self._stages = []
         self._powered_off, self._fallen = asyncio.Event(), asyncio.Event()
         self._happened: asyncio.Queue[tuple[Happening, str]] = asyncio.Queue()
-        self._unwell = asyncio.Event()
-        self._is_healing = self._is_out_of_space = False
         self._network_is_lost = False
-        self._health = Health()
         self._asleep = False
         self._to(VMState.STARTING)
         return asyncio.get_running_loop().create_future()
@@ -233,7 +222,7 @@ class OVM:
                 error.__cause__ = failure
         for task in self._background:
             task.cancel()
-        self._session = None
+        self._session = self._care = None
         self._to(VMState.STOPPED)
         if error is not None and not isinstance(error, OVMError):
             log.error("the machine failed", exc_info=error)
@@ -246,12 +235,15 @@ class OVM:
                 await stack.enter_async_context(power.watch(self._before_sleep, self._after_wake))
             await self._come_up(session)
             self._session = session
+            self._care = Care(
+                session, self._prepared.driver, is_running=lambda: self._state is VMState.RUNNING, changed=self._changed
+            )
             self._to(VMState.RUNNING)
             self._events.emit("ready")
             started.set_result(None)
             if session.profile.engine:
                 self._in_background(session.keep_attached())
-            self._in_background(self._keep_looking(session))
+            self._in_background(self._care.keep_looking())
             try:
                 await self._stay(session)
             finally:
@@ -309,7 +301,7 @@ class OVM:
                     culprit = await blame(session, death.result())
                     if not await self._can_heal(session, culprit):
                         return
-                    healing = asyncio.create_task(self._heal(session, culprit))
+                    healing = asyncio.create_task(self._heal(culprit))
                     death = asyncio.create_task(first_exit(c for c in session.children if c is not culprit))
                 if healing is not None and healing.done():
                     healing.result()
@@ -350,29 +342,15 @@ class OVM:
             self._force_wanted.set()  # nothing would end the others if we died now
         raise await culprit.exited("running")
 
-    async def _heal(self, session: Session, gvproxy: Child) -> None:
-        """Another gvproxy for one that died."""
-        self._is_healing = True
-        error = await gvproxy.exited("running")
-        log.warning("the network is lost: %s; it is brought back", error)
-        problem = f"the network is being brought back: {error.message} ({error.exit_reason})"
-        self._feel(replace(self._health, problems=(problem,)))
-        lost: list[PortError] = []
-        for attempt in range(1, HEAL_ATTEMPTS + 1):
-            try:
-                async with asyncio.timeout(HEAL_TIMEOUT_S):
-                    lost = await session.restore_network()
-                    break
-            except (OVMError, ExceptionGroup, TimeoutError) as trouble:
-                log.warning("the network could not be brought back: %s", first_error(trouble))
-                if attempt == HEAL_ATTEMPTS:
-                    self._network_is_lost = True
-                    raise error from trouble
-        self._is_healing = False
+    async def _heal(self, gvproxy: Child) -> None:
+        assert self._care is not None
+        try:
+            lost = await self._care.heal(gvproxy)
+        except HelperExited:
+            self._network_is_lost = True
+            raise
         for port in lost:
             self._events.emit("error", port)
-        self._feel(replace(self._health, problems=()))
-        self._unwell.set()  # to be looked at
 
     def _fail(self, what: Happening, words: str) -> None:
         """The hypervisor has stopped the guest on its own account."""
@@ -381,10 +359,20 @@ class OVM:
         if what is Happening.OUT_OF_SPACE:
             hint = "make room on the host's disk: it goes on by itself then, or at once after vm_resume()"
         error = GuestError(f"the virtual machine was stopped by its hypervisor: {words}", hint=hint)
-        self._is_out_of_space = what is Happening.OUT_OF_SPACE
         self._events.emit("error", error)
-        self._feel(replace(self._health, problems=(error.message,)))
-        self._unwell.set()
+        if self._care is not None:
+            self._care.ails(error.message)
+        if what is Happening.OUT_OF_SPACE:
+            self._in_background(self._go_on_with_room())
+
+    async def _go_on_with_room(self) -> None:
+        """Until the host has room again for what the guest wants to write, or somebody else resumes or stops it."""
+        while self._state is VMState.ERROR:
+            if await health.has_room(self.options):
+                with contextlib.suppress(OVMError):
+                    await self._to_its_end(self._resume())
+                return
+            await asyncio.sleep(ROOM_AGAIN_S)
 
     async def _guest_powered_off(self, ended: Child) -> bool:
         """Whether the guest itself did it; a QEMU that somebody terminated ends with the same status."""
@@ -439,7 +427,7 @@ class OVM:
             data_disk=TargetPaths(self.options.target_dir).data_disk,
             log_dir=self.options.log_dir,
             timings=tuple(self._stages),
-            health=self._health,
+            health=self._care.health if self._care is not None else Health(),
         )
 
     async def check_health(self) -> Health:
@@ -448,38 +436,9 @@ class OVM:
         Raises:
             StateError: it is not running.
         """
-        return (await self._look(self._running("check_health"))).health
-
-    async def _look(self, session: Session) -> health.Look:
-        look = await health.look(session)
-        if self._session is session and self._state is VMState.RUNNING and not self._is_healing:
-            self._feel(look.health)
-        return look
-
-    def _feel(self, now: Health) -> None:
-        """Remember how it is; whoever listens hears of a change."""
-        before, self._health = self._health, now
-        if before.problems != now.problems:
-            log.warning("health: %s", "; ".join(now.problems) or "well again")
-            self._events.emit("health", health=now)
-
-    async def _keep_looking(self, session: Session) -> None:
-        """For ever: a look each minute, sooner at what is not well."""
-        await asyncio.sleep(FIRST_LOOK_S)
-        unreachable = 0
-        while True:
-            if self._state is VMState.RUNNING and not self._is_healing:
-                unreachable = 0 if (await self._look(session)).reachable else unreachable + 1
-                if unreachable == GIVEN_UP_AFTER and self._prepared.driver.can_replug:
-                    log.warning("neither podman nor the guest answers; gvproxy is replaced")
-                    await session.network.end()
-            elif self._state is VMState.ERROR and self._is_out_of_space and await health.has_room(session.options):
-                with contextlib.suppress(OVMError):
-                    await self._to_its_end(self._resume())
-            self._unwell.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_S if self._health.ok else LOOK_AGAIN_S):
-                    await self._unwell.wait()
+        self._running("check_health")
+        assert self._care is not None
+        return (await self._care.look()).health
 
     async def vm_state(self) -> StateInfo:
         """The state, as the hypervisor tells it now, and what can be asked of the machine."""
@@ -552,7 +511,8 @@ class OVM:
             if self._state is not VMState.RESUMING:
                 self._refuse("vm_resume")
             self._to(VMState.RUNNING)
-            self._unwell.set()
+            if self._care is not None:
+                self._care.look_soon()
             try:
                 if session.profile.engine:
                     await self._sync_after_resume(session)
@@ -584,7 +544,8 @@ class OVM:
             self._asleep = False
         if ran and self._state is VMState.RUNNING and self._session is not None and self._session.profile.engine:
             await self.clocksync()
-        self._unwell.set()  # a gvproxy may hang since, or a network be another: look
+        if self._care is not None:
+            self._care.look_soon()  # a gvproxy may hang since, or a network be another
 
     async def clocksync(self) -> ClockSync:
         """Set the guest's clock to the host's, verify it, and have chrony look at its servers now.
@@ -756,6 +717,9 @@ class OVM:
         assert may_follow(self._state, state), f"{self._state} → {state}"
         log.debug("%s → %s", self._state, state)
         self._state = state
+
+    def _changed(self, now: Health) -> None:
+        self._events.emit("health", health=now)
 
     def _tell(self, step: str) -> None:
         log.info("stopping: %s", step)

@@ -172,7 +172,7 @@ async def test_a_full_host_stops_the_guest_until_there_is_room(
     small_disk: Path, machines: tiny.Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """State, event and error say why; with room again it goes on by itself, and nothing of what it wrote is lost."""
-    monkeypatch.setattr(machine_module, "LOOK_AGAIN_S", 0.5)
+    monkeypatch.setattr(machine_module, "ROOM_AGAIN_S", 0.5)
     machine = await machines("m")
     await machine.ovm.start()
     filler = small_disk / "filler"

@@ -142,7 +142,7 @@ async def test_a_gvproxy_that_hangs_is_replaced(vm: ovm.OVM, monkeypatch: pytest
     monkeypatch.setattr("ovm.health.TIMEOUT_S", 2.0)
     hung = gvproxy(vm)
     os.kill(hung, signal.SIGSTOP)
-    vm._unwell.set()  # as the host's wake does
+    vm._care.look_soon()  # type: ignore[union-attr]  # as the host's wake does
 
     async def replaced() -> bool:
         return gvproxy(vm) != hung and vm.info.health.ok
