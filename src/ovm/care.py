@@ -95,7 +95,7 @@ class Care:
                 async with asyncio.timeout(HEAL_TIMEOUT_S):
                     lost = await self._session.restore_network()
             except (OVMError, TimeoutError) as trouble:
-                log.warning("the network could not be brought back: %s", trouble or "no answer in time")
+                log.warning("the network could not be brought back: %s", str(trouble) or "no answer in time")
                 if attempt == HEAL_ATTEMPTS:
                     raise error from trouble
             else:

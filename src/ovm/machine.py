@@ -131,7 +131,7 @@ class OVM:
         self._stages = []
         self._powered_off, self._fallen = asyncio.Event(), asyncio.Event()
         self._happened: asyncio.Queue[tuple[Happening, str]] = asyncio.Queue()
-        self._network_is_lost = False
+        self._network_is_lost = self._fell_early = False
         self._asleep = False
         self._to(VMState.STARTING)
         return asyncio.get_running_loop().create_future()
@@ -180,8 +180,13 @@ class OVM:
 
     async def _keep(self, started: asyncio.Future[None]) -> None:
         """The life of one start, from its first step to its ``close``, and of the next if its network was lost."""
+        tried_again = False
         while True:
             error = await self._outlive(started)
+            if self._fell_early and not tried_again and not self._stop_wanted.is_set():
+                log.warning("the guest's kernel fell before its first word, so it is started once more: %s", error)
+                tried_again, _ = True, self._begin()
+                continue
             told = error if isinstance(error, OVMError) or error is None else OVMError(f"internal error: {error!r}")
             if told is not None and not self._stop_wanted.is_set():
                 self._events.emit("error", told)
@@ -280,8 +285,13 @@ class OVM:
             falling.cancel()
 
     async def _fall(self, session: Session) -> None:
-        """A guest that resets itself before its ready would do so again and again."""
+        """A guest that resets itself before its ready would do so again and again.
+
+        Unless it was its kernel, before anything of ours ran: QEMU 7.2's TCG, emulating two processors, was seen to
+        trip over an instruction that the kernel was patching.
+        """
         await self._fallen.wait()
+        self._fell_early = not session.channel.stages
         raise await boot_error(session, "the guest reset itself before it was ready")
 
     async def _stay(self, session: Session) -> None:
@@ -338,8 +348,6 @@ class OVM:
         elif await self._guest_powered_off(culprit):
             log.info("the guest powered itself off")
             return False
-        if culprit is session.guard:
-            self._force_wanted.set()  # nothing would end the others if we died now
         raise await culprit.exited("running")
 
     async def _heal(self, gvproxy: Child) -> None:

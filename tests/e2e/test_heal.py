@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 import subprocess
@@ -235,3 +236,22 @@ async def test_each_step_of_a_stop_is_told(machines: tiny.Machines) -> None:
     assert second == first
     with pytest.raises(ovm.OptionError):
         await machine.ovm.stop(timeout_s=-1)
+
+
+@under.QEMU_ALONE  # which tells of resets; under vfkit the guest goes on booting until the deadline
+async def test_a_kernel_that_falls_before_its_first_word_is_given_a_second_try(
+    machines: tiny.Machines, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And no third: one that has no program to run falls again."""
+    machine = await machines("m")
+    machine.ovm._prepared = dataclasses.replace(
+        machine.ovm._prepared, options=dataclasses.replace(machine.ovm.options, kernel_cmdline="rdinit=/nowhere")
+    )
+    with pytest.raises(ovm.StartError, match="kernel panic"):
+        await machine.ovm.start()
+    assert [record for record in caplog.records if "is started once more" in record.message]
+    logs = sorted(path.name for path in machine.ovm.options.log_dir.glob("console*.log"))
+    assert logs == ["console.2.log", "console.log"]
+    assert machine.transitions == ["Starting", "Stopped"] * 2
+    assert machine.events == ["error", "close"]
+    assert await machines.leftovers() == []

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 import ovm
 import soak
 import under
-from full import BUSYBOX_IMAGE, Podman, eventually, fetch, running
+from full import BUSYBOX_IMAGE, MachineOptions, Podman, eventually, fetch, running
 from ovm.network.gvproxy import free_port
 
 pytestmark = [pytest.mark.full, under.QEMU_ALONE]
@@ -160,3 +162,25 @@ async def test_the_guests_health_is_told(vm: ovm.OVM) -> None:
     assert abs(health.checked_at - time.time()) < 60
     assert 0 < health.data_free_bytes < health.data_size_bytes <= 8 << 30  # type: ignore[operator]
     assert health.host_free_bytes
+
+
+async def test_a_dead_virtiofsd_is_named(options_for: MachineOptions, tmp_path: Path) -> None:
+    """What containers have mounted is gone with it: the guest is shut down, and it is said why."""
+    if os.geteuid() and not (shutil.which("virtiofsd") or Path("/usr/libexec/virtiofsd").exists()):
+        pytest.skip("QEMU's own virtiofsd runs for root alone")
+    machine = await under.create(options_for("virtiofsd"), mounts=[ovm.Mount(tmp_path)])
+    errors: list[ovm.OVMError] = []
+    closed = asyncio.Event()
+    machine.on("error", errors.append)
+    machine.on("close", closed.set)
+    async with machine:
+        assert machine._session is not None
+        (virtiofsd,) = machine._session.vm.daemons
+        os.kill(virtiofsd.pid, signal.SIGKILL)
+        async with asyncio.timeout(120):
+            await closed.wait()
+    (error,) = errors
+    assert isinstance(error, ovm.HelperExited)
+    assert error.message.startswith("virtiofsd")
+    assert error.exit_reason == "killed by SIGKILL"
+    assert machine.state is ovm.VMState.STOPPED
