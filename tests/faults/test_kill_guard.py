@@ -13,6 +13,7 @@ import pytest
 import ovm
 import processes
 import tiny
+import under
 from adopted import below
 
 pytestmark = [
@@ -49,6 +50,7 @@ def is_told(error: ovm.OVMError) -> bool:
     return isinstance(error, ovm.HelperExited) and error.message == "guard ended unexpectedly"
 
 
+@under.QEMU_ALONE
 @pytest.mark.parametrize("step", ["guard", "network", "hypervisor"])
 async def test_between_two_steps_of_a_start(machines: tiny.Machines, step: str) -> None:
     m = await machines()
