@@ -74,7 +74,7 @@ def programs(path: Path) -> list[str]:
 
 def test_there_are_workflows():
     """The other tests have something to look at."""
-    assert [path.name for path in WORKFLOWS] == ["release.yml", "test.yml"]
+    assert [path.name for path in WORKFLOWS] == ["audit.yml", "release.yml", "test.yml"]
     assert all(programs(path) for path in WORKFLOWS)
 
 
@@ -94,6 +94,21 @@ def test_an_action_has_one_version():
     used = {line.split("uses: ")[1] for path in WORKFLOWS for line in lines(path) if "uses: " in line}
     names = [line.split("@")[0] for line in used]
     assert sorted(names) == sorted(set(names))
+
+
+@workflows
+def test_python_packages_are_locked(path):
+    """Whatever pip installs is in a lock, or built here: this package by what is locked, or the one to be released."""
+    for line in re.findall(r"pip install (.*)", "\n".join(programs(path))):
+        locked = re.fullmatch(r"--require-hashes --requirement locks/\w+\.txt", line)
+        assert locked or line in ("--no-deps --no-build-isolation --editable .", "dist/*.whl"), line
+
+
+def test_each_lock_is_audited():
+    """And so is what audits."""
+    text = (ROOT / ".github" / "workflows" / "audit.yml").read_text("utf-8")
+    audited = set(re.findall(r"pip-audit .*--requirement (locks/\S+)", text))
+    assert audited == {f"locks/{path.name}" for path in (ROOT / "locks").iterdir()}
 
 
 @workflows
@@ -160,7 +175,7 @@ def test_files_are_there(path):
     """Scripts, examples, tests and make's targets."""
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     for program in programs(path):
-        for name in re.findall(r"(?<![\w./-])(?:scripts|examples|tests|\.ci)/[\w./-]*", program):
+        for name in re.findall(r"(?<![\w./-])(?:scripts|examples|tests|locks|\.ci)/[\w./-]*", program):
             assert (ROOT / name).exists(), name
         assert set(re.findall(r"^make (\w+)", program, re.MULTILINE)) <= targets
 
