@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ DEFAULT_MACHINE = "default"
 IMAGE_MANIFEST = "image.json"
 IMAGE_GUEST = "ovm"
 IMAGE_FORMAT = 1
+MANIFEST_MAX_BYTES = 1 << 20
 MACHINE_NAME_MAX = 32
 """Long enough for people, short enough for the path of a socket."""
 
@@ -147,13 +149,10 @@ def load_image(directory: Path) -> Image:
     Raises:
         ImageError: it is missing, unknown, or a file of it is missing or cut.
     """
-    manifest_path = directory / IMAGE_MANIFEST
     try:
-        manifest = msgspec.json.decode(manifest_path.read_bytes(), type=_Manifest)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ImageError(f"there is no guest image in {directory}", hint=image_hint()) from error
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ImageError(f"{manifest_path} cannot be read: {error}", hint=image_hint()) from error
+        manifest = msgspec.json.decode(read_manifest(directory), type=_Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ImageError(f"{directory / IMAGE_MANIFEST} cannot be read: {error}", hint=image_hint()) from error
     if (manifest.guest, manifest.format) != (IMAGE_GUEST, IMAGE_FORMAT):
         raise ImageError(
             f"the image in {directory} is of another kind: {manifest.guest}, format {manifest.format}",
@@ -165,6 +164,26 @@ def load_image(directory: Path) -> Image:
         _check_size(directory / name, manifest.files[role].size)
     sha256 = {role: manifest.files[role].sha256 for role in _IMAGE_FILES}
     return Image(directory=directory, arch=manifest.arch, sha256=sha256)
+
+
+def read_manifest(directory: Path) -> bytes:
+    """What the ``image.json`` in ``directory`` holds.
+
+    Raises:
+        ImageError: there is none, it cannot be read, or is too long to be one.
+    """
+    path = directory / IMAGE_MANIFEST
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a fifo would be waited for
+        with open(fd, "rb", buffering=0) as opened:  # noqa: PTH123 - a descriptor, not a path
+            content = opened.read(MANIFEST_MAX_BYTES + 1) or b""
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImageError(f"there is no guest image in {directory}", hint=image_hint()) from error
+    except (OSError, ValueError) as error:  # the latter for what can be no path
+        raise ImageError(f"{path} cannot be read: {error}", hint=image_hint()) from error
+    if len(content) > MANIFEST_MAX_BYTES:
+        raise ImageError(f"{path} is longer than {MANIFEST_MAX_BYTES} bytes", hint=image_hint())
+    return content
 
 
 def _check_size(path: Path, wanted: int) -> None:

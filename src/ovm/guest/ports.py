@@ -78,7 +78,7 @@ def parse(target: str, body: bytes) -> tuple[Published, bool]:
         request = msgspec.json.decode(body, type=_Request)
         address, _, port = request.local.rpartition(":")
         number = int(port)
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Refused(400, f"not understood: {error}") from error
     if not 1 <= number <= 65535:
         raise Refused(400, f"{number} is no port")

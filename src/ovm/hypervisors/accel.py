@@ -104,7 +104,7 @@ def _kvm_obstacle() -> str:
 async def _remembered(fast: Accel, emulator: Emulator, kernel: Path, cache_dir: Path) -> Answer:
     key = await asyncio.to_thread(_key, fast, emulator, kernel)
     memory = cache_dir / f"accelerator-{key}.json"
-    with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
+    with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return msgspec.json.decode(await asyncio.to_thread(memory.read_bytes), type=Answer)
     answer = await probe(fast, emulator, kernel)
     with contextlib.suppress(OSError):

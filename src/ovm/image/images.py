@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from ovm.errors import ImageError
-from ovm.registry import image_hint
+from ovm.registry import image_hint, read_manifest
 
 FORMAT = 1
 """Of ``image.json``; goes up when an older ovm could not use what a newer one builds."""
@@ -65,11 +65,7 @@ def load_image(directory: Path) -> GuestImage:
     Raises:
         ImageError: the directory holds no image, or one that is unknown or incomplete.
     """
-    try:
-        text = (directory / DESCRIPTION).read_bytes()
-    except OSError as error:
-        raise ImageError(f"{directory} holds no guest image: {error.strerror}", hint=image_hint()) from error
-    described = read_description(text, os.fspath(directory / DESCRIPTION))
+    described = read_description(read_manifest(directory), os.fspath(directory / DESCRIPTION))
     image = GuestImage(directory=directory, **{name: getattr(described, name) for name in described.__struct_fields__})
     for name in FILE_NAMES:
         _check_size(image.path(name), image.files[name].size)
@@ -89,7 +85,7 @@ def read_description(text: bytes, where: str) -> Description:
                 f"{where} is of a guest image of another kind ({form.guest}, format {form.format})", hint=image_hint()
             )
         described = msgspec.json.decode(text, type=Description)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ImageError(f"{where} cannot be understood: {error}", hint=image_hint()) from error
     for name in FILE_NAMES:
         if name not in described.files:
@@ -148,8 +144,8 @@ def remove_image(directory: Path) -> None:
         ImageError: there is no image of ours in it, so it is left alone.
     """
     try:
-        form = msgspec.json.decode((directory / DESCRIPTION).read_bytes(), type=_Format)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        form = msgspec.json.decode(read_manifest(directory), type=_Format)
+    except (ImageError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ImageError(f"{directory} is not a guest image, so it was left alone") from error
     if form.guest != "ovm":
         raise ImageError(f"{directory} is a guest image of another kind ({form.guest}), so it was left alone")

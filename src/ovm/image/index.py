@@ -47,8 +47,15 @@ def released_image(arch: Arch) -> Release:
 
 
 def read_index(text: bytes) -> Mapping[Arch, Release]:
-    """The images that an ``index.json`` names."""
-    index = msgspec.json.decode(text, type=_Index)
+    """The images that an ``index.json`` names.
+
+    Raises:
+        ImageError: it is of another format, or cannot be understood.
+    """
+    try:
+        index = msgspec.json.decode(text, type=_Index)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ImageError(f"the index of images cannot be understood: {error}") from error
     if index.format != INDEX_FORMAT:
         raise ImageError(f"the index of images has format {index.format} instead of {INDEX_FORMAT}")
     return index.images

@@ -32,7 +32,16 @@ FILE_MAX_BYTES = 4 * 1024**3
 
 _PIECE_BYTES = 1024 * 1024
 _FILE_MODE = 0o644
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error)
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
 """What zipfile says of archives that are cut, flipped, encrypted or packed in a way it does not know."""
 
 
@@ -133,6 +142,8 @@ def _whole(path: Path) -> Iterator[None]:
         yield
     except _DAMAGED as error:
         raise ImageError(f"{path} is no whole zip archive: {error}", hint="fetch or pack it again") from error
+    except OSError as error:  # an offset that lies makes seek fail; so does a disk that cannot be read
+        raise ImageError(f"{path} cannot be read: {error.strerror or error}", hint="fetch or pack it again") from error
 
 
 def _description(archive: zipfile.ZipFile) -> Description:

@@ -42,7 +42,7 @@ class UnixHTTP:
         content = await self._request("GET", path, None, timeout_s)
         try:
             return msgspec.json.decode(content, type=answer)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise WireError(f"GET {path} answered something unexpected: {error}") from error
 
     async def text(self, path: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> str:
