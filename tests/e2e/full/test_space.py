@@ -60,11 +60,10 @@ async def test_a_life_in_little_room(options_for: MachineOptions, tmp_path: Path
         write = "tr '\\0' x </dev/zero | head -c 200000000 >/data/file; sync"
         await podman("run", "-v", "doomed:/data", BUSYBOX_IMAGE, "sh", "-c", write)
         assert occupied() > 200_000_000
-        ssh = machine._session.ssh
-        assert (await prune.prune(machine.info.podman_socket, ssh)).removed["containers"] == 1
+        assert (await machine.prune()).removed["containers"] == 1
         assert occupied() > 200_000_000, "a volume was removed that nobody asked for"
         await podman("run", "-d", "--name", "user", "-v", "kept:/data", BUSYBOX_IMAGE, "sleep", "1000")
-        done = await prune.prune(machine.info.podman_socket, ssh, volumes=True)
+        done = await machine.prune(volumes=True)
         assert done.removed == {"pods": 0, "containers": 0, "images": 0, "networks": 0, "volumes": 1}
         assert done.freed_bytes["volumes"] >= 200_000_000
         assert done.trimmed_bytes is not None
@@ -76,7 +75,7 @@ async def test_a_life_in_little_room(options_for: MachineOptions, tmp_path: Path
     machine = podman.machine = await under.create(options)
     async with machine:
         assert (await health(machine))[1] < 64 * MIB
-        done = await prune.prune(machine.info.podman_socket, machine._session.ssh, everything=True)
+        done = await machine.prune(everything=True)
         assert done.removed["containers"] == 1
 
     machine = podman.machine = await under.create(options | {"data_disk_mib": 1024})
