@@ -59,7 +59,15 @@ def inspect(archive: Path) -> Member:
         return _located(archive, files[0])
     except ArchiveError:
         raise
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error, OverflowError) as error:
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        ValueError,
+        EOFError,
+        IndexError,
+        struct.error,
+        OverflowError,
+    ) as error:
         raise ArchiveError(f"{archive} is not a whole zip archive: {error}", hint=_FETCH_AGAIN) from error
     except OSError as error:  # an offset that lies makes seek fail; so does a disk that cannot be read
         raise ArchiveError(f"{archive} cannot be read: {error.strerror or error}", hint=_FETCH_AGAIN) from error
