@@ -51,6 +51,28 @@ async def test_how_it_ended_is_told_in_words(group, tmp_path, script, reason):
     assert not helper.running
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="there is no way there to look without reaping")
+def test_a_signal_that_comes_too_late_changes_nothing(tmp_path):
+    """Who has ended, and was not waited for yet, keeps the status it ended with."""
+
+    async def main():
+        if sys.version_info < (3, 12):  # whose own watcher waits in a thread, and is mostly quicker
+            watcher = asyncio.PidfdChildWatcher()
+            watcher.attach_loop(asyncio.get_running_loop())
+            asyncio.set_child_watcher(watcher)
+        async with process_group([], log_path=tmp_path / "guard.log") as group:
+            helper = await group.spawn("helper", ["sh", "-c", "exit 3"], log_path=tmp_path / "log")
+            os.waitid(os.P_PID, helper.pid, os.WEXITED | os.WNOWAIT)
+            helper.kill()
+            assert await helper.wait() == "exit status 3"
+
+    try:
+        asyncio.run(main())
+    finally:
+        if sys.version_info < (3, 12):
+            asyncio.set_child_watcher(None)
+
+
 async def test_while_it_runs_there_is_no_reason(group, tmp_path):
     """A running helper has no exit reason yet."""
     helper = await group.spawn("helper", ["sleep", "60"], log_path=tmp_path / "log")

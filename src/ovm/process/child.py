@@ -84,8 +84,7 @@ class Child:
         if not self.running:
             return
         if grace_s > 0:
-            with contextlib.suppress(ProcessLookupError):
-                self.process.terminate()
+            self._signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace_s):
                     await self.process.wait()
@@ -102,8 +101,17 @@ class Child:
 
     def kill(self) -> None:
         """SIGKILL, and no waiting; fine if it has ended."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if not self.running:
+            return
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            if sys.platform == "darwin":
+                self.process.send_signal(number)
+            # send_signal() reaps who has just ended behind the event loop's back, and how it ended would be lost
+            elif os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                os.kill(self.pid, number)  # it is our child, so its number is nobody else's
 
     async def exited(self, stage: str) -> HelperExited:
         """The error that tells of its death."""
