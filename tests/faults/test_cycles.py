@@ -96,7 +96,7 @@ async def test_a_thousand_starts_and_stops(machines: tiny.Machines) -> None:
         for cycle in cycles
         for thing in cycle["found"]
     ]
-    after, allowance = (WARM_UP, 1.0) if each >= 4 * WARM_UP else (each // 2, EARLY)
+    after, allowance = (WARM_UP, 1.0) if each >= 8 * WARM_UP else (each // 2, EARLY)
     grown = {name: max(growth(cycles, name, after=after) for cycles in managers) for name in BOUNDS}
     seconds = statistics.median(cycle["seconds"] for cycles in managers for cycle in cycles)
     soak.row(
