@@ -97,6 +97,18 @@ async def test_password_logins_are_refused(vm: ovm.OVM) -> None:
     assert await asyncssh.get_server_auth_methods("127.0.0.1", vm.info.ssh_port, "root", config=None) == ["publickey"]
 
 
+async def test_knocking_on_sshs_port_keeps_nobody_out(vm: ovm.OVM) -> None:
+    """A web page that asks for it again and again, or another user, does not make sshd refuse the manager."""
+    for _ in range(40):
+        reader, writer = await asyncio.open_connection("127.0.0.1", vm.info.ssh_port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: rebound.example\r\n\r\n")
+        await reader.read()
+        writer.close()
+    client = SSH(vm.info.ssh_port, KeyPaths(vm.options.ssh_key_dir))
+    assert (await client.exec(["echo", "let in"])).text == "let in"
+    await client.close()
+
+
 async def test_another_key_is_refused(vm: ovm.OVM, tmp_path: Path) -> None:
     """A key that is not the machine's opens nothing."""
     other = KeyPaths(tmp_path / "other")
