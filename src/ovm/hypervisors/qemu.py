@@ -12,7 +12,9 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import msgspec
 
 from ovm.errors import GuestError, StartError
 from ovm.hypervisors import Arch, Card, Happening, VMSpec, Watcher, virtiofsd
@@ -47,6 +49,12 @@ _STATES = {
     "shutdown": VMState.STOPPED,
 }
 """By QEMU's RunState; the rest (internal-error, io-error, guest-panicked, watchdog, colo) are errors."""
+
+
+class _Status(msgspec.Struct):
+    """Of QMP's query-status."""
+
+    status: str
 
 
 def escape(value: str | os.PathLike[str]) -> str:
@@ -162,8 +170,11 @@ class QEMU:
 
     async def state(self) -> VMState:
         """What QEMU itself says now."""
-        status = await self._execute("query-status")
-        return _STATES.get(status["status"], VMState.ERROR)
+        try:
+            answer = msgspec.convert(await self._execute("query-status"), _Status)
+        except msgspec.ValidationError as error:
+            raise GuestError(f"QEMU answered query-status with something unexpected: {error}") from error
+        return _STATES.get(answer.status, VMState.ERROR)
 
     async def pause(self) -> None:
         """Stop the virtual CPUs; fine if they stand still already."""
@@ -284,15 +295,22 @@ async def _failure(qmp: QMPClient) -> str:
 
     try:
         async with asyncio.timeout(QMP_TIMEOUT_S):
-            answer = cast("dict[str, Any]", await qmp.execute("query-status"))
+            answer = msgspec.convert(await qmp.execute("query-status"), _Status)
     except (QMPError, OSError, asyncio.IncompleteReadError, TimeoutError):  # it is ending: that is told elsewhere
         return ""
-    return "" if answer["status"] in _STATES else str(answer["status"])
+    except msgspec.ValidationError as error:
+        return f"its status cannot be told: {error}"
+    return "" if answer.status in _STATES else answer.status
+
+
+def _data(event: Message) -> dict[str, Any]:
+    data = event.get("data")
+    return data if isinstance(data, dict) else {}
 
 
 def disk_failure(event: Message) -> tuple[Happening, str] | None:
     """What a disk's error says for which the guest is about to be stopped; ``None`` for anything else."""
-    data = cast("dict[str, Any]", event.get("data") or {})
+    data = _data(event)
     if event["event"] != "BLOCK_IO_ERROR" or data.get("action") != "stop":
         return None
     words = f"the disk {data.get('node-name', '')} failed: {data.get('reason', 'I/O error')}"
@@ -301,7 +319,7 @@ def disk_failure(event: Message) -> tuple[Happening, str] | None:
 
 def translate(event: Message) -> tuple[Happening, str] | None:
     """A QMP event in our words; ``None`` for what does not matter to us."""
-    data = cast("dict[str, Any]", event.get("data") or {})
+    data = _data(event)
     match event["event"]:
         case "STOP":
             return Happening.PAUSED, ""

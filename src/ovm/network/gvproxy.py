@@ -281,7 +281,10 @@ class Network:
     async def _request(self, body: dict[str, str]) -> None:
         await self._api.post("/services/forwarder/expose", body)
         if body["protocol"] == "unix":
-            await asyncio.to_thread(Path(body["local"]).chmod, 0o600)  # 0700 until here, under our umask
+            try:
+                await asyncio.to_thread(Path(body["local"]).chmod, 0o600)  # 0700 until here, under our umask
+            except OSError as error:
+                raise http.WireError(f"gvproxy says that it is there, but: {error.strerror}") from error
 
     async def _until_up(self) -> None:
         try:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 REQUEST_TIMEOUT_S = 10.0
+ANSWER_MAX_BYTES = 1 << 20
+WORDS_MAX = 1000
+"""Characters of what went wrong that are shown; a server may answer anything."""
 
 
 class WireError(Exception):
@@ -58,16 +61,21 @@ class UnixHTTP:
 
         try:
             async with asyncio.timeout(timeout_s):  # the client's own deadlines are for each piece alone
-                response = await self._client.request(method, f"http://localhost{path}", content=content, timeout=None)
+                request = self._client.stream(method, f"http://localhost{path}", content=content, timeout=None)
+                async with request as response:
+                    answer = bytearray()
+                    async for piece in response.aiter_raw():  # nobody was asked to pack it
+                        answer += piece
+                        if len(answer) > ANSWER_MAX_BYTES:
+                            raise WireError(f"{method} {path}: an answer of more than {ANSWER_MAX_BYTES} bytes")
         except TimeoutError as error:
             raise WireError(f"{method} {path}: no answer within {timeout_s:g} s") from error
-        except httpx2.HTTPError as error:
-            raise WireError(f"{method} {path}: {str(error) or type(error).__name__}") from error
+        except (httpx2.HTTPError, ValueError) as error:  # the latter for a cookie that is none, for example
+            raise WireError(f"{method} {path}: {str(error)[:WORDS_MAX] or type(error).__name__}") from error
         if not response.is_success:
-            raise WireError(
-                response.text.strip() or f"{method} {path}: status {response.status_code}", response.status_code
-            )
-        return response.content
+            words = answer.decode(errors="replace").strip()[:WORDS_MAX]
+            raise WireError(words or f"{method} {path}: status {response.status_code}", response.status_code)
+        return bytes(answer)
 
 
 @contextlib.asynccontextmanager
@@ -76,5 +84,6 @@ async def connect(socket_path: Path) -> AsyncIterator[UnixHTTP]:
     import httpx2
 
     transport = httpx2.AsyncHTTPTransport(uds=str(socket_path), verify=False)
-    async with httpx2.AsyncClient(transport=transport, trust_env=False) as client:
+    headers = {"accept-encoding": "identity"}
+    async with httpx2.AsyncClient(transport=transport, trust_env=False, headers=headers) as client:
         yield UnixHTTP(client)
