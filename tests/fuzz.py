@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 
@@ -23,15 +24,16 @@ LONGEST = timedelta(seconds=60)
 
 def examples(full: int) -> Callable[[_T], _T]:
     """How a test is generated: ``full`` examples in ``make soak``, a tenth of them else, from $OVM_SEED."""
+    times = soak.times(full)
     # without explaining, which would trace every line
     how = settings(
-        max_examples=soak.times(full),
+        max_examples=times,
         deadline=LONGEST,
         database=None,
         phases=[Phase.explicit, Phase.generate, Phase.shrink],
         suppress_health_check=list(HealthCheck),
     )
-    return lambda test: seed(soak.SEED)(how(test))
+    return lambda test: pytest.mark.soak(pytest.mark.generated(times)(seed(soak.SEED)(how(test))))
 
 
 texts = st.text(st.characters(), max_size=12) | st.text(st.characters(categories=["Cs", "Cc"]), max_size=3)
