@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import hashlib
 import os
 import shutil
@@ -24,6 +25,19 @@ from ovm.image.build import host_arch
 BUILD_DEADLINE_S = 900.0
 FOREIGN_BUILD_DEADLINE_S = 3600.0
 CACHE = Path(__file__).parents[1] / ".cache"
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Iterator[None]:
+    """A failure is told without the collector: pytest parses sources for it, and what is collected may log a traceback,
+    for which CPython 3.11 parses, too; its parser does not survive that ("AST constructor recursion depth mismatch").
+    """
+    if call.excinfo is not None:
+        gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,6 @@ import ovm
 import processes
 import tiny
 import under
-from adopted import below
 
 pytestmark = [
     pytest.mark.tiny,
@@ -28,9 +27,10 @@ Fault = Callable[[tiny.Machine], object]
 STEPS = ("guard", "network", "hypervisor")
 
 
-def helper(name: str) -> int:
-    """The process id of a helper of a start that is under way."""
-    (found,) = [pid for pid in below(os.getpid()) if name in processes.command(pid).partition(" ")[0]]
+def helper(m: tiny.Machine, name: str) -> int:
+    """The process id of a helper of its start that is under way; all of them hold its lock."""
+    holders = processes.holders(m.ovm.options.target_dir)
+    (found,) = [pid for pid in holders if name in processes.command(pid).partition(" ")[0]]
     return found
 
 
@@ -70,7 +70,7 @@ async def starts(machines: tiny.Machines, m: tiny.Machine) -> None:
 
 
 def kill(name: str) -> Fault:
-    return lambda _: os.kill(helper(name), signal.SIGKILL)
+    return lambda m: os.kill(helper(m, name), signal.SIGKILL)
 
 
 def take_socket_dir(m: tiny.Machine) -> None:
