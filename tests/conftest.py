@@ -8,6 +8,7 @@ import gc
 import hashlib
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,12 @@ from ovm.image.build import host_arch
 BUILD_DEADLINE_S = 900.0
 FOREIGN_BUILD_DEADLINE_S = 3600.0
 CACHE = Path(__file__).parents[1] / ".cache"
+
+
+def pytest_configure() -> None:
+    """A shell lets what it starts in the background ignore Ctrl-C, and children would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
