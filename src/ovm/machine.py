@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 180.0
 """From the hypervisor's start to the guest's ready; emulated guests on busy machines are slow."""
+FIRST_WORD_S = 60.0
+"""A kernel that has run nothing of ours by then hangs; the slowest of those that did not took half of it."""
 RESTART_AGAIN_S = 60.0
 """A machine whose network is lost again so soon after a restart is not restarted once more."""
 ROOM_AGAIN_S = 5.0
@@ -180,12 +182,12 @@ class OVM:
 
     async def _keep(self, started: asyncio.Future[None]) -> None:
         """The life of one start, from its first step to its ``close``, and of the next if its network was lost."""
-        tried_again = False
+        self._tried_again = False
         while True:
             error = await self._outlive(started)
-            if self._fell_early and not tried_again and not self._stop_wanted.is_set():
+            if self._fell_early and not self._tried_again and not self._stop_wanted.is_set():
                 log.warning("the guest's kernel fell before its first word, so it is started once more: %s", error)
-                tried_again, _ = True, self._begin()
+                self._tried_again, _ = True, self._begin()
                 continue
             told = error if isinstance(error, OVMError) or error is None else OVMError(f"internal error: {error!r}")
             if told is not None and not self._stop_wanted.is_set():
@@ -288,11 +290,20 @@ class OVM:
         """A guest that resets itself before its ready would do so again and again.
 
         Unless it was its kernel, before anything of ours ran: QEMU 7.2's TCG, emulating two processors, was seen to
-        trip over an instruction that the kernel was patching.
+        trip over an instruction that the kernel was patching, and once in a thousand boots to hang.
         """
+        why = "the guest reset itself before it was ready"
+        if self._session is None and not self._tried_again and not session.profile.over_vsock:
+            try:
+                async with asyncio.timeout(FIRST_WORD_S):
+                    await self._fallen.wait()
+            except TimeoutError:
+                if not session.channel.stages:
+                    self._fallen.set()
+                    why = f"the guest's kernel has said nothing for {FIRST_WORD_S:g} s"
         await self._fallen.wait()
         self._fell_early = not session.channel.stages
-        raise await boot_error(session, "the guest reset itself before it was ready")
+        raise await boot_error(session, why)
 
     async def _stay(self, session: Session) -> None:
         """Until a stop is wanted or the guest powers off; whatever else ends and cannot be healed is an error."""

@@ -255,3 +255,19 @@ async def test_a_kernel_that_falls_before_its_first_word_is_given_a_second_try(
     assert machine.transitions == ["Starting", "Stopped"] * 2
     assert machine.events == ["error", "close"]
     assert await machines.leftovers() == []
+
+
+async def test_a_kernel_that_hangs_before_its_first_word_is_given_a_second_try(
+    machines: tiny.Machines, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one on a busy host may; nobody has to wait until the start's deadline for it."""
+    monkeypatch.setattr("ovm.machine.FIRST_WORD_S", 20.0)
+    machine = await machines("m")
+    with (machine.ovm.options.target_dir / "data.img").open("r+b") as disk:
+        disk.write(b"hang")  # which the guest takes away before it does it
+    await machine.ovm.start()
+    assert "the guest's kernel has said nothing for 20 s" in caplog.text
+    assert machine.transitions == ["Starting", "Stopped", "Starting", "Running"]
+    assert machine.events == ["ready"]
+    await machine.ovm.stop()
+    assert await machines.leftovers() == []
