@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fuzz
+import vmspecs
 from ovm.errors import GuestError, PortError, StartError
-from ovm.hypervisors import Happening, VMSpec, qemu, vfkit
+from ovm.hypervisors import Happening, qemu, vfkit
 from ovm.hypervisors.accel import Emulator
 from ovm.network import gvproxy
 from ovm.network.gvproxy import Forward, Network
@@ -204,21 +205,6 @@ EVENTS = [
     {"event": "MEMORY_FAILURE", "data": {"flags": {"recursive": False}}, "timestamp": WHEN},
     {"event": "DEVICE_DELETED", "data": {"path": "/x"}, "timestamp": WHEN},
 ]
-SPEC = VMSpec(
-    arch="x86_64",
-    cpus=1,
-    memory_mib=256,
-    kernel=Path("/k"),
-    initrd=Path("/i"),
-    cmdline="",
-    disks=(),
-    shares=(),
-    channels=(),
-    network_socket=Path("/n"),
-    mac="5a:94:ef:e4:0c:ee",
-    console_log=Path("/l"),
-    control_socket=Path("/c"),
-)
 
 Said = tuple[bytes, bool]
 """A message, and whether it bears the number of the question it is the answer to."""
@@ -294,7 +280,7 @@ async def test_whatever_qemu_says(
     emulator = Emulator(program=Path("/q"), version=(7, 2), arch="x86_64")
     running = qemu.start(
         fake,  # type: ignore[arg-type]
-        SPEC, emulator, "tcg", log_path=tmp_path / "qemu.log", watcher=lambda *words: told.append(words),
+        vmspecs.SMALLEST, emulator, "tcg", log_path=tmp_path / "qemu.log", watcher=lambda *words: told.append(words),
     )  # fmt: skip
     try:
         async with asyncio.timeout(BOUND_S), running as vm:

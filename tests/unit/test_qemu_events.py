@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from qemu.qmp import Message
 
+import vmspecs
 from ovm.errors import GuestError, HelperExited, StartError
-from ovm.hypervisors import Happening, VMSpec, qemu
+from ovm.hypervisors import Happening, qemu
 from ovm.hypervisors.accel import Emulator
 from ovm.hypervisors.qemu import translate
 from ovm.state import VMState
@@ -69,22 +70,6 @@ for asked in requests():
         sys.exit(0)
 """
 
-SPEC = VMSpec(
-    arch="x86_64",
-    cpus=1,
-    memory_mib=256,
-    kernel=Path("/k"),
-    initrd=Path("/i"),
-    cmdline="",
-    disks=(),
-    shares=(),
-    channels=(),
-    network_socket=Path("/n"),
-    mac="5a:94:ef:e4:0c:ee",
-    console_log=Path("/l"),
-    control_socket=Path("/c"),
-)
-
 
 @pytest.mark.parametrize(
     ("event", "data", "happening"),
@@ -130,7 +115,7 @@ def start(group, tmp_path):
         log = tmp_path / "qemu.log"
         log.touch()
         watcher = (lambda *happening: None) if told is None else lambda *happening: told.put_nowait(happening)
-        return qemu.start(group, SPEC, emulator, "tcg", log_path=log, watcher=watcher)
+        return qemu.start(group, vmspecs.SMALLEST, emulator, "tcg", log_path=log, watcher=watcher)
 
     return starting
 
