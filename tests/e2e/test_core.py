@@ -112,7 +112,7 @@ async def test_its_disks_are_never_swapped(machine: ovm.OVM) -> None:
     ready: list[None] = []
     machine.on("ready", lambda: ready.append(None))
     await machine.exec(["sh", "-c", "sync; (sleep 0.2; echo b >/proc/sysrq-trigger) >/dev/null 2>&1 &"])
-    async with asyncio.timeout(180):
+    async with asyncio.timeout(600):
         while not ready:
             await asyncio.sleep(0.1)
     await said(machine, "test", "-e", "/var/lib/containers/kept")

@@ -61,7 +61,10 @@ def test_a_signal_that_comes_too_late_changes_nothing(tmp_path):
             watcher.attach_loop(asyncio.get_running_loop())
             asyncio.set_child_watcher(watcher)
         async with process_group([], log_path=tmp_path / "guard.log") as group:
-            helper = await group.spawn("helper", ["sh", "-c", "exit 3"], log_path=tmp_path / "log")
+            os.mkfifo(tmp_path / "fifo")
+            argv = ["sh", "-c", "read -r _ <$1; exit 3", "sh", tmp_path / "fifo"]
+            helper = await group.spawn("helper", argv, log_path=tmp_path / "log")
+            (tmp_path / "fifo").write_text("go\n")  # from here on the event loop has no turn in which to notice
             os.waitid(os.P_PID, helper.pid, os.WEXITED | os.WNOWAIT)
             helper.kill()
             assert await helper.wait() == "exit status 3"

@@ -431,7 +431,7 @@ async def test_a_disk_that_fills_up_meanwhile_leaves_nothing(one, two, tiny_disk
     await prepare(one, all_of("1"), target)
     two.rootfs.write_bytes(b"x" * MIB)
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_blocks=9, f_frsize=MIB, f_bavail=9))
-    with pytest.raises(SpaceError, match=r"rootfs cannot be copied to .*: No space left"):
+    with pytest.raises(SpaceError, match=r"cannot be copied to .*: No space left"):
         await prepare(two, all_of("2"), target)
     untouched(target, "1")
 
