@@ -208,6 +208,10 @@ class QEMU:
         address = {"type": "unix", "path": os.fspath(network_socket)}
         await self._execute("netdev_add", type="stream", id=WIRE, server=False, addr=address)
         await self._execute("netdev_add", type="hubport", id=PLUG, hubid=0, netdev=WIRE)
+        if await self.state() is VMState.RUNNING:
+            # What the card was sending as the old wire went would wait for that wire for ever, and all that follows
+            # with it: only a stop completes it (net_vm_change_state_handler in QEMU's net/net.c).
+            await asyncio.gather(self._execute("stop"), self._execute("cont"))
 
     async def _execute(self, name: str, **arguments: Any) -> Any:
         from qemu.qmp import ExecuteError, QMPError
