@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 READY_TIMEOUT_S = 180.0
 """From the hypervisor's start to the guest's ready; emulated guests on busy machines are slow."""
 FIRST_WORD_S = 60.0
-"""A kernel that has run nothing of ours by then hangs; the slowest of those that did not took half of it."""
+"""A kernel that has run nothing of ours by then is taken to hang, and is given one more try."""
 RESTART_AGAIN_S = 60.0
 """A machine whose network is lost again so soon after a restart is not restarted once more."""
 ROOM_AGAIN_S = 5.0

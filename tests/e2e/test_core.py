@@ -14,7 +14,7 @@ import core
 import ovm
 import tiny
 import under
-from full import BUSYBOX_IMAGE, Podman, busybox_tar, fetch
+from full import BUSYBOX_IMAGE, Podman, busybox_tar, eventually, fetch
 
 pytestmark = [pytest.mark.full, under.VFKIT_ALONE]
 
@@ -91,7 +91,11 @@ async def test_it_is_what_was_asked_for(machine: ovm.OVM, tmp_path: Path) -> Non
         "sh", "-c", "echo exported > /tmp/hello; exec httpd -f -p 8080 -h /tmp",
     )  # fmt: skip
     forward = await machine.export_port(0, 8080)
-    assert await fetch(forward.host_port) == "exported"
+
+    async def served() -> bool:
+        return await fetch(forward.host_port) == "exported"
+
+    await eventually(served)
 
     synced = await machine.clocksync()
     assert abs(synced.offset_after_s) < 0.5

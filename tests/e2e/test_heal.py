@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ import ovm
 import tiny
 import under
 from ovm import machine as machine_module
+from ovm.hypervisors.qemu import QEMU
 
 pytestmark = pytest.mark.tiny
 
@@ -45,6 +47,28 @@ async def test_a_new_gvproxy_takes_the_place_of_a_dead_one(machines: tiny.Machin
     await machine.ovm.stop()
     assert machine.events == ["ready", *["health"] * 4, "close"]
     assert machine.errors == []
+
+
+@under.QEMU_ALONE
+async def test_what_the_guest_sends_meanwhile_does_not_hold_it_up(
+    machines: tiny.Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a moment its card leads nowhere, here for so long that it surely sends something."""
+    execute = QEMU._execute
+
+    async def slowly(vm: QEMU, name: str, **arguments: Any) -> Any:
+        if name == "netdev_add":
+            await asyncio.sleep(1.5)
+        return await execute(vm, name, **arguments)
+
+    monkeypatch.setattr(QEMU, "_execute", slowly)
+    machine = await machines()
+    async with machine.ovm:
+        await machine.order("while :; do busybox ping -c 1 -W 1 192.168.127.1; done")
+        os.kill(machine.helper("gvproxy"), signal.SIGKILL)
+        await machine.until(event="health", count=2)
+        assert await machine.tell("echo here") == "here\n"
+        assert machine.errors == []
 
 
 @under.QEMU_ALONE

@@ -209,8 +209,8 @@ class QEMU:
         await self._execute("netdev_add", type="stream", id=WIRE, server=False, addr=address)
         await self._execute("netdev_add", type="hubport", id=PLUG, hubid=0, netdev=WIRE)
         if await self.state() is VMState.RUNNING:
-            # What the card was sending as the old wire went would wait for that wire for ever, and all that follows
-            # with it: only a stop completes it (net_vm_change_state_handler in QEMU's net/net.c).
+            # What the card sent while the hub had no other port waits in its queue, and holds up all that follows: a
+            # new port does not flush it (net/hub.c in QEMU), a stop does (net_vm_change_state_handler in net/net.c).
             await asyncio.gather(self._execute("stop"), self._execute("cont"))
 
     async def _execute(self, name: str, **arguments: Any) -> Any:
