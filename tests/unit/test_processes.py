@@ -28,8 +28,10 @@ def ways() -> tuple[Proc, Tools]:
 @pytest.fixture
 def sleeper(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process that works in ``tmp_path`` and has nothing open there."""
-    argv = [sys.executable, "-c", "import sys; sys.stdin.read()", "x" * 300]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, cwd=tmp_path) as process:
+    argv = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()", "x" * 300]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # for a moment after its exec a program has no command line
         yield process
 
 
