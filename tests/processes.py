@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 import stat
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -45,6 +47,13 @@ class Proc:
             with contextlib.suppress(OSError):
                 states[int(pid)] = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         return [pid for pid, state in states.items() if state == "Z"]
+
+    def stands_still(self, pid: int) -> bool:
+        """Whether all threads of a process are stopped."""
+        with contextlib.suppress(OSError):
+            threads = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+            return all(thread.rpartition(")")[2].split()[0] == "T" for thread in threads)
+        return False
 
     def own_descriptors(self) -> Counter[str]:
         """What this process has open, by kind where the name changes with each."""
@@ -94,6 +103,10 @@ class Tools:
         told = [line.split() for line in _ask("ps", "-A", "-o", "pid=", "-o", "ppid=", "-o", "stat=").splitlines()]
         return [int(pid) for pid, parent, state in told if int(parent) == os.getpid() and state.startswith("Z")]
 
+    def stands_still(self, pid: int) -> bool:
+        """As :meth:`Proc.stands_still`, as far as the process as a whole goes."""
+        return _ask("ps", "-o", "stat=", "-p", str(pid)).strip().startswith("T")
+
     def own_descriptors(self) -> Counter[str]:
         """As :meth:`Proc.own_descriptors`; a kqueue is a pipe."""
         found: Counter[str] = Counter()
@@ -122,3 +135,12 @@ def _path(fd: int) -> str:
 
 here = Proc() if sys.platform == "linux" else Tools()
 holders, command, zombies, own_descriptors = here.holders, here.command, here.zombies, here.own_descriptors
+
+
+def freeze(pid: int) -> None:
+    """Stop a process: the signal alone returns while threads of it may still answer."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + ASK_TIMEOUT_S
+    while not here.stands_still(pid):
+        assert time.monotonic() < deadline, f"{pid} does not stop: {command(pid)}"
+        time.sleep(0.002)

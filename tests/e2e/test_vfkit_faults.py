@@ -187,7 +187,7 @@ ROWS = {
     "stands still for a while": Row(
         steps="start freeze pause! thaw pause freeze resume! thaw resume stop", events="ready vmPause vmResume close",
         refusal="vfkit cannot be asked for its state: GET /vm/state: no answer", pressed=True,
-        haste={"ovm.hypervisors.vfkit.ANSWER_TIMEOUT_S": 1.0},
+        haste={"ovm.hypervisors.vfkit.ANSWER_TIMEOUT_S": 2.0},
     ),
     # -- running and paused
     "the framework fails": Row(
@@ -361,7 +361,7 @@ class Life:
         os.kill(self.vfkit(), signal.SIGKILL)
 
     async def freeze(self) -> None:
-        os.kill(self.vfkit(), signal.SIGSTOP)
+        await asyncio.to_thread(processes.freeze, self.vfkit())
 
     async def thaw(self) -> None:
         os.kill(self.vfkit(), signal.SIGCONT)

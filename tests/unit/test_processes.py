@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import GONE, Proc, Tools
+from processes import GONE, Proc, Tools, freeze
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="two ways to ask are on Linux alone")
 
@@ -72,6 +73,16 @@ def test_commands_and_zombies(ways, sleeper):
     sleeper.wait()
     assert proc.command(sleeper.pid) == tools.command(sleeper.pid) == GONE
     assert sleeper.pid not in (*proc.zombies(), *tools.zombies())
+
+
+def test_a_process_stands_still(ways, sleeper):
+    """With all its threads, as soon as it was frozen, until it goes on."""
+    assert not any(way.stands_still(sleeper.pid) for way in ways)
+    freeze(sleeper.pid)
+    assert all(way.stands_still(sleeper.pid) for way in ways)
+    sleeper.send_signal(signal.SIGCONT)
+    os.waitid(os.P_PID, sleeper.pid, os.WCONTINUED)
+    assert not any(way.stands_still(sleeper.pid) for way in ways)
 
 
 def test_own_descriptors(ways, tmp_path):

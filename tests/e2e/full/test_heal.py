@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import ovm
+import processes
 import soak
 import under
 from full import BUSYBOX_IMAGE, MachineOptions, Podman, eventually, fetch, running
@@ -143,7 +144,7 @@ async def test_a_gvproxy_that_hangs_is_replaced(vm: ovm.OVM, monkeypatch: pytest
     """Nothing answers by way of it: looks find that out, and it is given up."""
     monkeypatch.setattr("ovm.health.TIMEOUT_S", 2.0)
     hung = gvproxy(vm)
-    os.kill(hung, signal.SIGSTOP)
+    await asyncio.to_thread(processes.freeze, hung)
     vm._care.look_soon()  # type: ignore[union-attr]  # as the host's wake does
 
     async def replaced() -> bool:
