@@ -22,14 +22,19 @@ class Proc:
     """As /proc has it."""
 
     def holders(self, root: Path) -> list[int]:
-        """Processes other than this one that have a file below ``root`` open."""
+        """Processes other than this one that have a file below ``root`` open.
+
+        It looks again until there is nobody new: else a child would be missed whose parent died during the look.
+        """
         found = []
-        for process in Path("/proc").iterdir():
-            if process.name.isdigit() and int(process.name) != os.getpid():
+        seen = {os.getpid()}
+        while new := {int(process.name) for process in Path("/proc").iterdir() if process.name.isdigit()} - seen:
+            seen |= new
+            for pid in sorted(new):
                 with contextlib.suppress(OSError):
-                    links = [str(fd.readlink()) for fd in (process / "fd").iterdir()]
+                    links = [str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()]
                     if any(link.startswith(f"{root}/") for link in links):
-                        found.append(int(process.name))
+                        found.append(pid)
         return found
 
     def command(self, pid: int) -> str:
