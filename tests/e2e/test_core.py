@@ -118,6 +118,7 @@ async def test_its_disks_are_never_swapped(machine: ovm.OVM) -> None:
     await machine.exec(["sh", "-c", "sync; (sleep 0.2; echo b >/proc/sysrq-trigger) >/dev/null 2>&1 &"])
     async with asyncio.timeout(600):
         while not ready:
+            assert machine.state is not ovm.VMState.STOPPED, "it did not come back"
             await asyncio.sleep(0.1)
     await said(machine, "test", "-e", "/var/lib/containers/kept")
     await said(machine, "test", "!", "-e", "/scratched")
