@@ -93,13 +93,10 @@ async def test_a_stop_once_begun_is_finished_and_can_be_joined_and_hurried(machi
     assert await machines.leftovers() == []
 
 
-async def test_a_guest_that_ignores_the_button_loses_its_power(
-    machines: tiny.Machines, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ovm.boot.STOP_TIMEOUT_S", 1.0)
+async def test_a_guest_that_ignores_the_button_loses_its_power(machines: tiny.Machines) -> None:
     m = await machines("m", "deaf")
     await m.ovm.start()
-    await m.ovm.stop()
+    await m.ovm.stop(timeout_s=1.0)
     assert m.events == ["ready", "close"]
 
 

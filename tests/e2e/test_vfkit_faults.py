@@ -22,11 +22,11 @@ import ovm
 import processes
 import tiny
 import under
+from ovm.boot import STOP_TIMEOUT_S
 
 pytestmark = [pytest.mark.tiny, under.VFKIT_ALONE]
 
 HASTE = {
-    "ovm.boot.STOP_TIMEOUT_S": 1.0,
     "ovm.boot.FORCE_TIMEOUT_S": 0.5,
     "ovm.hypervisors.vfkit.ANSWER_TIMEOUT_S": 1.0,
     "ovm.hypervisors.vfkit.END_GRACE_S": 0.5,
@@ -287,8 +287,11 @@ def the_double() -> None:
 class Life:
     """The steps of a machine's life."""
 
-    def __init__(self, m: tiny.Machine, machines: tiny.Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, m: tiny.Machine, machines: tiny.Machines, monkeypatch: pytest.MonkeyPatch, *, hasty: bool
+    ) -> None:
         self.m, self.machines, self.monkeypatch = m, machines, monkeypatch
+        self.stop_timeout_s = 1.0 if hasty else STOP_TIMEOUT_S
         self.starting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -337,7 +340,7 @@ class Life:
         await self.m.ovm._after_wake()
 
     async def stop(self) -> None:
-        await self.m.ovm.stop()
+        await self.m.ovm.stop(timeout_s=self.stop_timeout_s)
 
     async def force(self) -> None:
         await self.m.ovm.stop(force=True)
@@ -408,7 +411,7 @@ async def test_a_fault_ends_as_documented(
     with monkeypatch.context() as patched:
         for name, value in row.haste.items():
             patched.setattr(name, value)
-        life = Life(m, machines, patched)
+        life = Life(m, machines, patched, hasty=row.haste == HASTE)
         for step in row.steps.split():
             act = getattr(life, step.rstrip("!?"))
             if step == "start!":

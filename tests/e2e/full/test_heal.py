@@ -174,6 +174,7 @@ async def test_a_dead_virtiofsd_is_named(options_for: MachineOptions, tmp_path: 
     closed = asyncio.Event()
     machine.on("error", errors.append)
     machine.on("close", closed.set)
+    machine._stop_timeout_s = 10.0  # what the guest has mounted may well keep it from shutting down
     async with machine:
         assert machine._session is not None
         (virtiofsd,) = machine._session.vm.daemons
