@@ -61,10 +61,10 @@ def _gvforwarder() -> Path:
     """The guest's end of gvproxy's network; built once."""
     directory = doubles.TOOLS / GVFORWARDER.rpartition("/")[2]
     program = directory / "vm"
-    with doubles._lock():
+    with doubles.locked():
         if not program.exists():
             environment = os.environ | {"CGO_ENABLED": "0", "GOBIN": os.fspath(directory), "GOFLAGS": "-trimpath"}
-            go = os.environ.get("GO") or doubles._find("go", Path("/usr/local/go/bin/go"))
+            go = doubles.go()
             argv = [go, "install", "-ldflags", "-s -w", GVFORWARDER]
             subprocess.run(argv, env=environment, check=True, timeout=doubles.BUILD_TIMEOUT_S)
     return program

@@ -43,24 +43,23 @@ def oracle() -> Path:
 @functools.cache
 def vhost_vsock() -> Path:
     """The crate vhost-device-vsock, which is the host's side of a vsock device without the kernel's help."""
-    with _lock():
+    with locked():
         if not VHOST_VSOCK.exists():
             cargo = _find("cargo", Path.home() / ".cargo/bin/cargo")
             what = [VHOST_VSOCK.name, "--version", VHOST_VSOCK_VERSION, "--locked", "--root", os.fspath(TOOLS)]
-            _run([cargo, "install", *what])
+            run([cargo, "install", *what])
     return VHOST_VSOCK
 
 
 @functools.cache
 def _built() -> dict[str, Path]:
-    go = os.environ.get("GO") or _find("go", Path("/usr/local/go/bin/go"))
     environment = os.environ | {"GOFLAGS": "-mod=readonly", "CGO_ENABLED": "0", "GOTOOLCHAIN": "auto"}
     # asked in the module: an older Go fetches the one that the module wants
-    version = _run([go, "-C", os.fspath(SOURCES), "env", "GOVERSION"], env=environment).strip()
+    version = run([go(), "-C", os.fspath(SOURCES), "env", "GOVERSION"], env=environment).strip()
     if tuple(int(number) for number in re.findall(r"\d+", version)) < OLDEST_GO:
-        pytest.skip(f"{go} is {version}; vfkit's packages want {'.'.join(map(str, OLDEST_GO))}")
+        pytest.skip(f"{go()} is {version}; vfkit's packages want {'.'.join(map(str, OLDEST_GO))}")
     directory = TOOLS / f"doubles-{_digest(version, os.fspath(VHOST_VSOCK))}"
-    with _lock():
+    with locked():
         if not directory.exists():
             with tempfile.TemporaryDirectory(dir=TOOLS) as building:
                 made = Path(building) / directory.name
@@ -68,9 +67,15 @@ def _built() -> dict[str, Path]:
                 symbols = f"-s -w -X github.com/crc-org/vfkit/pkg/cmdline.gitVersion={VFKIT_VERSION}"
                 symbols += f" -X main.vsockDaemon={VHOST_VSOCK}"  # what starts the double may give it any environment
                 where = ["-C", os.fspath(SOURCES), "-trimpath", "-ldflags", symbols, "-o", os.fspath(made)]
-                _run([go, "build", *where, "./vfkit", "./oracle"], env=environment)
+                run([go(), "build", *where, "./vfkit", "./oracle"], env=environment)
                 made.rename(directory)
     return {name: directory / name for name in ("vfkit", "oracle")}
+
+
+@functools.cache
+def go() -> str:
+    """The Go to build with."""
+    return os.environ.get("GO") or _find("go", Path("/usr/local/go/bin/go"))
 
 
 def _digest(*more: str) -> str:
@@ -85,15 +90,17 @@ def _find(name: str, elsewhere: Path) -> str:
     return found or pytest.skip(f"there is no {name}, on PATH or at {elsewhere}")
 
 
-def _run(argv: Sequence[str], **how: dict[str, str]) -> str:
+def run(argv: Sequence[str], **how: dict[str, str]) -> str:
+    """What it prints; it must succeed."""
     done = subprocess.run(argv, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False, **how)
     assert done.returncode == 0, f"{' '.join(argv)}: {done.stderr}"
     return done.stdout
 
 
 @contextmanager
-def _lock() -> Iterator[None]:
+def locked() -> Iterator[None]:
+    """Parallel runs wait for one build."""
     TOOLS.mkdir(parents=True, exist_ok=True)
-    with (TOOLS / "lock").open("w") as lock:  # parallel runs wait for one build
+    with (TOOLS / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

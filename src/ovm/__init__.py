@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from ovm.errors import OptionError as OptionError
     from ovm.errors import OVMError as OVMError
     from ovm.errors import PortError as PortError
+    from ovm.errors import SettingsError as SettingsError
+    from ovm.errors import SkewError as SkewError
     from ovm.errors import SocketPathError as SocketPathError
     from ovm.errors import SpaceError as SpaceError
     from ovm.errors import StartError as StartError
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
     from ovm.process.guard import freeze_support as freeze_support
     from ovm.prune import Pruned as Pruned
     from ovm.registry import create_ovm as create_ovm
+    from ovm.service.remote import RemoteOVM as RemoteOVM
+    from ovm.service.remote import connect as connect
     from ovm.state import StateInfo as StateInfo
     from ovm.state import VMState as VMState
 
@@ -58,7 +62,9 @@ _HOME = {
     "create_ovm": "registry",
     "create_linux_ovm": "create",
     "create_darwin_ovm": "create",
+    "connect": "service.remote",
     "OVM": "machine",
+    "RemoteOVM": "service.remote",
     "Info": "info",
     "Health": "info",
     "Options": "config",
@@ -77,6 +83,7 @@ _HOME = {
     "InputError": "errors",
     "OptionError": "errors",
     "FileError": "errors",
+    "SettingsError": "errors",
     "ArchiveError": "errors",
     "HelperError": "errors",
     "SocketPathError": "errors",
@@ -93,6 +100,7 @@ _HOME = {
     "HostKeyMismatch": "errors",
     "ExecTimeout": "errors",
     "StopError": "errors",
+    "SkewError": "errors",
     "ImageError": "errors",
 }
 """The public names, most important first, and the module each comes from."""

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ovm import prepare
+from ovm import prepare, surroundings
 from ovm.config import PODMAN_PORT_FIRST, SSH_PORT_FIRST, Options
 from ovm.disks.blocking import in_thread
 from ovm.errors import GuestError, HelperExited, OVMError, StartError
 from ovm.guest import command, ready
 from ovm.guest.profiles import PROFILES
-from ovm.guest.ssh import SSH, warm_up
+from ovm.guest.ssh import AGENT_SOCKET, SSH, warm_up
 from ovm.hypervisors import Channel, Disk, Happening, Share, VMSpec, Watcher
 from ovm.network import gvproxy
 from ovm.paths import KeyPaths, SocketPaths, TargetPaths
@@ -73,6 +73,7 @@ async def power_on(
 
     Raises:
         InUseError: another process owns one of the directories.
+        FileError: a file of the machine, or the ssh agent that is to be lent, is not there.
         StartError: a helper did not come up.
         PortError: no port is to be had.
     """
@@ -85,6 +86,7 @@ async def power_on(
             lock.hold(prepare.locked_directories(options), wait_s=LOCK_WAIT_S, helpers=sockets.helpers)
         )
         await in_thread(partial(prepare.check_files, prepared.files))
+        agent = await in_thread(surroundings.ssh_agent) if options.ssh_agent else None
         # a thread cannot be cancelled: it is waited for, or it would write behind the back of the lock's next holder
         await in_thread(partial(_clear_sockets, sockets))
         stack.push_async_callback(in_thread, partial(_clear_sockets, sockets))
@@ -102,6 +104,9 @@ async def power_on(
             gvproxy.start(group, prepared.files.gvproxy, sockets, log_paths["gvproxy"], wire=wire, reads=reads)
         )
         ssh_port, podman_port = await _open_ports(network, sockets, options)
+        ssh = SSH(ssh_port, KeyPaths(options.ssh_key_dir))
+        if agent is not None:
+            ssh.lend_socket(agent, AGENT_SOCKET)
         step("network")
 
         def was_reset() -> None:
@@ -128,7 +133,7 @@ async def power_on(
                 network=network,
                 vm=vm,
                 channel=channel,
-                ssh=SSH(ssh_port, KeyPaths(options.ssh_key_dir)),
+                ssh=ssh,
                 sockets=sockets,
                 podman_port=podman_port,
                 guard=group.guard,

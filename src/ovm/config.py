@@ -25,6 +25,8 @@ DATA_DISK_MIN_MIB = 256
 PORT_MAX = 65535
 PODMAN_PORT_FIRST = 58125
 SSH_PORT_FIRST = 2223
+DNS_MOST = 3
+"""How many name servers of a resolv.conf a C library looks at."""
 
 MIB = 1024 * 1024
 
@@ -140,6 +142,8 @@ class Options:
     """Variables for the engine and for logins in the guest, proxies above all."""
     ca_certificates: tuple[Path, ...] = ()
     """PEM files the guest is to trust besides the usual ones."""
+    dns: tuple[str, ...] = ()
+    """IPv4 addresses of the name servers the guest and its containers ask; the host's own, through gvproxy, if none."""
     accelerator: Accelerator = "auto"
     """``auto`` probes what works on this host and remembers the answer until it reboots."""
     qemu: Path | None = None
@@ -148,6 +152,10 @@ class Options:
     """The ``virtiofsd`` to use instead of the one that is found."""
     kernel_cmdline: str = ""
     """Added behind our own kernel command line."""
+    ssh_agent: bool = False
+    """Whether the user's ssh agent (``SSH_AUTH_SOCK``) is lent to root in the guest, at ``/run/ovm/ssh-agent.sock``."""
+    foreign_arch: bool = False
+    """Whether containers of the other architecture (arm64 on x86_64, x86_64 on arm64) run, emulated by QEMU."""
     rosetta: bool = False
     """Whether x86_64 programs run translated by Apple's Rosetta; Macs with Apple's chips only."""
     pause_on_sleep: bool = True
@@ -174,6 +182,7 @@ class Options:
                 f"hostname={self.hostname!r} is not a host name", hint="letters, digits and '-', 63 at most"
             )
         check_address("publish_address", self.publish_address)
+        _check_dns(self.dns)
         if any(ord(c) < 32 for c in self.kernel_cmdline):
             raise OptionError("kernel_cmdline must be one line of text")
         for key, value in self.environment.items():
@@ -215,6 +224,21 @@ def check_address(name: str, address: str) -> None:
         raise OptionError(f"{name}={address!r} is not an IP address", hint="127.0.0.1 is this host alone") from error
 
 
+def _check_dns(servers: tuple[str, ...]) -> None:
+    """Refuse what the guest could not ask."""
+    import ipaddress
+
+    if len(servers) > DNS_MOST:
+        raise OptionError(f"dns: {len(servers)} name servers are more than the {DNS_MOST} that programs look at")
+    for server in servers:
+        try:
+            address = ipaddress.IPv4Address(str(server))
+        except ValueError as error:
+            raise OptionError(f"dns: {server!r} is not an IPv4 address", hint="the guest has no IPv6") from error
+        if address.is_loopback or address.is_unspecified:
+            raise OptionError(f"dns: {server} is the guest itself", hint="there the host is 192.168.127.254")
+
+
 def check_port(name: str, port: int, *, lowest: int = 1) -> int:
     """``port`` if it is one.
 
@@ -230,11 +254,14 @@ _KINDS: dict[str, tuple[type[Any], str]] = {
     "hostname": (str, "text"),
     "kernel_cmdline": (str, "text"),
     "podman_tcp": (bool, "True or False"),
+    "ssh_agent": (bool, "True or False"),
+    "foreign_arch": (bool, "True or False"),
     "rosetta": (bool, "True or False"),
     "pause_on_sleep": (bool, "True or False"),
     "environment": (Mapping, "a mapping"),
     "mounts": (tuple, "a list"),
     "ca_certificates": (tuple, "a list"),
+    "dns": (tuple, "a list"),
 }
 
 
@@ -308,6 +335,8 @@ def _converted(cls: type[Any], name: str, value: Any) -> Any:
             return tuple(m if isinstance(m, Mount) else _build(Mount, _known(Mount, m)) for m in value)
         case "ca_certificates", Sequence() if not isinstance(value, str):
             return tuple(_path(name, v) for v in value)
+        case "dns", Sequence() if not isinstance(value, str):
+            return tuple(value)
         case _ if name in _PATHS and cls is not Versions and value is not None:
             return _path(name, value)
         case _:

@@ -5,6 +5,7 @@
     OVMError
     ├── InputError            refused before anything was changed (also a ValueError)
     │   ├── OptionError       an option is unknown, missing or out of range
+    │   ├── SettingsError     a machine's settings say something that cannot be; with its line
     │   ├── FileError         a given file or directory is missing, unreadable or of the wrong kind
     │   ├── ArchiveError      an archive is damaged or hostile
     │   ├── HelperError       a helper program is missing, not executable or too old
@@ -22,6 +23,7 @@
     │   ├── HostKeyMismatch   sshd answered with a host key other than the pinned one
     │   └── ExecTimeout       a command in the guest ran past its deadline
     ├── StopError             the machine could not be stopped
+    ├── SkewError             the service of a machine is of another version of ovm
     └── ImageError            a guest image is damaged, unknown, or could not be built or fetched
 
 Every class has a stable ``code`` for programs; every instance a message for people, a ``hint``
@@ -30,7 +32,8 @@ Every class has a stable ``code`` for programs; every instance a message for peo
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 
 class OVMError(Exception):
@@ -91,6 +94,12 @@ class OptionError(InputError):
     """An option is unknown, missing or out of range."""
 
     code = "invalid-option"
+
+
+class SettingsError(InputError):
+    """A machine's settings cannot be understood; the message begins with the file and the line."""
+
+    code = "invalid-settings"
 
 
 class FileError(InputError):
@@ -195,7 +204,30 @@ class StopError(OVMError):
     code = "stop-failed"
 
 
+class SkewError(OVMError):
+    """The service that holds the machine is of another version of ovm, and not understood."""
+
+    code = "version-skew"
+
+
 class ImageError(OVMError):
     """A guest image is damaged, unknown, or could not be built or fetched."""
 
     code = "image"
+
+
+def from_dict(told: Mapping[str, Any]) -> OVMError:
+    """The error that :meth:`OVMError.as_dict` told of, in this or another process; of an unknown code, a plain one."""
+    kinds, code = {OVMError.code: OVMError}, told.get("code")
+    below = [OVMError]
+    while below:
+        for kind in below.pop().__subclasses__():
+            kinds[kind.code] = kind
+            below.append(kind)
+    return kinds.get(str(code), OVMError)(
+        str(told.get("message", code)),
+        hint=str(told.get("hint", "")),
+        stage=str(told.get("stage", "")),
+        exit_reason=str(told.get("exit_reason", "")),
+        log_tail=tuple(map(str, told.get("log_tail", ()))),
+    )

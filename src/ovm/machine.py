@@ -27,7 +27,16 @@ from ovm.boot import (
 from ovm.care import Care
 from ovm.config import check_address, check_port
 from ovm.disks.verify import FileState, verify
-from ovm.errors import GuestError, HelperExited, OptionError, OVMError, StartError, StateError, StopError
+from ovm.errors import (
+    GuestError,
+    HelperExited,
+    OptionError,
+    OVMError,
+    StartError,
+    StateError,
+    StopError,
+    UnsupportedError,
+)
 from ovm.events import Event, EventName, Events, Listener
 from ovm.guest.clock import ClockSync
 from ovm.guest.ssh import ExecResult
@@ -96,11 +105,14 @@ class OVM:
 
     # -- start and stop
 
-    async def start(self, *, timeout_s: float = READY_TIMEOUT_S) -> None:
+    async def start(
+        self, *, timeout_s: float = READY_TIMEOUT_S, progress: Callable[[str], object] | None = None
+    ) -> None:
         """Boot; returns when podman answers. Cancelling it leaves nothing behind, nor does a failure.
 
         Args:
             timeout_s: Seconds the guest may take from the hypervisor's start to its ready.
+            progress: Called with each stage as it is done, by the names that are in ``info.timings``.
 
         Raises:
             StateError: it is not stopped.
@@ -117,7 +129,7 @@ class OVM:
         self._restarted_at = -math.inf
         self._stop_wanted, self._force_wanted = asyncio.Event(), asyncio.Event()
         self._stop_timeout_s = STOP_TIMEOUT_S
-        self._progress = []
+        self._progress = [] if progress is None else [progress]
         started = self._begin()
         self._keeper = asyncio.create_task(self._keep(started), name=f"{self!r}")
         try:
@@ -166,10 +178,11 @@ class OVM:
         if keeper is None or keeper.done():
             return
         first = not self._stop_wanted.is_set()
-        if progress is not None:
-            self._progress.append(progress)
         if first:
             self._stop_timeout_s = timeout_s
+            self._progress = []
+        if progress is not None:
+            self._progress.append(progress)
         self._stop_wanted.set()
         if force:
             self._force_wanted.set()
@@ -179,6 +192,11 @@ class OVM:
         if keeper.cancelled() or keeper.exception() is None:
             return
         raise StopError("the machine could not be stopped cleanly") from keeper.exception()
+
+    async def wait_closed(self) -> None:
+        """Until it is down for good, and not only to be started again because its network was lost."""
+        if self._keeper is not None:
+            await asyncio.wait({self._keeper})
 
     async def _keep(self, started: asyncio.Future[None]) -> None:
         """The life of one start, from its first step to its ``close``, and of the next if its network was lost."""
@@ -575,7 +593,7 @@ class OVM:
             StateError: it is not running.
             GuestError: the guest cannot be reached, or its clock does not obey.
         """
-        session = self._running("clocksync")
+        session = self._managed("clocksync")
         result = await session.sync_clock()
         self._in_background(session.kick_chrony())
         return result
@@ -647,7 +665,7 @@ class OVM:
         """
         if isinstance(argv, str) or not argv:
             raise OptionError("argv is the list of a command and its arguments", hint='for a shell: ["sh", "-c", "…"]')
-        return await self._running("exec").ssh.exec(
+        return await self._managed("exec").ssh.exec(
             argv, stdin=stdin, environment=environment, timeout_s=timeout_s, on_stdout=on_stdout, on_stderr=on_stderr
         )
 
@@ -661,7 +679,7 @@ class OVM:
             StateError: it is not running.
             GuestError: the guest cannot be reached.
         """
-        async with self._running("process").ssh.process(argv, environment=environment) as process:
+        async with self._managed("process").ssh.process(argv, environment=environment) as process:
             yield process
 
     async def prune(self, *, everything: bool = False, volumes: bool = False) -> Pruned:
@@ -677,7 +695,7 @@ class OVM:
             StateError: it is not running.
             GuestError: the guest cannot be reached, or podman did not do it.
         """
-        session = self._running("prune")
+        session = self._managed("prune")
         return await prune(session.sockets.podman, session.ssh, everything=everything, volumes=volumes)
 
     async def verify(self) -> list[FileState]:
@@ -720,6 +738,13 @@ class OVM:
     def _running(self, call: str) -> Session:
         return self._in({VMState.RUNNING}, call)
 
+    def _managed(self, call: str) -> Session:
+        """A running guest that has an sshd to do it by."""
+        session = self._running(call)
+        if not session.profile.engine:
+            raise UnsupportedError(f"{call}: the guest is bare, nothing in it could do that")
+        return session
+
     def _in(self, states: set[VMState], call: str) -> Session:
         if self._session is None or self._state not in states:
             self._refuse(call)
@@ -742,14 +767,18 @@ class OVM:
 
     def _tell(self, step: str) -> None:
         log.info("stopping: %s", step)
+        self._call_progress(step)
+
+    def _done(self, stage: str) -> None:
+        self._stages.append(Stage(stage, (time.monotonic() - self._began) * 1000))
+        self._call_progress(stage)
+
+    def _call_progress(self, step: str) -> None:
         for listener in self._progress:
             try:
                 listener(step)
             except Exception:
-                log.exception("what was to be told of the stop's progress failed")
-
-    def _done(self, stage: str) -> None:
-        self._stages.append(Stage(stage, (time.monotonic() - self._began) * 1000))
+                log.exception("who was to be told of the progress failed")
 
     def _hear(self, what: Happening, words: str) -> None:
         if self._state is VMState.STOPPING and what in {Happening.FAILED, Happening.OUT_OF_SPACE}:

@@ -14,6 +14,7 @@
         network.sock               gvproxy's HTTP API
         net.sock                   gvproxy's end of the guest's network card
         podman.sock                podman's API for people and programs
+        ovm.sock                   the REST of the machine's service, where it has one
         ready.sock                 where the guest's words about its boot arrive
         command.sock               where an ovm-core guest asks what to do at boot
         vfkit.sock                 vfkit's REST
@@ -131,6 +132,11 @@ class SocketPaths:
     def control(self) -> Path:
         """Vfkit's REST."""
         return self.directory / "vfkit.sock"
+
+    @property
+    def service(self) -> Path:
+        """The REST of the machine's service; made and removed by that, at no start."""
+        return self.directory / "ovm.sock"
 
     @property
     def helpers(self) -> Path:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ovm import hypervisors, paths
+from ovm import hypervisors, paths, surroundings
 from ovm.config import Options
 from ovm.disks import assets, data, materialize
 from ovm.disks.blocking import in_thread
@@ -33,6 +33,8 @@ from ovm.process.probe import GVPROXY, QEMU, VFKIT, VIRTIOFSD, check_helper, sho
 if TYPE_CHECKING:
     from ovm.helpers import Helper
 
+_FOR_OUR_GUEST = ("dns", "ssh_agent", "foreign_arch")
+"""Options that other guests know nothing of."""
 PREPARE_LOCK_WAIT_S = 60.0
 """Another create on the same directory is waited for; a running machine is not, and it is said who owns it."""
 
@@ -173,6 +175,14 @@ def _check(options: Options, arch: hypervisors.Arch) -> None:
     for certificate in options.ca_certificates:
         if b"-----BEGIN CERTIFICATE-----" not in _content(certificate):
             raise FileError(f"ca_certificates: {certificate} is not a PEM certificate")
+    given = [name for name in _FOR_OUR_GUEST if getattr(options, name)]
+    if given and not PROFILES[options.guest].managed:
+        raise OptionError(
+            f"{' and '.join(given)} cannot be had with guest={options.guest!r}",
+            hint='use guest="ovm", or leave it out',
+        )
+    if options.ssh_agent:
+        surroundings.ssh_agent()
     if options.guest == "bare" and options.mounts:
         raise OptionError("a bare guest mounts nothing", hint="give it none: mounts=[]")
     if PROFILES[options.guest].over_vsock:  # whether all can be told, with keys that are as long as ours will be
@@ -264,15 +274,18 @@ def boot_config(
 
 
 def _boot_config(options: Options, **identity: Any) -> bootconfig.BootConfig:
+    agent = {"SSH_AUTH_SOCK": ssh.AGENT_SOCKET} if options.ssh_agent else {}
     return bootconfig.BootConfig(
         hostname=options.hostname,
         timezone=options.timezone or host_timezone(),
+        name_servers=options.dns,
         search_domains=search_domains(),
-        environment=options.environment,
+        environment={**agent, **options.environment},
         ca_certificates={
             f"{n:02}-{path.stem}.crt": path.read_bytes() for n, path in enumerate(options.ca_certificates)
         },
         mounts=tuple((f"share{n}", m.guest_path, m.read_only) for n, m in enumerate(options.mounts)),
+        foreign_arch=options.foreign_arch and not options.rosetta,  # which does the same, faster
         rosetta=vfkit.ROSETTA_TAG if options.rosetta else "",
         **identity,
     )

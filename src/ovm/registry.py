@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +12,19 @@ import msgspec
 
 from ovm import hypervisors, paths
 from ovm.errors import ImageError, OptionError, UnsupportedError
+from ovm.machines import DEFAULT_MACHINE, check_name
 
 if TYPE_CHECKING:
     from ovm.config import OriginPath, Versions
     from ovm.machine import OVM
+    from ovm.machines import Machine
     from ovm.prepare import Progress
 
-DEFAULT_MACHINE = "default"
 IMAGE_MANIFEST = "image.json"
-IMAGE_GUEST = "ovm"
+IMAGE_GUESTS = ("ovm", "bare")
+"""What an image may hold, as :class:`ovm.Options` calls it."""
 IMAGE_FORMAT = 1
 MANIFEST_MAX_BYTES = 1 << 20
-MACHINE_NAME_MAX = 32
-"""Long enough for people, short enough for the path of a socket."""
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _DEBIAN_ARCH: dict[hypervisors.Arch, str] = {"x86_64": "amd64", "aarch64": "arm64"}
 _IMAGE_FILES = {"kernel": "kernel", "initrd": "initrd", "rootfs": "rootfs.btrfs"}
 """What a machine needs of an image, and the file it is in."""
@@ -52,6 +49,8 @@ class Image:
     """A guest image as its ``image.json`` describes it; its files are there and have the right sizes."""
 
     directory: Path
+    guest: str
+    """One of IMAGE_GUESTS."""
     arch: str
     sha256: dict[str, str]
     """Of the ``kernel``, the ``initrd`` and the ``rootfs``."""
@@ -110,23 +109,39 @@ async def create_ovm(
         "ssh_key_dir": home / "ssh",
         "socket_dir": paths.default_socket_dir(name),
         "podman_tcp": False,
+        "guest": guest.guest,
     }
     make = create.create_darwin_ovm if sys.platform == "darwin" else create.create_linux_ovm
     return await make(Options.of(defaults, **options), progress=progress)
 
 
-def check_name(name: str) -> str:
-    """``name`` if a machine can be called so.
+async def create_from_settings(machine: Machine, *, progress: Progress | None = None) -> OVM:
+    """The machine as its settings describe it, on this host: with its proxies and, if they say so, its authorities.
+
+    Raises as :func:`create_ovm` does, and:
 
     Raises:
-        OptionError: it could not be a directory's name, or is too long.
+        SettingsError: the settings cannot be understood.
     """
-    if len(name) > MACHINE_NAME_MAX or not _NAME.fullmatch(name):
-        raise OptionError(
-            f"a machine cannot be called {name!r}",
-            hint=f"letters, digits, '-', '_' and '.', the first a letter or digit, {MACHINE_NAME_MAX} at most",
-        )
-    return name
+    import asyncio
+
+    from ovm import surroundings
+
+    settings = await asyncio.to_thread(machine.settings)
+    options = settings.options()
+    if settings.proxy == "host":
+        options["environment"] = surroundings.host_proxies() | dict(settings.environment)
+    if settings.host_ca:
+        options["ca_certificates"] = (*settings.ca_certificates, *await surroundings.host_ca_certificates())
+    image = options.pop("image", None)
+    if image is not None:
+        options["image"] = image_dir(image)
+    return await create_ovm(machine.name, progress=progress, **options)
+
+
+def image_dir(name: str) -> Path:
+    """Where the image ``name`` lies: one of those of this user, or with a ``/`` in it a path."""
+    return Path(name).expanduser() if "/" in name else paths.images_dir() / name
 
 
 def host_arch() -> str:
@@ -153,7 +168,7 @@ def load_image(directory: Path) -> Image:
         manifest = msgspec.json.decode(read_manifest(directory), type=_Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ImageError(f"{directory / IMAGE_MANIFEST} cannot be read: {error}", hint=image_hint()) from error
-    if (manifest.guest, manifest.format) != (IMAGE_GUEST, IMAGE_FORMAT):
+    if manifest.guest not in IMAGE_GUESTS or manifest.format != IMAGE_FORMAT:
         raise ImageError(
             f"the image in {directory} is of another kind: {manifest.guest}, format {manifest.format}",
             hint=image_hint(),
@@ -163,7 +178,7 @@ def load_image(directory: Path) -> Image:
             raise ImageError(f"the image in {directory} lacks its {role}", hint=image_hint())
         _check_size(directory / name, manifest.files[role].size)
     sha256 = {role: manifest.files[role].sha256 for role in _IMAGE_FILES}
-    return Image(directory=directory, arch=manifest.arch, sha256=sha256)
+    return Image(directory=directory, guest=manifest.guest, arch=manifest.arch, sha256=sha256)
 
 
 def read_manifest(directory: Path) -> bytes:

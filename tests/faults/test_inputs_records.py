@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import fuzz
 import releases
-from ovm import paths, registry
+from ovm import machines, paths, registry
 from ovm.config import OriginPath, Versions
 from ovm.disks import data, materialize, records
 from ovm.errors import FileError, ImageError, InUseError
@@ -248,7 +248,7 @@ def test_odd_names_of_machines(name: str) -> None:
     from ovm.errors import OptionError
 
     with pytest.raises(OptionError):
-        registry.check_name(name)
+        machines.check_name(name)
 
 
 @fuzz.examples(5000)
@@ -258,6 +258,6 @@ def test_any_name_of_a_machine(name: str) -> None:
     from ovm.errors import OptionError
 
     with contextlib.suppress(OptionError):
-        registry.check_name(name)
+        machines.check_name(name)
         assert paths.machine_dir(name).parent == paths.home() / "machines"
         assert paths.machine_dir(name).resolve().parent == (paths.home() / "machines").resolve()

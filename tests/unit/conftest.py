@@ -42,6 +42,9 @@ class Sshd(asyncssh.SSHServer):
     def server_requested(self, listen_host: str, listen_port: int) -> bool:
         return self.may_listen and listen_host == "127.0.0.1"
 
+    def unix_server_requested(self, listen_path: str) -> bool:
+        return self.may_listen
+
     async def handle(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
         self.commands.append(process.command or "")
         with contextlib.suppress(asyncssh.Error, OSError):

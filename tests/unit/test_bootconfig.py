@@ -20,11 +20,13 @@ EVERYTHING = BootConfig(
     **{name: getattr(LEAST, name) for name in ("authorized_key", "host_key", "host_key_public", "hostname")},
     machine_id=LEAST.machine_id,
     timezone="Europe/Berlin",
+    name_servers=("192.0.2.1", "192.0.2.2"),
     search_domains=("example.org", "example.net"),
     environment={"HTTP_PROXY": "http://ü:1", "NO_PROXY": ""},
     ca_certificates={"00-a.crt": b"PEM\r\n\xff", "01-ü b.crt": b""},
     mounts=(("share0", "/a b\\c\td", False), ("share1", "/ro", True)),
     blocked_host_ports=(2223, 58125),
+    foreign_arch=True,
     format_data=True,
 )
 
@@ -48,12 +50,14 @@ def test_cpio_reads_every_file_back(tmp_path):
         "ovm/hostname": b"ovm\n",
         "ovm/machine-id": LEAST.machine_id.encode() + b"\n",
         "ovm/timezone": b"Europe/Berlin\n",
+        "ovm/dns": b"192.0.2.1\n192.0.2.2\n",
         "ovm/search": b"example.org example.net\n",
         "ovm/environment": "HTTP_PROXY=http://ü:1\nNO_PROXY=\n".encode(),
         "ovm/ca/00-a.crt": b"PEM\r\n\xff",
         "ovm/ca/01-ü b.crt": b"",
         "ovm/mounts": b"share0\t/a\\040b\\134c\\011d\trw\nshare1\t/ro\tro\n",
         "ovm/blocked-host-ports": b"2223\n58125\n",
+        "ovm/foreign-arch": b"yes\n",
         "ovm/format-data": b"yes\n",
     }
 

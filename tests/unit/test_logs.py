@@ -77,3 +77,28 @@ def test_one_endless_line_is_cut(tmp_path):
 def test_no_log_has_no_tail(tmp_path):
     """A log that is not there is empty, not an error on top of an error."""
     assert logs.tail(tmp_path / "missing") == ()
+
+
+def test_a_reader_follows_a_log_over_starts(tmp_path):
+    """The last lines, blank ones too; then whole lines as they are added; then the next start's log."""
+    path = logs.rotate(tmp_path, "x")
+    path.write_text("one\n\ntwo\r\nthr", newline="")
+    with logs.Reader(path, 3) as reader:
+        assert reader.more() == ["", "two"]
+        assert reader.more() == []
+        with path.open("a") as log:
+            log.write("ee\n\x1b[2Jfour\nfi")
+        assert reader.more() == ["three", "·[2Jfour"]
+        with path.open("a") as log:
+            log.write("ve\n")
+        logs.rotate(tmp_path, "x").write_text("of the next start\n")
+        assert reader.more() == ["five"]
+        assert reader.more() == ["of the next start"]
+        path.unlink()
+        assert reader.more() == []
+
+
+def test_a_reader_tells_the_unfinished_line_at_the_end(tmp_path):
+    (tmp_path / "x.log").write_text("one\ntwo")
+    with logs.Reader(tmp_path / "x.log", 100) as reader:
+        assert (reader.more(), reader.rest(), reader.rest()) == (["one"], ["two"], [])

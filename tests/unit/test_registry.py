@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ovm import create, registry
+from ovm import create, machines, registry
 from ovm.config import Options
 from ovm.errors import ImageError, OptionError
 
@@ -28,14 +28,14 @@ def put_image(directory: Path, **changes: object) -> Path:
 @pytest.mark.parametrize("name", ["default", "a", "ci-3", "x_1.2", "A" * 32])
 def test_ordinary_names_are_taken(name):
     """A name people would choose is taken as it is."""
-    assert registry.check_name(name) == name
+    assert machines.check_name(name) == name
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "-x", "a/b", "a b", "ä", "a\n", "A" * 33])
 def test_names_that_are_no_directory_are_refused(name):
     """A name that would lead elsewhere, hide, or not fit is refused."""
     with pytest.raises(OptionError, match="cannot be called"):
-        registry.check_name(name)
+        machines.check_name(name)
 
 
 def test_whole_image_is_loaded(tmp_path: Path):

@@ -279,3 +279,38 @@ async def test_a_guest_may_refuse_to_listen(sshd, ssh, unused_port):
     await ssh.connect()
     with pytest.raises(GuestError, match=f"listen on its port {unused_port}"):
         await ssh.listen_in_guest(unused_port, None, release=["true"])
+
+
+async def test_a_socket_is_lent(ssh, short_path):
+    """What connects to the guest's path talks to the host's socket, after a lost connection too."""
+
+    async def answer(reader, writer):
+        writer.write((await reader.readline()).upper())
+        writer.close()
+
+    async def ask() -> bytes:
+        reader, writer = await asyncio.open_unix_connection(lent)
+        with contextlib.closing(writer):
+            writer.write(b"hello\n")
+            return await reader.read()
+
+    ours, lent = short_path / "ours.sock", short_path / "lent.sock"
+    ssh.lend_socket(ours, str(lent))
+    await ssh.connect()
+    async with await asyncio.start_unix_server(answer, ours):
+        assert await ask() == b"HELLO\n"
+        await ssh.close()
+        await ssh.connect()
+        assert await ask() == b"HELLO\n"
+    ours.unlink(missing_ok=True)
+    with contextlib.suppress(ConnectionError):
+        assert await ask() == b"", "nobody answers in its place"
+    assert (await ssh.exec(["echo", "x"])).text == "x", "and nothing else suffers"
+
+
+async def test_a_guest_may_refuse_to_take_a_socket(sshd, ssh, short_path):
+    """Then there is no connection: it would be one without what was asked for."""
+    sshd.may_listen = False
+    ssh.lend_socket(short_path / "ours.sock", "/lent.sock")
+    with pytest.raises(GuestError, match="listen at its /lent"):
+        await ssh.connect()

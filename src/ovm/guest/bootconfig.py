@@ -30,6 +30,8 @@ class BootConfig:
     machine_id: str
     """32 hexadecimal digits, the same at every boot of one machine."""
     timezone: str = ""
+    name_servers: tuple[str, ...] = ()
+    """The only ones that are asked, instead of the network's own."""
     search_domains: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     ca_certificates: Mapping[str, bytes] = field(default_factory=dict)
@@ -38,6 +40,8 @@ class BootConfig:
     """Tag, path in the guest, and whether it is read-only."""
     blocked_host_ports: tuple[int, ...] = ()
     """TCP ports of the host's loopback that nobody in the guest may reach."""
+    foreign_arch: bool = False
+    """Whether programs of the other architecture are to run, emulated."""
     rosetta: str = ""
     """Tag under which the guest mounts Apple's translator of x86_64 programs."""
     channel_key: str = ""
@@ -54,6 +58,7 @@ class BootConfig:
             "hostname": self.hostname,
             "machine-id": self.machine_id,
             "timezone": self.timezone,
+            "dns": "\n".join(self.name_servers),
             "search": " ".join(self.search_domains),
             "environment": "\n".join(f"{key}={value}" for key, value in self.environment.items()),
             "mounts": "\n".join(
@@ -61,6 +66,7 @@ class BootConfig:
             ),
             "blocked-host-ports": "\n".join(map(str, self.blocked_host_ports)),
             "format-data": "yes" if self.format_data else "",
+            "foreign-arch": "yes" if self.foreign_arch else "",
             "rosetta": self.rosetta,
             "channel-key": self.channel_key,
         }

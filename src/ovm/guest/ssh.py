@@ -27,6 +27,8 @@ CONNECT_TIMEOUT_S = 30.0
 KEEPALIVE_S = 30
 CLOSE_TIMEOUT_S = 2.0
 READ_BYTES = 64 * 1024
+AGENT_SOCKET = "/run/ovm/ssh-agent.sock"
+"""Where the user's ssh agent is in a guest that it is lent to."""
 
 OnOutput = Callable[[bytes], object]
 Handler = Callable[["asyncssh.SSHReader[bytes]", "asyncssh.SSHWriter[bytes]", int], Awaitable[None]]
@@ -266,6 +268,23 @@ class SSH:
 
         self.on_connect(open_again)
         return port
+
+    def lend_socket(self, path: Path, guest_path: str) -> None:
+        """Lead the guest's unix socket ``guest_path``, which is root's alone, to the host's at ``path``.
+
+        It is there after every connect, which fails with GuestError where the guest does not let us listen.
+        """
+
+        async def lend(ssh: SSH) -> None:
+            import asyncssh
+
+            assert ssh._connection is not None
+            try:
+                await ssh._connection.forward_remote_path(guest_path, os.fspath(path))
+            except (asyncssh.Error, asyncssh.ChannelListenError, OSError) as error:
+                raise GuestError(f"the guest does not let us listen at its {guest_path}: {error}") from error
+
+        self.on_connect(lend)
 
     async def wait_lost(self) -> None:
         """Until there is no connection."""

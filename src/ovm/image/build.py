@@ -58,6 +58,8 @@ LOG_TAIL_LINES = 15
 
 KERNEL_PACKAGES: Mapping[Arch, str] = {"amd64": "linux-image-cloud-amd64", "arm64": "linux-image-arm64"}
 """arm64's cloud kernel has no KEYBOARD_GPIO, without which nobody hears the power button of a virtual machine."""
+FOREIGN_ARCH: Mapping[Arch, str] = {"amd64": "aarch64", "arm64": "x86_64"}
+"""The other architecture, in QEMU's words: the one whose emulator is kept."""
 _TOOLS = {"mmdebstrap": "mmdebstrap", "mkfs.btrfs": "btrfs-progs", "xz": "xz-utils", "setpriv": "util-linux"}
 """Programs the build runs on the host, and the Debian packages that have them."""
 _KEYRINGS = ("debian-archive-keyring.pgp", "debian-archive-keyring.gpg")
@@ -68,7 +70,12 @@ Progress = Callable[[str, str], None]
 """Called with the build's stage and what is being done in it."""
 
 _LEFT_OUT = ("doc", "info", "locale", "man")
+_EMULATORS = ("bin/qemu-*", "libexec/qemu-binfmt/*", "share/qemu/binfmt.d/*")
 _KEPT_DOCS = ("copyright", "changelog*")  # the licences; and the dates nothing in the tree may be younger than
+
+
+def _emulator(arch: str) -> tuple[str, ...]:
+    return f"bin/qemu-{arch}", f"libexec/qemu-binfmt/{arch}-binfmt-P", f"share/qemu/binfmt.d/qemu-{arch}.conf"
 
 
 def host_arch() -> Arch:
@@ -174,6 +181,8 @@ class _Build:
             '--aptopt=APT::Install-Recommends "false"', *(f"--aptopt={setting}" for setting in settings),
             *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _LEFT_OUT),
             *(f"--dpkgopt=path-include=/usr/share/doc/*/{name}" for name in _KEPT_DOCS),
+            *(f"--dpkgopt=path-exclude=/usr/{pattern}" for pattern in _EMULATORS),
+            *(f"--dpkgopt=path-include=/usr/{path}" for path in _emulator(FOREIGN_ARCH[options.arch])),
             "--customize-hook=tar-in guest.tar /",
             f'--customize-hook=sh "$1/.ovm/finish" "$1" {ROOTFS_SIZE}',
             "--customize-hook=download /.ovm/out.tar out.tar",

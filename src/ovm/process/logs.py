@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from ovm.paths import LOG_GENERATIONS
 
@@ -36,6 +39,54 @@ def tail(path: Path, lines: int = TAIL_LINES, *, since: int = 0) -> tuple[str, .
     except OSError:
         return ()
     return tuple(printable(line).rstrip() for line in text.splitlines() if line.strip())[-lines:]
+
+
+class Reader:
+    """The last ``lines`` lines of the log at ``path``, then what is added to it, further starts' logs included.
+
+    A context manager; raises :class:`OSError`.
+    """
+
+    def __init__(self, path: Path, lines: int) -> None:
+        self._path = path
+        self._file = path.open("rb")
+        last = deque(self._file, maxlen=lines)
+        self._begun = last.pop() if last and not last[-1].endswith(b"\n") else b""
+        self._untold = b"".join(last)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def more(self) -> list[str]:
+        """The whole lines that were not told yet, made fit to print."""
+        content = self._untold + self._begun + self._file.read()
+        if not content and self._is_rotated():
+            self._file.close()
+            self._file = self._path.open("rb")
+            content = self._file.read()
+        whole, end, self._begun = content.rpartition(b"\n")
+        self._untold = b""
+        return _lines(whole) if end else []
+
+    def rest(self) -> list[str]:
+        """The line that is not whole yet, if there is one."""
+        begun, self._begun = self._begun, b""
+        return _lines(begun)
+
+    def _is_rotated(self) -> bool:
+        try:
+            return not os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+        except FileNotFoundError:
+            return False
+
+
+def _lines(content: bytes) -> list[str]:
+    return [printable(line.rstrip("\r")) for line in content.decode(errors="replace").split("\n")] if content else []
 
 
 def printable(text: str) -> str:

@@ -24,10 +24,12 @@ WORDS_MAX = 1000
 class WireError(Exception):
     """A request was not answered, or not with success; ``status`` is 0 if nothing came back."""
 
-    def __init__(self, message: str, status: int = 0) -> None:
+    def __init__(self, message: str, status: int = 0, content: bytes = b"") -> None:
         super().__init__(message)
         self.message = message
         self.status = status
+        self.content = content
+        """All of what was answered without success."""
 
 
 class UnixHTTP:
@@ -74,8 +76,31 @@ class UnixHTTP:
             raise WireError(f"{method} {path}: {str(error)[:WORDS_MAX] or type(error).__name__}") from error
         if not response.is_success:
             words = answer.decode(errors="replace").strip()[:WORDS_MAX]
-            raise WireError(words or f"{method} {path}: status {response.status_code}", response.status_code)
+            words = words or f"{method} {path}: status {response.status_code}"
+            raise WireError(words, response.status_code, bytes(answer))
         return bytes(answer)
+
+    @contextlib.asynccontextmanager
+    async def lines(self, method: str, path: str, body: Any = None) -> AsyncIterator[AsyncIterator[str]]:
+        """The answer line by line as it comes, for as long as it takes; hangs up on the way out.
+
+        Raises:
+            WireError: nothing came, it breaks off, or is none of success.
+        """
+        import httpx2
+
+        content = None if body is None else msgspec.json.encode(body)
+        try:
+            async with self._client.stream(
+                method, f"http://localhost{path}", content=content, timeout=None
+            ) as response:
+                if not response.is_success:
+                    answer = await response.aread()
+                    words = answer.decode(errors="replace").strip()[:WORDS_MAX]
+                    raise WireError(words or f"{method} {path}", response.status_code, answer)
+                yield response.aiter_lines()
+        except (httpx2.HTTPError, ValueError) as error:
+            raise WireError(f"{method} {path}: {str(error)[:WORDS_MAX] or type(error).__name__}") from error
 
 
 @contextlib.asynccontextmanager

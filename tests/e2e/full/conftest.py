@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import composing
 import ovm
 import under
 from full import BUSYBOX_IMAGE, Authority, MachineOptions, Podman, busybox_tar, options
@@ -97,3 +99,19 @@ async def podman(vm: ovm.OVM, tmp_path_factory: pytest.TempPathFactory) -> Podma
     client = Podman(vm, home)
     await client("import", busybox_tar(home / "busybox.tar"), BUSYBOX_IMAGE)
     return client
+
+
+@pytest.fixture
+def surroundings(vm: ovm.OVM, podman: Podman, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What ``ovm env`` sets; ``podman`` has imported the image they all start from."""
+    monkeypatch.setenv("TESTCONTAINERS_RYUK_DISABLED", "true")
+    monkeypatch.setenv("DOCKER_HOST", vm.info.docker_host)
+    return vm.info.docker_host
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compose_is_built(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Meanwhile, if a test is to use it."""
+    wanted = any(item.path.stem == "test_with_compose" for item in request.session.items)
+    with composing.meanwhile() if wanted else contextlib.nullcontext():
+        yield

@@ -39,7 +39,7 @@ async def test_podman_answers_over_plain_http(vm: ovm.OVM) -> None:
         assert isinstance((await client.get("http://d/v1.41/containers/json")).json(), list)
         engine = (await client.get("http://d/v5.0.0/libpod/info")).json()
     assert engine["registries"]["search"] == ["docker.io"]
-    assert (engine["host"]["cgroupManager"], engine["host"]["logDriver"]) == ("systemd", "k8s-file")
+    assert (engine["host"]["cgroupManager"], engine["host"]["logDriver"]) == ("systemd", "json-file")
     async with httpx2.AsyncClient(timeout=60, trust_env=False) as client:
         assert (await client.get(f"http://127.0.0.1:{vm.info.podman_port}/libpod/_ping")).text == "OK"
 

@@ -215,7 +215,7 @@ async def test_killed(web, target):
     """SIGKILL in the middle of a download: the next pull goes on from there."""
     web.hangs, web.cuts = True, [2 * MIB + 5]
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", "from ovm.cli import main; main()"),
+        *(sys.executable, "-m", "ovm"),
         *("image", "pull", web.url(), "--arch", "amd64", "-o", target),
     )
     partial = target.parent / ".a.pulling" / "download"

@@ -1,0 +1,418 @@
+"""The machines there are on this host: what their files and locks tell, without asking anybody.
+
+Quick on purpose: a list of machines is made of this, and a shell's completion too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from ovm import __version__, paths
+from ovm.disks.durable import disk_errors, write_whole
+from ovm.errors import FileError, InUseError, OptionError, StateError
+from ovm.process import identity
+from ovm.process.identity import Identity
+from ovm.settings import RESTART_KEYS, Settings, parse
+
+SETTINGS = "machine.toml"
+SERVICE_LOCK = "service.lock"
+SERVICE_RECORD = "service.json"
+ENDED = "ended.json"
+RECORD_MAX_BYTES = 1 << 20
+DEFAULT_MACHINE = "default"
+DEFAULT_CPUS = max(1, (os.cpu_count() or 2) // 2)
+DEFAULT_MEMORY_MIB = 2048
+DEFAULT_DISK_MIB = 64 * 1024
+MACHINE_NAME_MAX = 32
+"""Long enough for people, short enough for the path of a socket."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_T = TypeVar("_T")
+
+
+class ServiceRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Who the service of a machine is; there from its start to its clean end."""
+
+    pid: int
+    started: int
+    program: str
+    version: str
+    started_at: float
+    boot_id: str
+    socket_dir: str
+    """Where it was started ``$XDG_RUNTIME_DIR`` may have been another one."""
+
+    @classmethod
+    def ours(cls, socket_dir: Path) -> ServiceRecord:
+        """Of this process."""
+        process = identity.of(os.getpid())
+        return cls(
+            pid=os.getpid(),
+            started=process.started if process else 0,
+            program=process.program if process else "",
+            version=__version__,
+            started_at=time.time(),
+            boot_id=identity.boot(),
+            socket_dir=str(socket_dir),
+        )
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """How the last run of a service came to its end."""
+
+    at: float
+    """In seconds since the epoch."""
+    reason: Literal["stopped", "powered-off", "failed"]
+    error: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A machine by its name: where its parts are."""
+
+    name: str
+    directory: Path
+
+    @property
+    def settings_path(self) -> Path:
+        """What people write down about it."""
+        return self.directory / SETTINGS
+
+    @property
+    def target(self) -> Path:
+        """What it is made of."""
+        return self.directory / "target"
+
+    @property
+    def log_dir(self) -> Path:
+        """Its logs."""
+        return self.directory / "log"
+
+    @property
+    def keys(self) -> paths.KeyPaths:
+        """Its ssh keys."""
+        return paths.KeyPaths(self.directory / "ssh")
+
+    @property
+    def sockets(self) -> paths.SocketPaths:
+        """Its sockets: where its service has them, or else where they would be made now."""
+        record = _read(self.service_record, ServiceRecord)
+        if record is not None and _is_locked(self.service_lock):
+            return paths.SocketPaths(Path(record.socket_dir))
+        return paths.SocketPaths(paths.default_socket_dir(self.name))
+
+    @property
+    def service_socket(self) -> Path:
+        """Where its service answers."""
+        return self.sockets.service
+
+    @property
+    def service_lock(self) -> Path:
+        """Held by its service."""
+        return self.directory / SERVICE_LOCK
+
+    @property
+    def service_record(self) -> Path:
+        """Who its service is."""
+        return self.directory / SERVICE_RECORD
+
+    @property
+    def ended_record(self) -> Path:
+        """How its last run ended."""
+        return self.directory / ENDED
+
+    @property
+    def data_disk(self) -> Path:
+        """What is worth keeping of it."""
+        return paths.TargetPaths(self.target).data_disk
+
+    def settings(self) -> Settings:
+        """What is written down about it; the defaults if nothing is.
+
+        Raises:
+            SettingsError: that cannot be understood.
+            FileError: it cannot be read.
+        """
+        return parse(self.settings_text(), self.settings_path)
+
+    def settings_text(self) -> str:
+        """The same as it stands there; empty if nothing does."""
+        try:
+            return self.settings_path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise FileError(f"{self.settings_path} cannot be read: {error}") from error
+
+    def check_settings(self, text: str) -> Settings:
+        """What ``text`` would mean for it.
+
+        Raises:
+            SettingsError: it cannot be understood.
+            OptionError: its data disk would have to become smaller.
+        """
+        wanted, there = parse(text, self.settings_path), _stat(self.data_disk)
+        if wanted.disk is not None and there is not None and wanted.disk << 20 < there.st_size:
+            raise OptionError(
+                f"the data disk of {self.name} has {there.st_size >> 20}M, and only ever grows",
+                hint="give a larger size",
+            )
+        return wanted
+
+    def write_settings(self, text: str) -> None:
+        """Replace what is written down about it, whole or not at all. Only the user can read it: a proxy's password.
+
+        Raises as :meth:`check_settings` does, and:
+
+        Raises:
+            FileError: it cannot be written.
+            SpaceError: the file system is full.
+        """
+        self.check_settings(text)
+        with disk_errors(f"{self.settings_path} cannot be written"):
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_whole(self.settings_path, text.encode(), 0o600)
+
+
+def check_name(name: str) -> str:
+    """``name`` if a machine can be called so.
+
+    Raises:
+        OptionError: it could not be a directory's name, or is too long.
+    """
+    if not _is_name(name):
+        raise OptionError(
+            f"a machine cannot be called {name!r}",
+            hint=f"letters, digits, '-', '_' and '.', the first a letter or digit, {MACHINE_NAME_MAX} at most",
+        )
+    return name
+
+
+def _is_name(text: str) -> bool:
+    return len(text) <= MACHINE_NAME_MAX and _NAME.fullmatch(text) is not None
+
+
+def names() -> list[str]:
+    """The names of all machines, in order."""
+    try:
+        with os.scandir(paths.machine_dir("x").parent) as entries:
+            return sorted(entry.name for entry in entries if _is_name(entry.name) and entry.is_dir())
+    except FileNotFoundError:
+        return []
+
+
+def of(name: str) -> Machine:
+    """The machine called ``name``, whether there is one or not.
+
+    Raises:
+        OptionError: no machine can be called so.
+    """
+    return Machine(check_name(name), paths.machine_dir(name))
+
+
+def find(name: str) -> Machine:
+    """The machine called ``name``.
+
+    Raises:
+        OptionError: no machine can be called so.
+        StateError: there is none.
+    """
+    machine = of(name)
+    if not machine.directory.is_dir():
+        there = names()
+        raise StateError(
+            f"there is no machine called {name}",
+            hint=f"there {'is' if len(there) == 1 else 'are'} {', '.join(there)}"
+            if there
+            else f"make it: ovm start {name}",
+        )
+    return machine
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What can be told of a machine without asking anybody."""
+
+    held_by: Literal["nobody", "service", "program"]
+    """``program``: one that has made the machine for itself, by ``create_ovm``."""
+    pid: int | None
+    """The process that holds it, if that is known."""
+    state: Literal["stopped", "crashed", "alive"]
+    why: str
+    """Why it has crashed; else empty."""
+    last: Ended | None
+    last_up: float | None
+    """When it last ran, in seconds since the epoch; ``None`` if it never did."""
+    disk_bytes: int | None
+    """What its data disk takes up on this host; ``None`` if it has none yet."""
+    disk_size_bytes: int | None
+    """What the data disk can hold."""
+
+
+def at_rest(machine: Machine) -> Rest:
+    """What its files and locks tell."""
+    record = _read(machine.service_record, ServiceRecord)
+    held_by, pid, why = _holder(machine, record)
+    alive = held_by != "nobody" and not why
+    disk = _stat(machine.data_disk)
+    return Rest(
+        held_by=held_by,
+        pid=pid,
+        state="alive" if alive else "crashed" if why else "stopped",
+        why=why,
+        last=_read(machine.ended_record, Ended),
+        last_up=time.time() if alive else disk.st_mtime if disk else None,
+        disk_bytes=disk.st_blocks * 512 if disk else None,
+        disk_size_bytes=disk.st_size if disk else None,
+    )
+
+
+class _Owner(msgspec.Struct, frozen=True):
+    """What is read here of what :mod:`ovm.process.lock` writes into a lock."""
+
+    manager: Identity
+
+
+def _holder(
+    machine: Machine, record: ServiceRecord | None
+) -> tuple[Literal["nobody", "service", "program"], int | None, str]:
+    """Who holds it, as which process, and why it has crashed."""
+    if _is_locked(machine.service_lock):
+        return "service", record.pid if record else None, ""
+    crash = "" if record is None else f"its service (process {record.pid}) was killed"
+    if record is not None and record.boot_id != identity.boot():
+        crash = "the host went down while it ran"
+    lock = machine.target / paths.LOCK
+    if not _is_locked(lock):
+        return "nobody", None, crash
+    owner = _read(lock, _Owner)
+    if owner is None or identity.is_there(owner.manager):
+        return "program", owner.manager.pid if owner else None, ""
+    return "program", None, crash or f"the program that held it (process {owner.manager.pid}) was killed"
+
+
+def refuse_others(machine: Machine) -> None:
+    """Refuse to touch it while another program than its service holds it.
+
+    Raises:
+        InUseError: one does.
+    """
+    rest = at_rest(machine)
+    if rest.held_by == "program" and rest.state == "alive":
+        who = f"process {rest.pid}" if rest.pid else "another program"
+        raise InUseError(f"{machine.name} is held by {who}, which made it for itself", hint="end it there")
+
+
+def refuse_running(machine: Machine) -> None:
+    """Refuse to touch it while anybody holds it.
+
+    Raises:
+        InUseError: somebody does.
+    """
+    refuse_others(machine)
+    rest = at_rest(machine)
+    if rest.held_by == "service":
+        raise InUseError(f"{machine.name} is running", hint=f"stop it first: ovm stop {machine.name}")
+    if rest.held_by == "program":
+        raise InUseError(f"{machine.name}: {rest.why}, and what that has left is not gone yet", hint="try again")
+
+
+def restart_needed(machine: Machine, started: Settings) -> list[str]:
+    """The settings that are other ones than those it was started with, and count from the next start on."""
+    try:
+        now = machine.settings()
+    except (FileError, ValueError):  # somebody is editing it
+        return []
+    return [key for key in sorted(RESTART_KEYS) if getattr(now, key) != getattr(started, key)]
+
+
+def remove(machine: Machine) -> None:
+    """Remove it with all its data. Its name is free at once, even if this is killed.
+
+    Raises:
+        InUseError: somebody holds it.
+        FileError: something cannot be removed.
+    """
+    refuse_running(machine)
+    if machine.directory.is_symlink():
+        raise FileError(f"{machine.directory} is a symbolic link", hint="remove what it leads to, then the link")
+    doomed = machine.directory.with_name(f".ovm-removed.{machine.name}")
+    try:
+        with _nobody_else(machine):
+            if doomed.exists():  # of one that was killed
+                shutil.rmtree(doomed)
+            machine.directory.rename(doomed)
+            shutil.rmtree(machine.sockets.directory, ignore_errors=True)
+            shutil.rmtree(doomed)
+    except OSError as error:
+        raise FileError(
+            f"{error.filename or machine.directory} cannot be removed: {error.strerror or error}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _nobody_else(machine: Machine) -> Iterator[None]:
+    """Nobody can begin to run it while inside."""
+    with contextlib.ExitStack() as held:
+        for path in (machine.service_lock, machine.target / paths.LOCK):
+            if path.parent.is_dir():
+                fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                held.callback(os.close, fd)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise InUseError(f"{machine.name} is being started", hint=f"ovm stop {machine.name}") from None
+        yield
+
+
+def save(path: Path, record: msgspec.Struct) -> None:
+    """Write a record whole or not at all."""
+    new = path.with_name(f".ovm-new.{path.name}")
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:  # noqa: PTH123 - a descriptor
+        file.write(msgspec.json.encode(record))
+    new.replace(path)
+
+
+def _read(path: Path, kind: type[_T]) -> _T | None:
+    with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            return msgspec.json.decode(os.read(fd, RECORD_MAX_BYTES), type=kind)
+        finally:
+            os.close(fd)
+    return None
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    with contextlib.suppress(OSError):
+        return path.stat()
+    return None
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether somebody holds it. Looking takes it for a moment, which whoever wants it just then has to sit out."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # the file system has no locks, so nobody holds one
+        return False
+    finally:
+        os.close(fd)
+    return False

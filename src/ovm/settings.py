@@ -1,0 +1,374 @@
+"""A machine's settings, as people write them into its ``machine.toml``; a mistake is told with its line.
+
+Every key has a default. No I/O here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from ovm.config import Accelerator, Mount, Options, OriginPath, Versions, check_address, check_port
+from ovm.errors import OptionError, SettingsError
+
+Protocol = Literal["tcp", "udp"]
+Proxy = Literal["host", "none"]
+
+_SIZE = re.compile(r"(\d+)\s*([MGT]?)(?:i?B)?", re.IGNORECASE)
+_FACTORS = {"": 1, "M": 1, "G": 1024, "T": 1024 * 1024}
+_PORT = re.compile(
+    r"(?:(?P<address>\[[0-9a-fA-F:.]+\]|[0-9.]+):)?(?P<host>\d{1,5}):(?P<guest>\d{1,5})(?:/(?P<protocol>tcp|udp))?"
+)
+_TOML_LINE = re.compile(r"\(at line (\d+), column \d+\)")
+
+
+@dataclass(frozen=True, slots=True)
+class PortSetting:
+    """A port of the host that leads to one of the guest whenever the machine runs."""
+
+    host_port: int
+    guest_port: int
+    protocol: Protocol = "tcp"
+    address: str = "127.0.0.1"
+
+    def __str__(self) -> str:
+        address = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{address}:{self.host_port}:{self.guest_port}/{self.protocol}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What a machine is to be; ``None`` leaves it to :class:`ovm.Options`."""
+
+    cpus: int | None = None
+    memory: int | None = None
+    """In MiB."""
+    disk: int | None = None
+    """Size of the data disk in MiB."""
+    mounts: tuple[Mount, ...] | None = None
+    ports: tuple[PortSetting, ...] = ()
+    podman_tcp: bool = False
+    publish_address: str | None = None
+    hostname: str | None = None
+    timezone: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    proxy: Proxy = "host"
+    ca_certificates: tuple[Path, ...] = ()
+    host_ca: bool = False
+    dns: tuple[str, ...] = ()
+    ssh_agent: bool = False
+    foreign_arch: bool = False
+    rosetta: bool = False
+    accelerator: Accelerator | None = None
+    kernel_cmdline: str | None = None
+    image: str | None = None
+    autostart: bool = False
+    register: bool = False
+    pause_on_sleep: bool = True
+
+    def options(self) -> dict[str, Any]:
+        """What of it are options of ``create_ovm``, by their names there."""
+        found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _NOT_OPTIONS}
+        return {_CALLED.get(name, name): value for name, value in found.items() if value is not None}
+
+
+_CALLED = {"memory": "memory_mib", "disk": "data_disk_mib"}
+"""What an option is called if not as the setting."""
+_NOT_OPTIONS = frozenset({"ports", "proxy", "host_ca", "autostart", "register"})
+RESTART_KEYS = frozenset(f.name for f in dataclasses.fields(Settings)) - {"autostart"}
+"""Those whose change counts from the next start on."""
+
+
+def mebibytes(value: Any) -> int:
+    """``2048``, ``"2048M"``, ``"2G"`` or ``"1T"`` in MiB.
+
+    Raises:
+        ValueError: it is no size.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and (found := _SIZE.fullmatch(value.strip())):
+        return int(found[1]) * _FACTORS[found[2].upper()]
+    raise ValueError('a size: "2G", "2048M" or the number of MiB')
+
+
+def port(value: Any) -> PortSetting:
+    """``[ADDRESS:]HOST:GUEST[/tcp|udp]``.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(value, str) or not (found := _PORT.fullmatch(value)):
+        raise ValueError('like "8080:80" or "0.0.0.0:5353:53/udp"')
+    protocol = cast("Protocol", found["protocol"] or "tcp")
+    address = (found["address"] or "127.0.0.1").strip("[]")
+    check_address("address", address)
+    host_port, guest_port = (check_port(name, int(found[name])) for name in ("host", "guest"))
+    return PortSetting(host_port, guest_port, protocol, address)
+
+
+def mount(value: Any) -> Mount:
+    """``HOST[:GUEST][:ro]``.
+
+    Raises:
+        ValueError: it is not.
+    """
+    host, *rest = value.split(":") if isinstance(value, str) else [""]
+    read_only = rest[-1:] == ["ro"]
+    guest = rest[:-1] if rest[-1:] in (["ro"], ["rw"]) else rest
+    if not host or len(guest) > 1 or guest == [""]:
+        raise ValueError('like "~/src" or "/data:/mnt/data:ro"')
+    return Mount(_path(host), guest[0] if guest else "", read_only)
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    raise ValueError("a whole number above 0")
+
+
+def _yes(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ValueError("true or false")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str) and value.isprintable():
+        return value
+    raise ValueError("a text of one line")
+
+
+def _path(value: Any) -> Path:
+    """A whole path: the service that reads it works in no directory that people know."""
+    if isinstance(value, str) and "\0" not in value:
+        try:
+            path = Path(value).expanduser()
+        except RuntimeError as error:
+            raise OptionError(f"{value!r}: there is no such home directory") from error
+        if path.is_absolute():
+            return path
+    raise ValueError('a whole path, like "/etc/x" or "~/x"')
+
+
+def _image(value: Any) -> str:
+    if isinstance(value, str) and "/" in value:
+        return str(_path(value))
+    if isinstance(value, str) and re.fullmatch(r"\w[\w.-]*", value):
+        return value
+    raise ValueError("the name of an image, or the whole path of its directory")
+
+
+def _variables(value: Any) -> dict[str, str]:
+    if isinstance(value, dict):
+        for name, text in value.items():  # which may be a password, and is not shown
+            if not isinstance(text, str) or not text.isprintable():
+                raise OptionError(f"environment: {name} is not a text of one line")
+        return value
+    raise ValueError('a table of texts: HTTP_PROXY = "…"')
+
+
+def _one_of(*allowed: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value in allowed:
+            return cast("str", value)
+        raise ValueError("one of " + ", ".join(f'"{word}"' for word in allowed))
+
+    return check
+
+
+def _each(of: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
+    def check(value: Any) -> tuple[Any, ...]:
+        if isinstance(value, list):
+            return tuple(item(one) for one in value)
+        raise ValueError("a list")
+
+    def item(value: Any) -> Any:
+        try:
+            return of(value)
+        except OptionError:
+            raise
+        except ValueError as error:
+            raise OptionError(f"{value!r} is not {error}") from error
+
+    return check
+
+
+KINDS: Mapping[str, Callable[[Any], Any]] = {
+    "cpus": _whole,
+    "memory": mebibytes,
+    "disk": mebibytes,
+    "mounts": _each(mount),
+    "ports": _each(port),
+    "podman_tcp": _yes,
+    "publish_address": _text,
+    "hostname": _text,
+    "timezone": _text,
+    "environment": _variables,
+    "proxy": _one_of("host", "none"),
+    "ca_certificates": _each(_path),
+    "host_ca": _yes,
+    "dns": _each(_text),
+    "ssh_agent": _yes,
+    "foreign_arch": _yes,
+    "rosetta": _yes,
+    "accelerator": _one_of("auto", "kvm", "hvf", "tcg"),
+    "kernel_cmdline": _text,
+    "image": _image,
+    "autostart": _yes,
+    "register": _yes,
+    "pause_on_sleep": _yes,
+}
+"""What each key may be: makes it of what TOML has, or raises ValueError with what is right."""
+
+
+def parse(text: str, path: Path) -> Settings:
+    """The settings that ``text`` says, which is from ``path``.
+
+    Raises:
+        SettingsError: it says something else; the message begins with the file and the line.
+    """
+    found: dict[str, Any] = {}
+    for key, value in _toml(text, path).items():
+        try:
+            found[key] = made_of(key, value)
+        except SettingsError as error:
+            raise SettingsError(f"{path}:{_line(text, key, value)}: {error.message}", hint=error.hint) from error
+    return Settings(**found)
+
+
+def check_key(key: str) -> None:
+    """Refuse what is neither a setting nor, as ``environment.NAME``, one variable.
+
+    Raises:
+        SettingsError: there is no such setting.
+    """
+    name, _, variable = key.partition(".")
+    if name not in KINDS or (variable and name != "environment"):
+        close = difflib.get_close_matches(name, KINDS, 1)
+        raise SettingsError(
+            f"there is no setting {key!r}",
+            hint=f"did you mean {close[0]}?" if close else f"the settings are {', '.join(KINDS)}",
+        )
+
+
+def made_of(key: str, value: Any) -> Any:
+    """What the setting ``key`` is where TOML has ``value``.
+
+    Raises:
+        SettingsError: there is no such key, or it cannot be that.
+    """
+    check_key(key)
+    try:
+        made = KINDS[key](value)
+        if key not in _NOT_OPTIONS and key != "image":
+            Options(**_anything(), **{_CALLED.get(key, key): made})
+    except OptionError as error:
+        message = error.message.replace(_CALLED.get(key, key), key)
+        raise SettingsError(message if message.startswith(key) else f"{key}: {message}", hint=error.hint) from error
+    except ValueError as error:
+        raise SettingsError(f"{key} = {value!r} is not {error}") from error
+    return made
+
+
+def _anything() -> dict[str, Any]:
+    """What options need, to be tried."""
+    names = {"kernel": "", "initrd": "", "rootfs": ""}
+    directories = {name: Path() for name in ("target_dir", "socket_dir", "log_dir", "ssh_key_dir")}
+    origin = OriginPath(**dict.fromkeys(names, Path()))
+    return {"origin_path": origin, "versions": Versions(**names), **directories}
+
+
+def _toml(text: str, path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        where = _TOML_LINE.search(str(error))
+        words = _TOML_LINE.sub("", str(error)).strip()
+        line = where[1] if where else max(1, len(text.splitlines()))
+        raise SettingsError(f"{path}:{line}: {words}", hint="the file is TOML: cpus = 2") from error
+
+
+def _line(text: str, key: str, value: Any) -> int:
+    """The number of the line that makes ``key`` wrong: where it is set, or where the wrong one of many items is."""
+    begin = re.compile(rf"\s*(?:\[\s*)*{_spelled(key)}\s*[=.\]]")
+    lines = text.splitlines()
+    first = next((number for number, line in enumerate(lines) if begin.match(line)), 0)
+    wrong = _wrong_item(key, value)
+    found = (number for number in range(first, len(lines)) if wrong and wrong.search(lines[number]))
+    return 1 + next(found, first)
+
+
+def _wrong_item(key: str, value: Any) -> re.Pattern[str] | None:
+    """How to find the item of a list, or the name in a table, that is wrong by itself."""
+    alone: list[tuple[str, Any]] = []
+    if isinstance(value, list):
+        alone = [(rf"(?:\"{re.escape(str(item))}\"|'{re.escape(str(item))}')", [item]) for item in value]
+    elif isinstance(value, dict):
+        alone = [(rf"^\s*{_spelled(name)}\s*=", {name: item}) for name, item in value.items()]
+    for pattern, one in alone:
+        try:
+            made_of(key, one)
+        except SettingsError:
+            return re.compile(pattern)
+    return None
+
+
+def _spelled(key: str) -> str:
+    """A pattern of the ways to write a key."""
+    return rf"(?:{re.escape(key)}|\"{re.escape(key)}\"|'{re.escape(key)}')"
+
+
+def changed(text: str, key: str, value: str | None, path: Path = Path("machine.toml")) -> str:
+    """``text``, which is from ``path``, with ``key`` set to ``value``, or without it; comments and order stay.
+
+    ``value`` is TOML, or plain text where a text is meant; a list's items may be parted by commas.
+    ``environment.NAME`` is one variable.
+
+    Raises:
+        SettingsError: there is no such key, it cannot be that, or the text is wrong elsewhere.
+    """
+    import tomlkit
+
+    check_key(key)
+    name, _, variable = key.partition(".")
+    before = _toml(text, path).get("environment")
+    document = tomlkit.parse(text)
+    if variable:
+        meant = dict(before) if isinstance(before, dict) else {}
+        meant.pop(variable, None)
+        if value is not None:
+            made_of(name, {variable: value})
+            if not isinstance(before, dict):
+                document[name] = tomlkit.inline_table()
+            cast("Any", document[name])[variable] = value
+        elif meant:
+            cast("Any", document[name]).pop(variable, None)
+        else:
+            document.pop(name, None)
+    elif value is None:
+        document.pop(name, None)
+    else:
+        literal = _meant(name, value)
+        made_of(name, literal)
+        document[name] = literal
+    after = tomlkit.dumps(document)
+    parse(after, path)
+    return after
+
+
+def _meant(key: str, value: str) -> Any:
+    """What somebody means who types it on a command line."""
+    try:
+        literal = tomllib.loads(f"value = {value}")["value"]
+        KINDS[key](literal)
+    except (tomllib.TOMLDecodeError, ValueError):
+        many = key in {"mounts", "ports", "ca_certificates", "dns"}
+        return [part.strip() for part in value.split(",") if part.strip()] if many else value
+    return literal

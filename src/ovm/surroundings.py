@@ -1,0 +1,161 @@
+"""What surrounds machines on their host and can be carried into them: proxies, certificate authorities, ssh's agent."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import re
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ovm import paths
+from ovm.errors import FileError
+from ovm.network.gvproxy import HOST_ALIAS
+from ovm.process.probe import probe_output
+
+log = logging.getLogger(__name__)
+
+NEVER_PROXIED = (
+    "localhost",
+    "127.0.0.1",
+    "::1",
+    "192.168.127.0/24",  # guest, host and gateway, as they see each other
+    "10.88.0.0/15",  # podman's own networks
+    ".containers.internal",
+    "host.docker.internal",
+)
+"""What is nearer to the guest than any proxy."""
+
+KEYCHAIN_CERTIFICATES = "host-ca.pem"
+"""Below ovm's cache: what the keychain of a Mac told last."""
+
+AGENT_TIMEOUT_S = 5.0
+
+_SCHEMES = ("http", "https", "ftp", "all")
+_ANCHORS = {
+    "/usr/local/share/ca-certificates": "**/*.crt",  # Debian and relatives
+    "/etc/pki/ca-trust/source/anchors": "*",  # Fedora and relatives
+    "/etc/pki/trust/anchors": "*",  # SUSE
+    "/etc/ca-certificates/trust-source/anchors": "*",  # Arch
+}
+"""Where people put the authorities that their system is to trust besides the usual ones."""
+_KEYCHAIN = ("/usr/bin/security", "find-certificate", "-a", "-p", "/Library/Keychains/System.keychain")
+_PEM = re.compile(r"-----BEGIN CERTIFICATE-----\n.+?\n-----END CERTIFICATE-----\n", re.DOTALL)
+
+
+def host_proxies() -> dict[str, str]:
+    """The host's proxies as variables for a guest's ``environment``, in lower and in upper case; empty if it has none.
+
+    They are those of ``http_proxy``, ``https_proxy``, ``ftp_proxy``, ``all_proxy`` and ``no_proxy``, where lower case
+    is stronger than upper, or on macOS, if none is set, of the system's settings. A proxy on the host's loopback is
+    given the address that the host has in the guest; what is nearer than any proxy is added to ``no_proxy``.
+    """
+    from urllib.request import getproxies
+
+    found = getproxies()
+    proxies = {f"{scheme}_proxy": _seen_from_guest(found[scheme]) for scheme in _SCHEMES if found.get(scheme)}
+    if not proxies:
+        return {}
+    exceptions = re.split(r"[,\s]+", found.get("no", ""))
+    proxies["no_proxy"] = ",".join(filter(None, dict.fromkeys([*exceptions, *NEVER_PROXIED])))
+    return proxies | {name.upper(): value for name, value in proxies.items()}
+
+
+def _seen_from_guest(proxy: str) -> str:
+    url = proxy if "://" in proxy else f"http://{proxy}"
+    try:
+        parts = urlsplit(url)
+        port = "" if parts.port is None else f":{parts.port}"
+    except ValueError:
+        return proxy  # whoever uses it will say what is wrong with it
+    if not _is_loopback(parts.hostname or ""):
+        return url
+    user, at, _ = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"{user}{at}{HOST_ALIAS}{port}").geturl()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+async def host_ca_certificates() -> tuple[Path, ...]:
+    """PEM files of the authorities that this host trusts besides the usual ones, for ``ca_certificates``.
+
+    On Linux those that were laid where the distribution wants them; on macOS the authorities of the system's keychain,
+    collected in one file of ovm's cache. Variables such as ``SSL_CERT_FILE`` play no part: they name a bundle of all.
+
+    Raises:
+        HelperError: the keychain cannot be asked.
+        FileError: the cache cannot be written.
+    """
+    if sys.platform != "darwin":
+        return await asyncio.to_thread(lambda: tuple(_anchors()))
+    told = await probe_output(_KEYCHAIN)
+    return await asyncio.to_thread(_keep, "".join(_authorities(told)))
+
+
+def _anchors() -> Iterator[Path]:
+    for directory, pattern in _ANCHORS.items():
+        for path in sorted(Path(directory).glob(pattern)):
+            try:
+                if path.is_file() and b"-----BEGIN CERTIFICATE-----" in path.read_bytes():
+                    yield path
+            except OSError as error:
+                log.warning("%s is not handed to the guest: %s", path, error.strerror)
+
+
+def _authorities(text: str) -> Iterator[str]:
+    """The certificates in ``text`` that may sign others, each once; a keychain also has some that only name its Mac."""
+    import ssl
+
+    for pem in dict.fromkeys(_PEM.findall(text)):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        try:
+            context.load_verify_locations(cadata=pem)
+        except ssl.SSLError as error:
+            log.warning("a certificate of the keychain is not handed to the guest: %s", error)
+            continue
+        if context.get_ca_certs():
+            yield pem
+
+
+def _keep(pem: str) -> tuple[Path, ...]:
+    if not pem:
+        return ()
+    path = paths.cache_dir() / KEYCHAIN_CERTIFICATES
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            file.write(pem)
+        Path(file.name).replace(path)  # another machine's start may be reading it
+    except OSError as error:
+        raise FileError(f"{path} cannot be written: {error.strerror}") from error
+    return (path,)
+
+
+def ssh_agent() -> Path:
+    """The socket of the user's ssh agent, which answers.
+
+    Raises:
+        FileError: there is none, or nobody listens at it.
+    """
+    hint = "start an agent (ssh-agent) and set SSH_AUTH_SOCK where ovm is started, or leave ssh_agent out"
+    path = os.environ.get("SSH_AUTH_SOCK")
+    if not path:
+        raise FileError("ssh_agent: SSH_AUTH_SOCK is not set, so there is no agent to be lent", hint=hint)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as agent:
+        agent.settimeout(AGENT_TIMEOUT_S)
+        try:
+            agent.connect(path)
+        except OSError as error:
+            raise FileError(f"ssh_agent: no agent answers at {path}: {error.strerror or error}", hint=hint) from error
+    return Path(path).absolute()
