@@ -2,7 +2,7 @@
 
 from PyInstaller.utils.hooks import collect_data_files, collect_submodules
 
-APART = ("ovm.cli", "ovm._pyinstaller")
+APART = ("ovm.cli", "ovm._pyinstaller", "ovm.testing")
 
 hiddenimports = collect_submodules("ovm", filter=lambda name: not name.startswith(APART))
 datas = collect_data_files("ovm", excludes=["_pyinstaller"])

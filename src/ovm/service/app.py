@@ -1,0 +1,378 @@
+"""The REST interface: a table of what can be asked, and how each is done."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from ovm.errors import (
+    ExecTimeout,
+    FileError,
+    GuestError,
+    InputError,
+    InUseError,
+    OptionError,
+    OVMError,
+    PortError,
+    SpaceError,
+    StateError,
+)
+from ovm.info import Health
+from ovm.process import logs
+from ovm.service import protocol as p
+from ovm.service.host import Host
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from ovm.network.gvproxy import Forward
+
+log = logging.getLogger(__name__)
+
+BODY_MAX_BYTES = 64 << 20
+"""What a command is given to read comes in one piece."""
+READ_BYTES = 64 * 1024
+PIECES_AHEAD = 16
+"""Of a command's output, what is read before anybody has taken it."""
+SIGNAL_STATUS = 128
+NUMBER_MAX_DIGITS = 15
+LOG_LINES = 100
+LOG_AGAIN_S = 0.25
+"""How often a log that somebody follows is looked at."""
+
+_STATUS: tuple[tuple[type[OVMError], int], ...] = (
+    (InputError, 400),
+    (StateError, 409),
+    (InUseError, 409),
+    (PortError, 409),
+    (SpaceError, 507),
+    (ExecTimeout, 504),
+    (GuestError, 502),
+    (OVMError, 500),
+)
+"""The first that fits tells the status."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A parameter of the address."""
+
+    name: str
+    kind: Literal["integer", "boolean", "string"]
+    about: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One thing that can be asked."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    summary: str
+    call: Callable[..., Awaitable[Any]]
+    """Called with the host and the request's body; with the request itself where there are ``queries``."""
+    body: type[Any] | None = None
+    answer: Any = None
+    media_type: str = "application/json"
+    queries: tuple[Query, ...] = ()
+
+
+async def _status(host: Host) -> p.Status:
+    return await asyncio.to_thread(host.status)  # it reads the settings
+
+
+async def _info(host: Host) -> p.InfoAnswer:
+    return p.InfoAnswer.of(host.machine.info)
+
+
+async def _state(host: Host) -> p.State:
+    return p.State.of(await host.machine.vm_state())
+
+
+async def _health(host: Host) -> Health:
+    return await host.machine.check_health()
+
+
+async def _pause(host: Host) -> p.State:
+    await host.machine.vm_pause()
+    return await _state(host)
+
+
+async def _resume(host: Host) -> p.State:
+    await host.machine.vm_resume()
+    return await _state(host)
+
+
+async def _stop(host: Host, wanted: p.Stop) -> p.Stopped:
+    await host.stop(force=wanted.force, timeout_s=wanted.timeout_s)
+    return p.Stopped()
+
+
+async def _reset(host: Host, wanted: p.Reset) -> p.State:
+    await host.reset(data=wanted.data)
+    return await _state(host)
+
+
+async def _clocksync(host: Host) -> p.Synced:
+    return msgspec.convert(await host.machine.clocksync(), p.Synced, from_attributes=True)
+
+
+async def _ports(host: Host) -> list[p.PortOpen]:
+    return [_open(forward) for forward in host.machine.ports()]
+
+
+async def _export(host: Host, wanted: p.PortWanted) -> p.PortOpen:
+    forward = await host.machine.export_port(
+        wanted.host_port, wanted.guest_port, protocol=wanted.protocol, address=wanted.address
+    )
+    return _open(forward)
+
+
+async def _unexport(host: Host, wanted: p.PortUnwanted) -> None:
+    await host.machine.unexport_port(wanted.host_port, protocol=wanted.protocol, address=wanted.address)
+
+
+def _open(forward: Forward) -> p.PortOpen:
+    return msgspec.convert(forward, p.PortOpen, from_attributes=True)
+
+
+async def _prune(host: Host, wanted: p.Prune) -> p.PrunedAnswer:
+    pruned = await host.machine.prune(everything=wanted.everything, volumes=wanted.volumes)
+    return msgspec.convert(msgspec.to_builtins(pruned), p.PrunedAnswer)
+
+
+async def _exec(host: Host, wanted: p.Exec) -> AsyncIterator[bytes]:
+    if not wanted.argv:
+        raise OptionError("argv is empty", hint='for a shell: ["sh", "-c", "…"]')
+    if any("\0" in word for word in (*wanted.argv, *wanted.environment, *wanted.environment.values())):
+        raise OptionError("a command's words cannot contain a NUL")
+    stack = contextlib.AsyncExitStack()
+    process = await stack.enter_async_context(host.machine.process(wanted.argv, environment=wanted.environment or None))
+    return _pieces(stack, process, wanted)
+
+
+async def _pieces(stack: contextlib.AsyncExitStack, process: Any, wanted: p.Exec) -> AsyncIterator[bytes]:
+    """What it says, as it says it; a command whose reader hangs up is ended."""
+    queue: asyncio.Queue[p.Piece | None] = asyncio.Queue(PIECES_AHEAD)
+
+    async def read(name: str, reader: Any) -> None:
+        while chunk := await reader.read(READ_BYTES):
+            await queue.put(p.Piece(**{name: chunk}))
+
+    async def run() -> None:
+        try:
+            async with asyncio.timeout(wanted.timeout_s):
+                with contextlib.suppress(OSError):  # it may be over without having read anything
+                    process.stdin.write(wanted.stdin)
+                    process.stdin.write_eof()
+                async with asyncio.TaskGroup() as reading:
+                    reading.create_task(read("stdout", process.stdout))
+                    reading.create_task(read("stderr", process.stderr))
+                status = (await process.wait()).returncode
+            if status is None:
+                raise GuestError("the connection to the guest was lost before the command ended")
+            await queue.put(p.Piece(exit_status=SIGNAL_STATUS - status if status < 0 else status))
+        except TimeoutError:
+            await queue.put(p.Piece(error=ExecTimeout(f"it ran longer than {wanted.timeout_s:g} s").as_dict()))
+        except OVMError as error:
+            await queue.put(p.Piece(error=error.as_dict()))
+        except Exception as error:  # noqa: BLE001 - asyncssh's and the task group's, for a guest that is going
+            lost = GuestError(f"the connection to the guest was lost: {error}")
+            await queue.put(p.Piece(error=lost.as_dict()))
+        await queue.put(None)
+
+    running = asyncio.create_task(run())
+    try:
+        async with stack:
+            while (piece := await queue.get()) is not None:
+                yield msgspec.json.encode(piece) + b"\n"
+    finally:
+        running.cancel()
+
+
+async def _events(host: Host, request: Request) -> AsyncIterator[bytes]:
+    last = request.headers.get("last-event-id") or request.query_params.get("after")
+    return _server_sent(host, _number("after", last, default=0), follow=_flag(request, "follow", default=True))
+
+
+async def _server_sent(host: Host, after: int, *, follow: bool) -> AsyncIterator[bytes]:
+    if not follow:
+        for told in host.history.known(after):
+            yield _sent(told)
+        return
+    async for told in host.history.follow(after):
+        yield _sent(told)
+
+
+def _sent(told: p.Told) -> bytes:
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (told.id, told.name.encode(), msgspec.json.encode(told))
+
+
+def _number(name: str, value: str | None, *, default: int) -> int:
+    if value is None:
+        return default
+    if not (value.isascii() and value.isdecimal()) or len(value) > NUMBER_MAX_DIGITS:
+        raise OptionError(f"{name}={value!r} is no number of 0 or more")
+    return int(value)
+
+
+def _flag(request: Request, name: str, *, default: bool) -> bool:
+    value = request.query_params.get(name)
+    if value is None:
+        return default
+    if value not in {"true", "false"}:
+        raise OptionError(f"{name}={value!r} is neither true nor false")
+    return value == "true"
+
+
+async def _logs(host: Host) -> dict[str, str]:
+    return {name: str(path) for name, path in (await asyncio.to_thread(host.logs)).items()}
+
+
+async def _log(host: Host, request: Request) -> AsyncIterator[bytes]:
+    there = await asyncio.to_thread(host.logs)
+    name = request.query_params.get("name", "console")
+    lines = _number("lines", request.query_params.get("lines"), default=LOG_LINES)
+    follow = _flag(request, "follow", default=False)
+    if name not in there:
+        raise OptionError(f"there is no log {name!r}", hint=f"there are {', '.join(there)}")
+    try:
+        return _read(await asyncio.to_thread(logs.Reader, there[name], lines), follow=follow)
+    except OSError as error:
+        raise FileError(f"{there[name]} cannot be read: {error.strerror or error}") from error
+
+
+async def _read(reader: logs.Reader, *, follow: bool) -> AsyncIterator[bytes]:
+    with reader:
+        yield _text(await asyncio.to_thread(reader.more))
+        while follow:
+            await asyncio.sleep(LOG_AGAIN_S)
+            yield _text(await asyncio.to_thread(reader.more))
+        yield _text(reader.rest())
+
+
+def _text(lines: list[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+VERBS: tuple[Verb, ...] = (
+    Verb("GET", "/v1/status", "What the machine and its service are about, in every state.", _status, answer=p.Status),
+    Verb("GET", "/v1/info", "Where the machine is reached, and how it runs.", _info, answer=p.InfoAnswer),
+    Verb("GET", "/v1/state", "The state, and what can be asked of the machine now.", _state, answer=p.State),
+    Verb("GET", "/v1/health", "Look at its health now.", _health, answer=Health),
+    Verb("POST", "/v1/pause", "Let the virtual CPUs stand still.", _pause, answer=p.State),
+    Verb("POST", "/v1/resume", "Let them run again, and set the guest's clock.", _resume, answer=p.State),
+    Verb("POST", "/v1/stop", "Shut the guest down; the service ends then.", _stop, p.Stop, p.Stopped),
+    Verb("POST", "/v1/reset", "Stop, restore the files, start again.", _reset, p.Reset, p.State),
+    Verb("POST", "/v1/clocksync", "Set the guest's clock to the host's.", _clocksync, answer=p.Synced),
+    Verb("GET", "/v1/ports", "Which ports of the host lead to the guest.", _ports, answer=list[p.PortOpen]),
+    Verb("POST", "/v1/ports/add", "Lead a port of the host to the guest.", _export, p.PortWanted, p.PortOpen),
+    Verb("POST", "/v1/ports/remove", "Close a port that was added.", _unexport, p.PortUnwanted),
+    Verb(
+        "POST",
+        "/v1/exec",
+        "Run a command as root in the guest; answers a line of JSON for each piece of output.",
+        _exec,
+        p.Exec,
+        p.Piece,
+        "application/x-ndjson",
+    ),
+    Verb("POST", "/v1/prune", "Have podman remove what nothing uses.", _prune, p.Prune, p.PrunedAnswer),
+    Verb("GET", "/v1/logs", "The machine's logs: name and file.", _logs, answer=dict[str, str]),
+    Verb(
+        "GET",
+        "/v1/log",
+        "The end of a log.",
+        _log,
+        answer=str,
+        media_type="text/plain",
+        queries=(
+            Query("name", "string", "Which of them; console, which is the guest's own, if not given."),
+            Query("lines", "integer", f"How many of its last lines; {LOG_LINES} if not given."),
+            Query("follow", "boolean", "Whether to go on with what is added to it; false if not given."),
+        ),
+    ),
+    Verb(
+        "GET",
+        "/v1/events",
+        "What has happened, and what happens, as server-sent events; goes on behind Last-Event-ID.",
+        _events,
+        answer=p.Told,
+        media_type="text/event-stream",
+        queries=(
+            Query("after", "integer", "Begin behind the event of this number."),
+            Query("follow", "boolean", "Whether to go on with what happens later; true if not given."),
+        ),
+    ),
+)
+
+
+def app(host: Host, openapi: Callable[[], dict[str, Any]]) -> Starlette:
+    """The application that answers for ``host``."""
+
+    async def document(_request: Request) -> Response:
+        return _json(openapi())
+
+    routes = [Route(verb.path, partial(_answer, host, verb), methods=[verb.method]) for verb in VERBS]
+    routes.append(Route("/v1/openapi.json", document))
+    return Starlette(
+        routes=routes, exception_handlers={OVMError: _failed, HTTPException: _unknown, Exception: _unexpected}
+    )
+
+
+async def _answer(host: Host, verb: Verb, request: Request) -> Response:
+    if verb.queries:
+        result = await verb.call(host, request)
+    elif verb.body is not None:
+        result = await verb.call(host, await _decoded(request, verb.body))
+    else:
+        result = await verb.call(host)
+    if isinstance(result, AsyncIterator):
+        return StreamingResponse(result, media_type=verb.media_type)
+    return _json(result)
+
+
+async def _decoded(request: Request, kind: type[Any]) -> Any:
+    content = bytearray()
+    async for piece in request.stream():
+        content += piece
+        if len(content) > BODY_MAX_BYTES:
+            raise OptionError(f"a request of more than {BODY_MAX_BYTES} bytes")
+    try:
+        return msgspec.json.decode(bytes(content) or b"{}", type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise OptionError(f"the request is not what is expected: {error}", hint="see /v1/openapi.json") from error
+
+
+def _json(result: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(result), status, media_type="application/json")
+
+
+async def _failed(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, OVMError)
+    status = next(status for kind, status in _STATUS if isinstance(error, kind))
+    return _json(p.Problem(error=error.as_dict()), status)
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    answer = _json(p.Problem(error={"code": "unknown-request", "message": message}), error.status_code)
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _unexpected(_request: Request, error: Exception) -> Response:
+    log.error("a request failed", exc_info=error)
+    return _json(p.Problem(error={"code": "internal", "message": f"{type(error).__name__}: {error}"}), 500)

@@ -1,0 +1,203 @@
+"""What is said over a service's socket: the shape of every request and answer. The names of fields stay.
+
+Additions are no new API; whatever a client could trip over is, and gets the next number.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from ovm.info import Health, Info
+from ovm.state import StateInfo, VMState
+
+API = 1
+STOP_TIMEOUT_S = 90.0
+
+Protocol = Literal["tcp", "udp"]
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of the machine, and what can be asked of it now."""
+
+    state: VMState
+    can_pause: bool
+    can_resume: bool
+    can_stop: bool
+    can_hard_stop: bool
+
+    @classmethod
+    def of(cls, told: StateInfo) -> State:
+        """The same in this shape."""
+        return msgspec.convert(told, cls, from_attributes=True)
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine and the service that holds it; answered in every state."""
+
+    name: str
+    state: VMState
+    step: str
+    """What a start or stop has last done; empty while the machine runs."""
+    health: Health | None
+    """``None`` unless it runs."""
+    restart_needed: list[str]
+    """Settings that were changed since the start and count from the next one on."""
+    started_at: float
+    """When the service began, in seconds since the epoch."""
+    pid: int
+    version: str
+    """Of the package that the service was started from."""
+    api: int
+
+
+class InfoAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the machine is reached, and how it runs."""
+
+    docker_host: str
+    podman_socket: str
+    podman_port: int | None
+    ssh_port: int
+    ssh_key: str
+    ssh_user: str
+    hypervisor: str
+    accelerator: str
+    accelerator_reason: str
+    cpus: int
+    memory_mib: int
+    data_disk: str
+    log_dir: str
+    timings: list[dict[str, Any]]
+    health: Health
+
+    @classmethod
+    def of(cls, info: Info) -> InfoAnswer:
+        """The same in this shape."""
+        fields = msgspec.to_builtins(info, enc_hook=str)
+        return msgspec.convert(fields | {"docker_host": info.docker_host}, cls)
+
+    def info(self) -> Info:
+        """As the library has it."""
+        fields = msgspec.to_builtins(self)
+        del fields["docker_host"]
+        return msgspec.convert(fields, Info, dec_hook=lambda _kind, value: Path(value))
+
+
+class Stop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Shut the guest down."""
+
+    force: bool = False
+    """Cut its power at once."""
+    timeout_s: float = msgspec.field(default=STOP_TIMEOUT_S)
+    """How long it may take to shut down, in seconds."""
+
+
+class Stopped(msgspec.Struct, frozen=True, kw_only=True):
+    """What a stop comes to."""
+
+    state: VMState = VMState.STOPPED
+
+
+class Reset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Stop the machine, restore its files, and start it again."""
+
+    data: bool = False
+    """Remove the data disk too, and with it every image, container and volume."""
+
+
+class Synced(msgspec.Struct, frozen=True, kw_only=True):
+    """What a synchronisation of the clock found and left, in seconds."""
+
+    offset_before_s: float
+    offset_after_s: float
+    round_trip_s: float
+
+
+class PortWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A port of the host that is to lead to one of the guest."""
+
+    guest_port: int
+    host_port: int = 0
+    """0 picks a free one."""
+    protocol: Protocol = "tcp"
+    address: str = "127.0.0.1"
+
+
+class PortUnwanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A port of the host that is to be closed."""
+
+    host_port: int
+    protocol: Protocol = "tcp"
+    address: str = "127.0.0.1"
+
+
+class PortOpen(msgspec.Struct, frozen=True, kw_only=True):
+    """A port of the host that leads to one of the guest."""
+
+    protocol: Protocol
+    host_address: str
+    host_port: int
+    guest_port: int
+    purpose: Literal["export", "container"]
+
+
+class Exec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A command to run as root in the guest; no shell comes between."""
+
+    argv: list[str]
+    stdin: bytes = b""
+    """What it reads; base64 in JSON."""
+    environment: dict[str, str] = {}
+    timeout_s: float | None = None
+
+
+class Piece(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A line of what a command sends back: output, in base64, or how it ended, which is the last one."""
+
+    stdout: bytes = b""
+    stderr: bytes = b""
+    exit_status: int | None = None
+    """128 + the signal's number if a signal ended it."""
+    error: dict[str, Any] | None = None
+    """Instead of an end: why nobody knows how it ended."""
+
+
+class Prune(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Have podman remove what nothing uses."""
+
+    everything: bool = False
+    volumes: bool = False
+
+
+class PrunedAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a prune has removed."""
+
+    removed: dict[str, int]
+    freed_bytes: dict[str, int]
+    trimmed_bytes: int | None
+    failures: list[str]
+
+
+EventKind = Literal["step", "ready", "close", "vmPause", "vmResume", "error", "health"]
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something that happened; ``id`` counts from 1 over the life of the service, without gaps."""
+
+    id: int
+    name: EventKind
+    at: float
+    """In seconds since the epoch."""
+    step: str = ""
+    """With ``step``: what a start or a stop has just done."""
+    error: dict[str, Any] | None = None
+    health: Health | None = None
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a request was not fulfilled."""
+
+    error: dict[str, Any]
+    """``code``, ``message`` and whatever else is known: ``hint``, ``stage``, ``exit_reason``, ``log_tail``."""

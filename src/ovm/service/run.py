@@ -1,0 +1,275 @@
+"""The service's own process: holds one machine, answers on its socket, and ends when the machine is down."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import stat
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from ovm import machines, paths
+from ovm.errors import FileError, InUseError, OVMError
+from ovm.hooks import add as register_with_others
+from ovm.hooks import ssh_config
+from ovm.machines import Ended, Machine, ServiceRecord
+from ovm.process import logs
+from ovm.service import preload
+from ovm.service.app import app
+from ovm.service.host import Host
+from ovm.service.openapi import document
+
+if TYPE_CHECKING:
+    from ovm.info import Info
+    from ovm.machine import OVM
+    from ovm.service.host import Step
+
+log = logging.getLogger(__name__)
+
+FAREWELL_S = 5
+"""How long those who are still listening at the end may take to hear it."""
+
+TAKE_S = 0.2
+TAKE_AGAIN_S = 0.01
+"""Whoever looks whether the lock is held has it for a moment, too."""
+SAME_SIGNAL_S = 1.0
+"""Wrappers pass on a signal that the terminal has sent us already; what follows so soon is not a second wish."""
+
+
+async def serve(machine: Machine, *, listening: Callable[[Host], object]) -> Host:
+    """Start the machine and hold it until it is down; returns what held it, which knows how it ended.
+
+    SIGTERM and SIGINT shut the guest down, once more cuts its power. ``listening`` is called as soon as the socket
+    answers, before the machine is made.
+
+    Raises:
+        InUseError: another service holds it.
+        FileError: its directories cannot be used.
+    """
+    sockets = paths.SocketPaths(paths.default_socket_dir(machine.name))
+    with _owned(machine), _listening(sockets.service) as listener:
+        started = machine.settings()
+        host = Host(
+            machine.name,
+            lambda tell: _make(machine, tell),
+            settle=lambda made: _settle(machine, made),
+            restart_needed=lambda: machines.restart_needed(machine, started),
+        )
+        await asyncio.to_thread(machines.save, machine.service_record, ServiceRecord.ours(sockets.directory))
+        _follow_signals(host)
+        async with _answering(host, listener):
+            listening(host)
+            await host.run()
+        await asyncio.to_thread(machines.save, machine.ended_record, _ended(host))
+        await asyncio.to_thread(machine.service_record.unlink, missing_ok=True)
+        return host
+
+
+def _ended(host: Host) -> Ended:
+    if host.died_of is not None:
+        return Ended(at=time.time(), reason="failed", error=host.died_of.as_dict())
+    return Ended(at=time.time(), reason="stopped" if host.stop_wanted else "powered-off")
+
+
+async def _make(machine: Machine, tell: Step) -> OVM:
+    from ovm.registry import create_from_settings
+
+    tell("preparing")
+    return await create_from_settings(machine)
+
+
+async def _settle(machine: Machine, made: OVM) -> Sequence[OVMError]:
+    """Open the ports its settings ask for, and tell others of it; what fails is told, and the machine runs without."""
+    settings = await asyncio.to_thread(machine.settings)
+    failed: list[OVMError] = []
+    for port in settings.ports:
+        try:
+            await made.export_port(port.host_port, port.guest_port, protocol=port.protocol, address=port.address)
+        except OVMError as error:
+            failed.append(error)
+    failed += await asyncio.to_thread(_tell_others, machine, made.info, register=settings.register)
+    await asyncio.to_thread(preload.everything)
+    return failed
+
+
+def _tell_others(machine: Machine, info: Info, *, register: bool) -> list[OVMError]:
+    failed: list[OVMError] = []
+    try:
+        ssh_config.write(machine.name, port=info.ssh_port)
+    except OVMError as error:
+        failed.append(error)
+    if register:
+        failed += register_with_others(machine.name, info.podman_socket).problems
+    return failed
+
+
+@contextlib.contextmanager
+def _owned(machine: Machine) -> Iterator[None]:
+    """The lock of the machine's service; no child inherits it, so it is free as soon as we are gone."""
+    fd = os.open(machine.service_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        _take(fd, machine)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _take(fd: int, machine: Machine) -> None:
+    deadline = time.monotonic() + TAKE_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise InUseError(
+                    f"{machine.name} has a service already", hint=f"see: ovm status {machine.name}"
+                ) from None
+            time.sleep(TAKE_AGAIN_S)
+        else:
+            return
+
+
+@contextlib.contextmanager
+def _listening(path: Path) -> Iterator[socket.socket]:
+    """A socket at ``path`` that nobody else of this host can reach; removed on the way out."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.parent.stat()
+        if status.st_uid != os.geteuid():
+            raise FileError(f"{path.parent} belongs to another user", hint="remove it, or set XDG_RUNTIME_DIR")
+        if stat.S_IMODE(status.st_mode) != 0o700:
+            path.parent.chmod(0o700)
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX)
+        before = os.umask(0o177)  # the mode of a socket is that of its making
+        try:
+            listener.bind(os.fspath(path))
+        finally:
+            os.umask(before)
+        listener.listen(socket.SOMAXCONN)
+    except OSError as error:
+        raise FileError(f"{path} cannot be made: {error.strerror or error}") from error
+    try:
+        yield listener
+    finally:
+        listener.close()
+        path.unlink(missing_ok=True)
+
+
+class _Server(uvicorn.Server):
+    """Ends when it is told to, and does not look ten times a second whether it is."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.over = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the host's."""
+        yield
+
+    async def main_loop(self) -> None:
+        """Until the machine is down."""
+        await self.over.wait()
+
+
+@contextlib.asynccontextmanager
+async def _answering(host: Host, listener: socket.socket) -> AsyncIterator[None]:
+    config = uvicorn.Config(
+        app(host, document),
+        loop="none",
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=FAREWELL_S,
+    )
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield
+    finally:
+        server.over.set()
+        await serving
+
+
+def _follow_signals(host: Host) -> None:
+    loop = asyncio.get_running_loop()
+    stopping: set[asyncio.Task[None]] = set()
+    first_at = 0.0
+
+    def stop(number: signal.Signals) -> None:
+        nonlocal first_at
+        if not stopping:
+            first_at = time.monotonic()
+            host.stop_signal = number
+        elif time.monotonic() - first_at < SAME_SIGNAL_S:
+            return
+        stopping.add(asyncio.create_task(_stop(host, force=bool(stopping))))
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the terminal it was started from may be closed
+
+
+async def _stop(host: Host, *, force: bool) -> None:
+    try:
+        await host.stop(force=force)
+    except OVMError as error:
+        log.warning("%s", error)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``NAME [FD]``: run the service of the machine NAME; with FD detached, telling there once how it began."""
+    name, *rest = arguments
+    report = open(int(rest[0]), "wb") if rest else None  # noqa: PTH123, SIM115 - a descriptor, kept until it has told
+    if report is not None:
+        os.set_inheritable(report.fileno(), False)
+    logging.basicConfig(
+        level=logging.DEBUG if os.environ.get("OVM_DEBUG") else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    for chatty in ("httpx2", "httpcore2", "asyncssh", "uvicorn", "asyncio"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+    def tell(error: OVMError | None = None) -> None:
+        if report is not None and not report.closed:
+            with contextlib.suppress(OSError), report:
+                report.write(json.dumps({"error": error.as_dict() if error else None}).encode())
+
+    try:
+        machine = machines.find(name)
+        if report is not None:
+            _detach(machine)
+        failed = asyncio.run(serve(machine, listening=lambda _: tell())).died_of
+    except OVMError as error:
+        tell(error)
+        failed = error
+    if failed is not None:
+        log.error("%s", failed)
+    return 0 if failed is None else 1
+
+
+def _detach(machine: Machine) -> None:
+    """Go on as a child that belongs to no terminal and to no parent, whose output goes to a log of its own."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    machine.log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with logs.rotate(machine.log_dir, "service").open("ab") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    os.chdir("/")
