@@ -1,0 +1,81 @@
+"""ovm for people without asyncio: the names of :mod:`ovm`, with machines whose calls wait until they are done.
+
+One event loop in a thread of its own does the work, for all machines of the process. General layout::
+
+    twins (written by scripts/sync.py) → base, process → loop → the asynchronous machines
+
+The names below are resolved when first used, as those of :mod:`ovm` are.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import ovm
+
+if TYPE_CHECKING:
+    from ovm import ArchiveError as ArchiveError
+    from ovm import Event as Event
+    from ovm import ExecResult as ExecResult
+    from ovm import ExecTimeout as ExecTimeout
+    from ovm import FileError as FileError
+    from ovm import FileState as FileState
+    from ovm import Forward as Forward
+    from ovm import GuestError as GuestError
+    from ovm import GuestRefused as GuestRefused
+    from ovm import Health as Health
+    from ovm import HelperError as HelperError
+    from ovm import HelperExited as HelperExited
+    from ovm import HostKeyMismatch as HostKeyMismatch
+    from ovm import ImageError as ImageError
+    from ovm import Info as Info
+    from ovm import InputError as InputError
+    from ovm import InUseError as InUseError
+    from ovm import Mount as Mount
+    from ovm import NotReadyError as NotReadyError
+    from ovm import OptionError as OptionError
+    from ovm import Options as Options
+    from ovm import OriginPath as OriginPath
+    from ovm import OVMError as OVMError
+    from ovm import PortError as PortError
+    from ovm import Pruned as Pruned
+    from ovm import SettingsError as SettingsError
+    from ovm import SkewError as SkewError
+    from ovm import SocketPathError as SocketPathError
+    from ovm import SpaceError as SpaceError
+    from ovm import StartError as StartError
+    from ovm import StateError as StateError
+    from ovm import StateInfo as StateInfo
+    from ovm import StopError as StopError
+    from ovm import UnsupportedError as UnsupportedError
+    from ovm import Versions as Versions
+    from ovm import VMState as VMState
+    from ovm import freeze_support as freeze_support
+    from ovm.sync.twins import OVM as OVM
+    from ovm.sync.twins import RemoteOVM as RemoteOVM
+    from ovm.sync.twins import connect as connect
+    from ovm.sync.twins import create_darwin_ovm as create_darwin_ovm
+    from ovm.sync.twins import create_linux_ovm as create_linux_ovm
+    from ovm.sync.twins import create_ovm as create_ovm
+
+_TWINS = ("create_ovm", "create_linux_ovm", "create_darwin_ovm", "connect", "OVM", "RemoteOVM")
+"""What is another here; all else is the same."""
+
+__all__ = [name for name in ovm.__all__ if name != "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _TWINS:
+        from ovm.sync import twins
+
+        value: object = getattr(twins, name)
+    else:
+        value = getattr(ovm, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

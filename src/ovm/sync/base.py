@@ -1,0 +1,119 @@
+"""What both blocking machines have in common, and what cannot be told from the asynchronous ones' signatures."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Generic, Protocol, Self, TypeVar
+
+from ovm.config import Options
+from ovm.events import Event, EventName, Listener
+from ovm.machine import OVM
+from ovm.service.remote import RemoteOVM
+from ovm.sync.loop import Loop, Stream
+from ovm.sync.process import Process
+
+
+class _Tells(Protocol):
+    def on(self, name: EventName, listener: Listener) -> Callable[[], None]: ...
+
+    def events(self) -> AsyncIterator[Event]: ...
+
+
+M = TypeVar("M", bound=_Tells)
+
+
+class Twin(Generic[M]):
+    """A machine whose calls wait until they are done."""
+
+    def __init__(self, loop: Loop, machine: M) -> None:
+        self._loop = loop
+        self._async = machine
+
+    def __repr__(self) -> str:
+        return repr(self._async)
+
+    def on(self, name: EventName, listener: Listener) -> Callable[[], None]:
+        """Call ``listener`` at each event of that name; returns what removes it again.
+
+        ``ready``, ``close``, ``vmPause`` and ``vmResume`` pass nothing, ``error`` passes the exception, ``health`` an
+        :class:`ovm.Health`. Listeners are called one after the other in a thread of their own, in which they may call
+        the machine.
+
+        Raises:
+            OptionError: there is no event of that name.
+        """
+        remove = self._loop.call(self._async.on, name, self._loop.elsewhere(listener))
+        return lambda: self._loop.call(remove)
+
+    def events(self) -> Iterator[Event]:
+        """Every event from this call on, in order; each iterator has a queue of its own. ``next`` waits for one."""
+        return Stream(self._loop, self._loop.call(self._async.events))
+
+
+class Local(Twin[OVM]):
+    """A virtual machine that runs Podman. Made by :func:`ovm.sync.create_linux_ovm` or :func:`ovm.sync.create_ovm`.
+
+    ``with machine:`` starts it and stops it. One object can be started and stopped any number of times, from any
+    thread; if the interpreter exits while it runs, the guest is shut down first.
+    """
+
+    @property
+    def options(self) -> Options:
+        """What it was made with."""
+        return self._async.options
+
+    def __enter__(self) -> Self:
+        try:
+            self._loop.run(self._async.start)
+        except KeyboardInterrupt:  # it may have come when the start was just done
+            self._loop.run(self._async.stop, force=True)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.run(self._async.stop)
+
+    @contextlib.contextmanager
+    def process(self, argv: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Iterator[Process]:
+        """A command running as root in the guest, with its three streams; ended on the way out.
+
+        Raises:
+            StateError: it is not running.
+            GuestError: the guest cannot be reached.
+        """
+        with self._loop.within(self._async.process(argv, environment=environment)) as process:
+            yield Process(self._loop, process)
+
+
+class Remote(Twin[RemoteOVM]):
+    """A machine behind its service; :func:`ovm.sync.connect` makes one.
+
+    What it is asked means what it means for :class:`OVM`. Every call raises ``StateError`` if the service is gone,
+    and what the same call of :class:`OVM` raises.
+    """
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self._async.name
+
+    @property
+    def service_version(self) -> str:
+        """Of the package that the service was started from; it may be older than this one."""
+        return self._async.service_version
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up. The machine goes on."""
+        self._loop.run(self._async.aclose)
