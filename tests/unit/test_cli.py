@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -11,8 +12,8 @@ import click
 import pytest
 
 import ovm
-from ovm import cli, registry
-from ovm.cli.start import parse_memory, parse_mount
+from ovm import cli
+from ovm.cli import port, start
 from ovm.errors import StartError
 
 
@@ -61,63 +62,16 @@ def test_unknown_verb_is_a_usage_error_with_a_guess(capsys):
     assert "did you mean 'start'?" in err
 
 
-def test_start_without_foreground_names_it(capsys):
-    """Nothing runs in the background yet; the error says what to type instead."""
-    status, _, err = run(capsys, "start")
-    assert status == 2
-    assert "--foreground" in err
-
-
-@pytest.mark.parametrize(
-    ("text", "mib"), [("2048", 2048), ("512M", 512), ("2G", 2048), ("4g", 4096), ("1 GiB", 1024), ("256MB", 256)]
-)
-def test_memory_sizes(text, mib):
-    """Sizes as people write them, in MiB."""
-    assert parse_memory(text) == mib
-
-
-@pytest.mark.parametrize("text", ["", "x", "2T", "-1", "1.5G"])
-def test_what_is_no_size_is_refused(text):
-    """Anything else is a usage error."""
-    with pytest.raises(click.BadParameter, match="no size"):
-        parse_memory(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "host", "guest", "read_only"),
-    [
-        ("/srv", "/srv", "/srv", False),
-        ("/srv:ro", "/srv", "/srv", True),
-        ("/srv:/data", "/srv", "/data", False),
-        ("/srv:/data:ro", "/srv", "/data", True),
-        ("/srv:/data:rw", "/srv", "/data", False),
-        ("here", os.path.abspath("here"), os.path.abspath("here"), False),  # noqa: PTH100
-    ],
-)
-def test_mounts(text, host, guest, read_only):
-    """``HOST[:GUEST][:ro]``, with a relative HOST taken from the working directory."""
-    mount = parse_mount(text)
-    assert (os.fspath(mount.host_path), mount.guest_path, mount.read_only) == (host, guest, read_only)
-
-
-@pytest.mark.parametrize("text", ["", ":/data", "/a:/b:/c", "/a:", "/a:rel", "/a:/etc", "/a:/b/../c"])
-def test_what_is_no_mount_is_refused(text):
-    """Anything else is a usage error, as is a place where the guest keeps its own."""
-    with pytest.raises(click.BadParameter):
-        parse_mount(text)
-
-
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    """Make ``ovm start --foreground`` fail with ``error``."""
+    """Make ``ovm start`` fail with ``error``."""
 
-    async def fail(*_args: object, **_kwargs: object) -> object:
+    def fail(*_args: object) -> None:
         raise error
 
-    monkeypatch.setattr(registry, "create_ovm", fail)
-    monkeypatch.setitem(vars(ovm), "create_ovm", fail)
+    monkeypatch.setattr(start, "provide_image", fail)
 
 
-START = ("--progress", "none", "start", "--foreground", "--image", "/nowhere")
+START = ("--progress", "none", "start")
 
 
 def test_error_is_a_message_with_its_evidence(capsys, monkeypatch):
@@ -172,6 +126,28 @@ def test_interrupt_is_130(capsys, monkeypatch):
     assert (status, err) == (130, "\novm: interrupted\n")
 
 
+def test_interrupt_while_it_is_still_being_read():
+    """Python's own traceback would tell a person nothing."""
+    script = """
+import sys, time
+class Slow:
+    def find_spec(self, name, *_):
+        if name == "ovm.cli":
+            print("reading", flush=True)
+            time.sleep(60)
+sys.meta_path.insert(0, Slow())
+from ovm.__main__ import main
+main()
+"""
+    argv = [sys.executable, "-c", script]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "reading\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (-signal.SIGINT, "")
+
+
 def test_closed_pipe_is_quiet():
     """When the reader of stdout is gone there is nothing to complain about."""
     reader, writer = os.pipe()
@@ -193,8 +169,8 @@ def test_completion_scripts(capsys, shell):
 @pytest.mark.parametrize(
     ("words", "completions"),
     [
-        ("ovm st", ["start"]),
-        ("ovm ", ["start", "prune", "doctor", "image", "completion"]),
+        ("ovm st", ["start", "stop", "status"]),
+        ("ovm ", list(cli._VERBS)),
         ("ovm start --fore", ["--foreground"]),
     ],
 )
@@ -206,10 +182,31 @@ def test_completions(words, completions):
         "COMP_CWORD": str(len(words.split(" ")) - 1),
     }
     done = subprocess.run(
-        [sys.executable, "-c", "from ovm.cli import main; main()"],
+        [sys.executable, "-m", "ovm"],
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
     assert [line.partition(",")[2] for line in done.stdout.splitlines()] == completions
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("80", ("127.0.0.1", 0, 80, "tcp")),
+        ("9000:80", ("127.0.0.1", 9000, 80, "tcp")),
+        ("0.0.0.0:9000:80/udp", ("0.0.0.0", 9000, 80, "udp")),
+        ("127.0.0.2:80", ("127.0.0.2", 0, 80, "tcp")),
+        ("[::1]:9000:80", ("::1", 9000, 80, "tcp")),
+    ],
+)
+def test_ports(text, meant):
+    """As docker's ``-p`` has them; without HOST any free one."""
+    assert port.parse(text) == meant
+
+
+@pytest.mark.parametrize("text", ["", "web", "1:2:3", "80/sctp", "1.2.3:80", "123456"])
+def test_what_is_no_port_is_refused(text):
+    with pytest.raises(click.BadParameter, match="8080:80"):
+        port.parse(text)

@@ -179,11 +179,11 @@ def running(monkeypatch: pytest.MonkeyPatch, home: Path) -> Guest:
 @pytest.mark.parametrize("name", ["default", "other"])
 @pytest.mark.usefixtures("home")
 def test_a_machine_that_does_not_run(capsys: pytest.CaptureFixture[str], name: str) -> None:
-    """It is an error that says how to start it, and one that was never made is called so."""
+    """It is an error that says how to start it; of one that was never made, which there are."""
     status, out, err = ovm(capsys, name, "--yes")
     assert (status, out) == (1, "")
     assert ("is not running" if name == "default" else "there is no machine called other") in err
-    assert f"ovm start {name}" in err
+    assert f"hint: {'start it: ovm start default' if name == 'default' else 'there is default'}" in err
 
 
 def test_without_a_terminal_it_must_be_told(capsys: pytest.CaptureFixture[str], running: Guest) -> None:

@@ -21,13 +21,38 @@ from ovm.errors import OVMError
 ProgressMode = Literal["auto", "plain", "none"]
 
 EXIT_FAILED = 1
+EXIT_NOT_SO = 3
+"""Of ``ovm status``: it does not run; of ``ovm autostart status``: it is not started."""
 EXIT_INTERRUPTED = 130
+SIGNAL_STATUS = 128
+"""A shell reports a program that a signal ended as this plus the signal's number."""
 
 _VERBS = {
     "start": ("ovm.cli.start:command", "Boot a machine and say how to reach its engine."),
+    "init": ("ovm.cli.init:command", "Make a machine without starting it."),
+    "ls": ("ovm.cli.ls:command", "List the machines of this host."),
+    "rm": ("ovm.cli.rm:command", "Remove machines with all that is in them."),
+    "config": ("ovm.cli.config:command", "Look at and change a machine's settings."),
+    "autostart": ("ovm.cli.autostart:command", "Have machines started when you log in."),
+    "stop": ("ovm.cli.stop:command", "Shut a machine down."),
+    "restart": ("ovm.cli.restart:command", "Shut a machine down and start it again."),
+    "status": ("ovm.cli.status:command", "Say what a machine is doing."),
+    "info": ("ovm.cli.info:command", "Say where a running machine is reached."),
+    "ssh": ("ovm.cli.ssh:command", "Open a shell in a running machine."),
+    "exec": ("ovm.cli.exec:command", "Run a program in a running machine."),
+    "cp": ("ovm.cli.cp:command", "Copy files to and from a running machine."),
+    "env": ("ovm.cli.env:command", "Print the variables by which docker and others find a machine."),
+    "port": ("ovm.cli.port:command", "Open and close ports that lead to a machine."),
+    "logs": ("ovm.cli.logs:command", "Show a log of a machine."),
+    "events": ("ovm.cli.events:command", "Show what has happened to a running machine."),
+    "pause": ("ovm.cli.pause:command", "Let a machine stand still."),
+    "resume": ("ovm.cli.resume:command", "Let a machine that stands still run again."),
+    "clocksync": ("ovm.cli.clocksync:command", "Set a machine's clock to this host's."),
+    "reset": ("ovm.cli.reset:command", "Restore the files a machine boots from."),
     "prune": ("ovm.cli.prune:command", "Remove what nothing uses in a machine, and give back the room."),
     "doctor": ("ovm.cli.doctor:command", "Check whether this host has what ovm needs."),
     "image": ("ovm.cli.image:command", "Build, fetch and look at guest images."),
+    "support-bundle": ("ovm.cli.support_bundle:command", "Pack what somebody who is to help needs to know."),
     "completion": ("ovm.cli.completion:command", "Print the completion script of a shell."),
 }
 """Each verb: where its command is, and its line in the help."""

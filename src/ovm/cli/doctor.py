@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from ovm.cli import colour, json_option, run
+from ovm.cli.show import filled, format_option
 
 if TYPE_CHECKING:
     from ovm.disks.verify import FileState
@@ -51,7 +52,8 @@ class Check:
 @click.argument("machine", default="")
 @click.option("--verify", is_flag=True, help="Also compare the files of the machines with their digests.")
 @json_option
-def command(machine: str, verify: bool, as_json: bool) -> int:
+@format_option
+def command(machine: str, verify: bool, as_json: bool, template: str | None) -> int:
     """Check whether this host has what ovm needs.
 
     With --verify also whether the files that machines boot from are still whole: of all named machines, or of MACHINE,
@@ -65,6 +67,9 @@ def command(machine: str, verify: bool, as_json: bool) -> int:
         import json
 
         print(json.dumps({"ok": fine, "checks": [asdict(check) for check in checks]}))
+    elif template is not None:
+        for check in checks:
+            filled(asdict(check), template)
     else:
         for line in table(checks):
             click.echo(line, color=colour())
@@ -131,12 +136,12 @@ async def check_files(machine: str = "") -> list[Check]:
 
 
 def _targets(machine: str) -> dict[str, Path]:
-    from ovm import paths, registry
+    from ovm import machines, paths
 
     if "/" in machine:
         return {machine: Path(machine).expanduser().absolute()}
     named = paths.machine_dir("x").parent
-    names = [registry.check_name(machine)] if machine else sorted(path.name for path in named.glob("*"))
+    names = [machines.check_name(machine)] if machine else sorted(path.name for path in named.glob("*"))
     return {name: paths.machine_dir(name) / "target" for name in names}
 
 

@@ -13,6 +13,7 @@ import click
 
 from ovm.cli import Ui, json_option, run
 from ovm.cli.progress import Steps, steps
+from ovm.cli.show import filled, format_option
 
 if TYPE_CHECKING:
     from ovm.image import BuildOptions, GuestImage, PullOptions
@@ -142,7 +143,8 @@ def pack(name: str, output: Path | None, as_json: bool) -> None:
 
 @image.command("ls")
 @json_option
-def ls(as_json: bool) -> None:
+@format_option
+def ls(as_json: bool, template: str | None) -> None:
     """List the images there are."""
     from ovm import paths
     from ovm.image import list_images
@@ -152,6 +154,10 @@ def ls(as_json: bool) -> None:
         import json
 
         print(json.dumps([_summary(found) for found in images]))
+        return
+    if template is not None:
+        for found in images:
+            filled(_summary(found), template)
         return
     if not images:
         from ovm.registry import image_hint
@@ -211,4 +217,4 @@ def _summary(found: GuestImage) -> dict[str, Any]:
 
     summary: dict[str, Any] = msgspec.to_builtins(found, enc_hook=str)
     summary.pop("packages")
-    return summary
+    return {"name": found.directory.name, "data_mib": _mebibytes(found)} | summary

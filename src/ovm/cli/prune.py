@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ovm.cli import Ui, json_option, run
+from ovm.cli.names import name_argument
 
 if TYPE_CHECKING:
     from ovm.guest.ssh import SSH
@@ -20,7 +22,7 @@ _ONES = {"pods": "pod", "containers": "container", "images": "image", "networks"
 
 
 @click.command("prune")
-@click.argument("name", default="default")
+@name_argument
 @click.option("--all", "everything", is_flag=True, help="Also images that have a name, if no container uses them.")
 @click.option("--volumes", is_flag=True, help="Also volumes that no container uses, and what is in them.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
@@ -65,27 +67,14 @@ class _Machine:
 
 
 async def _running(name: str) -> _Machine:
-    """The machine ``name``, by its directories; gvproxy knows on which port its sshd is."""
-    from ovm import paths, registry
-    from ovm.errors import StateError
+    """The machine ``name``; raises :class:`StateError` if it does not run."""
+    from ovm import machines
+    from ovm.cli.reach import ssh_port
     from ovm.guest.ssh import SSH
-    from ovm.network import gvproxy
-    from ovm.wire import http
 
-    home = paths.machine_dir(registry.check_name(name))
-    start = f"start it: ovm start {name} --foreground"
-    if not home.is_dir():
-        raise StateError(f"there is no machine called {name}", hint=start)
-    sockets = paths.SocketPaths(paths.default_socket_dir(name))
-    sshd = f"{gvproxy.GUEST_ADDRESS}:22"
-    try:
-        async with http.connect(sockets.network_api) as network:
-            forwards = await network.get("/services/forwarder/all", list[dict[str, str]])
-        port = next(int(f["local"].rpartition(":")[2]) for f in forwards if f.get("remote") == sshd)
-    except (http.WireError, StopIteration, KeyError, ValueError) as error:
-        raise StateError(f"{name} is not running", hint=start) from error
-    ssh = SSH(port, paths.KeyPaths(home / "ssh"))
-    return _Machine(sockets.podman, ssh, paths.TargetPaths(home / "target").data_disk)
+    machine = machines.find(name)
+    port = await asyncio.to_thread(ssh_port, machine)
+    return _Machine(machine.sockets.podman, SSH(port, machine.keys), machine.data_disk)
 
 
 def _ask(name: str, *, everything: bool, volumes: bool) -> None:

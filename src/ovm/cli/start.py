@@ -1,230 +1,151 @@
-"""``ovm start``: a machine in the foreground, for as long as the command runs."""
+"""``ovm start``: a machine that goes on when the command has ended; with ``--foreground``, for as long as it runs."""
 
 from __future__ import annotations
 
-import asyncio
-import re
+import shlex
 import signal
 import sys
-import time
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ovm.cli import EXIT_INTERRUPTED, Ui, colour, json_option, run
+from ovm.cli import SIGNAL_STATUS, Ui, colour, json_option, run
+from ovm.cli import service as services
+from ovm.cli.names import name_argument
+from ovm.cli.options import settings_options
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from ovm.cli.progress import Steps
-    from ovm.config import Mount
     from ovm.errors import OVMError
-    from ovm.info import Health, Info
-    from ovm.machine import OVM
-
-EXIT_TERMINATED = 143
-"""What a shell reports for a program ended by SIGTERM."""
-SAME_SIGNAL_S = 1.0
-"""Wrappers pass on a signal that the terminal has sent us already; what follows so soon is not a second wish."""
-
-_MEMORY = re.compile(r"(\d+)\s*([MG]?)(?:i?B)?", re.IGNORECASE)
-
-
-def parse_memory(text: str) -> int:
-    """``2048``, ``2048M`` or ``2G`` in MiB."""
-    found = _MEMORY.fullmatch(text.strip())
-    if not found:
-        raise click.BadParameter(f"{text!r} is no size; write 2048, 2048M or 2G")
-    return int(found[1]) * (1024 if found[2].upper() == "G" else 1)
-
-
-def parse_mount(text: str) -> Mount:
-    """``HOST[:GUEST][:ro]``; a relative HOST is taken from the working directory, as a shell would."""
-    from ovm.config import Mount
-    from ovm.errors import OptionError
-
-    host, *rest = text.split(":")
-    read_only = rest[-1:] == ["ro"]
-    guest = rest[:-1] if rest[-1:] in (["ro"], ["rw"]) else rest
-    if not host or len(guest) > 1 or guest == [""]:
-        raise click.BadParameter(f"{text!r} is not HOST[:GUEST][:ro]")
-    try:
-        return Mount(Path(host).expanduser().absolute(), guest[0] if guest else "", read_only)
-    except OptionError as error:
-        raise click.BadParameter(error.message) from error
+    from ovm.machines import Machine
+    from ovm.service.client import Service
+    from ovm.service.protocol import InfoAnswer
 
 
 @click.command("start")
-@click.argument("name", default="default")
-@click.option("--foreground", is_flag=True, help="Run the machine until Ctrl-C.")
-@click.option("--cpus", type=click.IntRange(1, 255), help="Virtual CPUs.  [default: half the host's]")
-@click.option("--memory", type=parse_memory, metavar="SIZE", help="Memory: 2048, 2048M or 2G.  [default: 2G]")
-@click.option(
-    "--mount",
-    "mounts",
-    type=parse_mount,
-    metavar="HOST[:GUEST][:ro]",
-    multiple=True,
-    help="Show a folder of the host in the guest; can be given several times.",
-)
-@click.option("--podman-tcp", is_flag=True, help="Podman's API on a TCP port of this host's loopback, too.")
-@click.option("--image", type=click.Path(path_type=Path), help="The directory of a guest image.")
+@name_argument
+@click.option("--foreground", is_flag=True, help="Stay until Ctrl-C, which stops the machine.")
+@settings_options
 @json_option
 @click.pass_obj
-def command(ui: Ui, /, name: str, foreground: bool, image: Path | None, as_json: bool, **given: Any) -> int:
-    """Boot the machine NAME and say how to reach its engine.
+def command(ui: Ui, /, name: str, *, foreground: bool, as_json: bool, **given: Any) -> int:
+    """Boot the machine NAME and say how to reach its engine. It runs until `ovm stop`, over logouts too.
 
     The first start fetches the guest image that was released with ovm, or builds one, which takes a minute or two.
+    What is given by options is written into the machine's settings.
     """
-    if not foreground:
-        raise click.UsageError("a machine runs as long as the command that started it: add --foreground")
+    from ovm import machines
+    from ovm.cli import init, options
+
+    machine = machines.of(name)
+    write = options.write if init.is_made(machine) else init.make
+    if changed := write(machine, given):
+        click.echo(f"set in {machine.settings_path}: {', '.join(changed)}", err=True)
+    return start(ui, machine, as_json=as_json, foreground=foreground)
+
+
+def start(ui: Ui, machine: Machine, *, as_json: bool, foreground: bool = False) -> int:
+    """Start it unless it runs, show how that goes, and say how to reach it."""
     from ovm.cli.progress import steps
 
-    options = {
-        "memory_mib" if key == "memory" else key: value
-        for key, value in given.items()
-        if value is not None and value is not False and value != ()  # 0 is a value, and a wrong one
-    }
-    return run(_start(name, image, options, steps(ui.progress), as_json=as_json))
+    shown = steps(ui.progress)
+    provide_image(machine, shown)
+    if foreground:
+        from ovm.cli.foreground import stay
 
-
-async def _start(name: str, image: Path | None, options: dict[str, Any], steps: Steps, *, as_json: bool) -> int:
-    signals = Signals()
-    machine = await signals.unless_stopped(_boot(name, image, options, steps))
-    if machine is None:
-        return signals.status
-    failed: list[OVMError] = []
-    machine.on("error", failed.append)
-    machine.on("ready", failed.clear)  # it has got over them
-    machine.on("health", partial(_tell_health, name))
-    _announce(name, machine.info, as_json=as_json)
-    if not await _closes_before(signals, machine):
-        with steps.step(f"stopping {name}") as advance:
-            await _stop(machine, signals, lambda step: advance(step, 0, 0))
-        return 0
-    if failed:
-        raise failed[-1]
-    click.echo(f"{name} has powered itself off", err=True)
+        return stay(machine, shown, lambda info: announce(machine, info, as_json=as_json))
+    with _given_up_by_signals():
+        service, failed = _started(machine, shown)
+    for error in failed:
+        click.echo(f"ovm: {error}", err=True)
+    announce(machine, service.info(), as_json=as_json)
+    if not as_json:
+        click.echo(f"To stop it: ovm stop{_argument(machine)}", err=True)
     return 0
 
 
-async def _closes_before(signals: Signals, machine: OVM) -> bool:
-    """Whether the machine goes down for good before a signal comes; one whose network was lost may start again."""
-    from ovm.state import VMState
+def _started(machine: Machine, shown: Steps) -> tuple[Service, list[OVMError]]:
+    from ovm.errors import InUseError
+    from ovm.service import launch
+    from ovm.service.client import Service
 
-    closed = asyncio.Event()
-    machine.on("close", closed.set)
-    while True:
-        await signals.wait(closed)
-        if not closed.is_set():
-            return False
-        if machine.state is VMState.STOPPED:
-            return True
-        closed.clear()
-
-
-def _tell_health(name: str, health: Health) -> None:
-    click.echo(f"{name}: {'; '.join(health.problems) or 'all is well again'}", err=True)
-
-
-async def _boot(name: str, image: Path | None, options: dict[str, Any], steps: Steps) -> OVM:
-    from ovm import create_ovm, registry
-
-    if image is None and not await asyncio.to_thread(_has_image, registry.default_image_dir(registry.host_arch())):
-        await _provide_image(steps)
-    with steps.step(f"preparing {name}") as advance:
-        machine = await create_ovm(name, image=image, progress=advance, **options)
-    with steps.step(f"booting {name}"):
-        await machine.start()
-    return machine
+    with shown.step(f"starting {machine.name}") as advance:
+        try:
+            service = launch.launch(machine)
+        except InUseError:
+            if not machine.service_socket.exists():
+                raise
+            service = Service(machine.name, machine.service_socket)  # it runs, or somebody is just starting it
+            service.status()
+        try:
+            return service, launch.follow_start(service, lambda step: advance(step, 0, 0))
+        except _GivenUp:
+            with shown.step("undoing the start"):
+                service.stop(force=True)
+                launch.wait_until_gone(machine)
+            raise
 
 
-async def _provide_image(steps: Steps) -> None:
-    """Fetch the released image, or build one; where neither can be done, the error says what can."""
+class _GivenUp(KeyboardInterrupt):
+    """A signal came before the machine was ready."""
+
+
+@contextmanager
+def _given_up_by_signals() -> Iterator[None]:
+    def give_up(number: int, _frame: FrameType | None) -> None:
+        raise _GivenUp(number)
+
+    before = {number: signal.signal(number, give_up) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except _GivenUp as given_up:
+        number = given_up.args[0]
+        click.echo("ovm: interrupted, nothing is left running", err=True)
+        raise click.exceptions.Exit(SIGNAL_STATUS + number) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def provide_image(machine: Machine, shown: Steps) -> None:
+    """Fetch the released image, or build one, unless there is one or the machine has one of its own."""
     from ovm import image, registry
 
+    if machine.settings().image is not None:
+        return
+    directory = registry.default_image_dir(registry.host_arch())
+    if (directory / registry.IMAGE_MANIFEST).exists():  # a damaged one is not built over: loading it says what is wrong
+        return
     if sys.platform != "linux" or registry.is_released(registry.host_arch()):
-        with steps.step("fetching the guest image") as advance:
-            await image.pull_image(image.PullOptions(), progress=advance)
-        return
-    with steps.step("building the guest image") as advance:
-        await image.build_image(image.BuildOptions(), progress=lambda stage, _detail: advance(stage, 0, 0))
+        with shown.step("fetching the guest image") as advance:
+            run(image.pull_image(image.PullOptions(), progress=advance))
+    else:
+        with shown.step("building the guest image") as advance:
+            run(image.build_image(image.BuildOptions(), progress=lambda stage, _detail: advance(stage, 0, 0)))
 
 
-def _has_image(directory: Path) -> bool:
-    """A damaged image is not built over: whoever loads it says what is wrong."""
-    from ovm.registry import IMAGE_MANIFEST
+def announce(machine: Machine, info: InfoAnswer, *, as_json: bool) -> None:
+    """The lines to use it, on stdout; all else on stderr."""
+    import msgspec
 
-    return (directory / IMAGE_MANIFEST).exists()
+    from ovm.hooks.environment import variables
 
-
-async def _stop(machine: OVM, signals: Signals, progress: Callable[[str], object]) -> None:
-    stopping = asyncio.create_task(machine.stop(progress=progress))
-    again = asyncio.create_task(signals.again.wait())
-    await asyncio.wait({stopping, again}, return_when=asyncio.FIRST_COMPLETED)
-    if not stopping.done():
-        await machine.stop(force=True)
-    again.cancel()
-    await stopping
-
-
-def _announce(name: str, info: Info, *, as_json: bool) -> None:
     if as_json:
-        import msgspec
-
-        fields = {"name": name, "docker_host": info.docker_host} | msgspec.to_builtins(info, enc_hook=str)
-        print(msgspec.json.encode(fields).decode(), flush=True)
+        services.print_json({"name": machine.name} | msgspec.to_builtins(info))
         return
-    took = info.timings[-1].ms / 1000 if info.timings else 0
-    for stage in info.timings:
-        click.echo(click.style(f"  {stage.ms / 1000:5.1f} s  {stage.name}", dim=True), err=True, color=colour())
-    click.echo(f"{name} is ready after {took:.1f} s ({info.accelerator}: {info.accelerator_reason})", err=True)
-    click.echo("In another shell, for docker and whatever speaks its API, and for podman --remote:\n", err=True)
-    address = click.style(info.docker_host, bold=True)
-    for variable in ("DOCKER_HOST", "CONTAINER_HOST"):
-        click.echo(f"  export {variable}={address}", color=colour())
-    click.echo("", err=True)
-    click.echo("Ctrl-C stops it.", err=True)
+    took = info.timings[-1]["ms"] / 1000 if info.timings else 0
+    click.echo(f"{machine.name} is ready after {took:.1f} s ({info.accelerator}: {info.accelerator_reason})", err=True)
+    click.echo("For docker, podman --remote, and whatever speaks to either:\n", err=True)
+    wanted = variables(machine.sockets.podman)
+    for variable in ("DOCKER_HOST", "CONTAINER_HOST", "DOCKER_BUILDKIT"):
+        value = click.style(shlex.quote(wanted[variable]), bold=True)
+        click.echo(f"  export {variable}={value}", color=colour())
+    click.echo(f'\nor, in any shell: eval "$(ovm env{_argument(machine)})"', err=True)
 
 
-class Signals:
-    """Ctrl-C and SIGTERM: the first asks to stop, the second no longer asks."""
-
-    def __init__(self) -> None:
-        self.first = asyncio.Event()
-        self.again = asyncio.Event()
-        self.status = 0
-        self._first_at = 0.0
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGINT, self._caught, EXIT_INTERRUPTED)
-        loop.add_signal_handler(signal.SIGTERM, self._caught, EXIT_TERMINATED)
-
-    def _caught(self, status: int) -> None:
-        now = time.monotonic()
-        if not self.first.is_set():
-            self.first.set()
-            self.status, self._first_at = status, now
-        elif now - self._first_at >= SAME_SIGNAL_S:
-            self.again.set()
-
-    async def unless_stopped(self, work: Any) -> Any:
-        """The result of ``work``; None if it was cancelled because of a signal. It has then cleaned up."""
-        task = asyncio.ensure_future(work)
-        stop = asyncio.create_task(self.first.wait())
-        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        if task.done():
-            return task.result()
-        task.cancel()
-        try:
-            return await task  # it may just have been done
-        except asyncio.CancelledError:
-            return None
-
-    async def wait(self, other: asyncio.Event) -> None:
-        """Until a signal or ``other`` comes."""
-        waits = {asyncio.create_task(self.first.wait()), asyncio.create_task(other.wait())}
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for task in waits:
-            task.cancel()
+def _argument(machine: Machine) -> str:
+    return "" if machine.name == "default" else f" {machine.name}"

@@ -1,0 +1,170 @@
+"""``ovm config``: a machine's settings."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ovm.cli import EXIT_FAILED, json_option
+from ovm.cli import service as services
+from ovm.cli.names import complete, name_argument
+from ovm.cli.show import filled, format_option
+
+if TYPE_CHECKING:
+    from ovm.machines import Machine
+
+F = TypeVar("F")
+
+
+@click.group("config")
+def command() -> None:
+    """Look at the settings of a machine, and change them. They are in its machine.toml."""
+
+
+def _key(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    from ovm.settings import KINDS
+
+    return [key for key in KINDS if key.startswith(incomplete)]
+
+
+def _machine_option(function: F) -> F:
+    add: Any = click.option(
+        "--machine",
+        "name",
+        default="default",
+        metavar="NAME",
+        help="Whose.  [default: default]",
+        shell_complete=complete,
+    )
+    decorated: F = add(function)
+    return decorated
+
+
+@command.command("get")
+@click.argument("key", required=False, shell_complete=_key)
+@_machine_option
+@json_option
+@format_option
+def get(key: str | None, name: str, *, as_json: bool, template: str | None) -> None:
+    """Print the setting KEY, or all that are set."""
+    import tomllib
+
+    from ovm import machines
+    from ovm.settings import check_key
+
+    machine = machines.find(name)
+    machine.settings()  # what is wrong is told with its line
+    told: Any = tomllib.loads(machine.settings_text())
+    if key is not None:
+        first, _, variable = key.partition(".")
+        check_key(key)
+        told = told.get(first)
+        told = (told or {}).get(variable) if variable else told
+    if as_json:
+        services.print_json(told)
+    elif template is not None:
+        filled(told if isinstance(told, dict) else {key or "": told}, template)
+    elif key is None:
+        import tomlkit
+
+        click.echo(tomlkit.dumps(told), nl=False)
+    elif told is None:
+        click.echo(f"{key} is not set, so its default counts", err=True)
+    else:
+        click.echo(_plain(told))
+
+
+@command.command("set")
+@click.argument("key", shell_complete=_key)
+@click.argument("value", required=False)
+@click.option("--unset", is_flag=True, help="Take the setting away, so that the default counts.")
+@_machine_option
+def set_(key: str, value: str | None, name: str, *, unset: bool) -> None:
+    """Set KEY to VALUE. The items of a list are parted by commas; `environment.NAME` is one variable."""
+    from ovm import machines
+    from ovm.settings import changed
+
+    if (value is None) != unset:
+        raise click.UsageError("give a VALUE, or --unset")
+    machine = machines.find(name)
+    _write(machine, changed(machine.settings_text(), key, value, machine.settings_path))
+
+
+@command.command("edit")
+@name_argument
+def edit(name: str) -> None:
+    """Open the settings of the machine NAME in $VISUAL, $EDITOR or vi; they are replaced only if they are right."""
+    from ovm import machines
+    from ovm.cli.init import template
+
+    machine = machines.find(name)
+    with tempfile.TemporaryDirectory(prefix="ovm-") as directory:
+        copy = Path(directory, machine.settings_path.name)
+        copy.write_text(machine.settings_text() or template(""), encoding="utf-8")
+        while True:
+            _run_editor(copy)
+            try:
+                text = copy.read_text(encoding="utf-8")
+                machine.check_settings(text)
+            except ValueError as error:  # ours, and that of what is no text
+                if not sys.stdin.isatty():
+                    raise
+                click.echo(f"ovm: {error}", err=True)
+                if not click.confirm("Edit it again? Else nothing is changed.", default=True, err=True):
+                    raise click.exceptions.Exit(EXIT_FAILED) from None
+            else:
+                break
+    _write(machine, text)
+
+
+def _run_editor(path: Path) -> None:
+    from ovm.errors import HelperError
+    from ovm.process.child import users_environment
+
+    hint = "name another in $VISUAL or $EDITOR"
+    chosen = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    try:
+        argv = shlex.split(chosen)
+        ended = subprocess.run([*argv, path], check=False, env=users_environment())
+    except (OSError, ValueError) as error:
+        raise HelperError(f"the editor {chosen} cannot be started: {error}", hint=hint) from error
+    if ended.returncode != 0:
+        raise HelperError(f"the editor {chosen} failed with status {ended.returncode}, nothing is changed", hint=hint)
+
+
+def _write(machine: Machine, text: str) -> None:
+    """Replace the settings, and do what that asks for, or say what has to be done for it to count."""
+    from ovm import machines
+    from ovm.hooks import autostart
+    from ovm.settings import RESTART_KEYS, Settings
+
+    after = machine.check_settings(text)
+    try:
+        before = machine.settings()
+    except ValueError:  # it was wrong, and is set right now
+        before = Settings()
+    changed = {key for key in Settings.__slots__ if getattr(before, key) != getattr(after, key)}
+    if "autostart" in changed and (done := autostart.set_(machine.name, enabled=after.autostart)):
+        click.echo(done, err=True)
+    machine.write_settings(text)
+    if machines.at_rest(machine).held_by == "nobody":
+        return
+    if changed & RESTART_KEYS:
+        click.echo(f"it counts from the next start on: ovm restart {machine.name}", err=True)
+    if "ports" in changed:
+        click.echo("for a port that is to be open at once: ovm port add", err=True)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return "\n".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)

@@ -1,0 +1,48 @@
+"""``ovm events``."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from ovm.cli import json_option
+from ovm.cli import service as services
+from ovm.cli.names import name_argument
+from ovm.cli.show import filled, format_option
+
+if TYPE_CHECKING:
+    from ovm.service.protocol import Told
+
+
+@click.command("events")
+@name_argument
+@click.option("-f", "--follow", is_flag=True, help="Go on with what happens, until the machine is down.")
+@click.option("--after", type=click.IntRange(0), default=0, help="Begin behind the event of this number.")
+@json_option
+@format_option
+def command(name: str, *, follow: bool, after: int, as_json: bool, template: str | None) -> None:
+    """Show what has happened to the running machine NAME since its start.
+
+    With --json, each event is a line of JSON.
+    """
+    import msgspec
+
+    for told in services.of(name).events(after=after, follow=follow):
+        if as_json:
+            services.print_json(told)
+        elif template is not None:
+            filled(msgspec.to_builtins(told), template)
+        else:
+            click.echo(_line(told))
+
+
+def _line(told: Told) -> str:
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(told.at))
+    words = told.step
+    if told.error is not None:
+        words = str(told.error.get("message", ""))
+    elif told.health is not None:
+        words = "; ".join(told.health.problems) or "all is well again"
+    return f"{told.id:>5}  {when}  {told.name:<8}  {words}".rstrip()

@@ -1,0 +1,70 @@
+"""``ovm start --foreground``: the service in the command's own process, for as long as that runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from typing import TYPE_CHECKING
+
+import click
+
+from ovm.cli import SIGNAL_STATUS, run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ovm.cli.progress import Advance, Steps
+    from ovm.machines import Machine
+    from ovm.service.host import Host
+    from ovm.service.protocol import InfoAnswer
+
+
+def stay(machine: Machine, shown: Steps, announce: Callable[[InfoAnswer], None]) -> int:
+    """Run it until Ctrl-C, SIGTERM, or until it powers itself off; returns the status to exit with.
+
+    Raises:
+        OVMError: what it failed of.
+    """
+    return run(_stay(machine, shown, announce))
+
+
+async def _stay(machine: Machine, shown: Steps, announce: Callable[[InfoAnswer], None]) -> int:
+    from ovm.service.run import serve
+
+    telling: list[asyncio.Task[bool]] = []
+    host = await serve(
+        machine, listening=lambda host: telling.append(asyncio.create_task(_tell(host, shown, announce)))
+    )
+    was_ready = await telling[0]
+    if host.died_of is not None:
+        raise host.died_of
+    if not host.stop_wanted:
+        click.echo(f"{machine.name} has powered itself off", err=True)
+        return 0
+    return 0 if was_ready else SIGNAL_STATUS + (host.stop_signal or signal.SIGINT)
+
+
+async def _tell(host: Host, shown: Steps, announce: Callable[[InfoAnswer], None]) -> bool:
+    """Show what happens, to the end; returns whether the machine was ever ready."""
+    from ovm.service.protocol import InfoAnswer
+
+    ready = False
+    with contextlib.ExitStack() as drawn:
+        advance: Advance | None = drawn.enter_context(shown.step(f"starting {host.name}"))
+        async for told in host.history.follow(0):
+            if told.name == "step":
+                if ready and host.stop_wanted and advance is None:
+                    advance = drawn.enter_context(shown.step(f"stopping {host.name}"))
+                if advance is not None:
+                    advance(told.step, 0, 0)
+            elif told.name == "ready" and not ready:
+                drawn.close()
+                ready, advance = True, None
+                announce(InfoAnswer.of(host.machine.info))
+                click.echo("Ctrl-C stops it.", err=True)
+            elif told.name == "health" and told.health is not None:
+                click.echo(f"{host.name}: {'; '.join(told.health.problems) or 'all is well again'}", err=True)
+            elif told.error is not None and ready:
+                click.echo(f"{host.name}: {told.error.get('message')}", err=True)
+    return ready

@@ -1,0 +1,54 @@
+"""``ovm logs``."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from ovm.cli.names import name_argument
+
+AGAIN_S = 0.25
+"""How often a log is looked at whether it has grown."""
+
+
+@click.command("logs")
+@name_argument
+@click.argument("log", default="console")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is written, until Ctrl-C.")
+@click.option("-n", "--lines", type=click.IntRange(1), default=100, show_default=True, help="How many to begin with.")
+@click.option(
+    "--generation", type=click.IntRange(1, 3), default=1, help="2 for the start before the last, 3 for that before."
+)
+@click.option("--ls", "only_names", is_flag=True, help="List the logs there are.")
+def command(name: str, log: str, *, follow: bool, lines: int, generation: int, only_names: bool) -> None:
+    """Show the end of a log of the machine NAME.
+
+    LOG is console (the guest's own, which is shown if none is named), service, gvproxy, qemu, vfkit or guard.
+    """
+    from ovm import machines
+    from ovm.errors import FileError
+    from ovm.process import logs
+
+    machine = machines.find(name)
+    there = sorted({path.name.partition(".")[0] for path in machine.log_dir.glob("*.log")})
+    if only_names:
+        click.echo("\n".join(there))
+        return
+    path = logs.log_path(machine.log_dir, log, generation)
+    if log not in there or not path.exists():
+        raise FileError(
+            f"{name} has no log {log!r}" + (f" of {generation} starts ago" if generation > 1 else ""),
+            hint=f"there are {', '.join(there)}" if there else f"it was never started: ovm start {name}",
+        )
+    with logs.Reader(path, lines) as reader:
+        _show(reader.more())
+        while follow:
+            time.sleep(AGAIN_S)
+            _show(reader.more())
+        _show(reader.rest())
+
+
+def _show(lines: list[str]) -> None:
+    for line in lines:
+        click.echo(line)

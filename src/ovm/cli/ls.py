@@ -1,0 +1,112 @@
+"""``ovm ls``."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ovm.cli import json_option
+from ovm.cli import service as services
+from ovm.cli.show import format_option, rows
+
+if TYPE_CHECKING:
+    from ovm.machines import Machine, Rest
+
+COLUMNS = ("name", "state", "cpus", "memory", "disk", "last_up")
+ASKED_AT_ONCE = 16
+_UNITS = ((86400.0 * 7, "weeks"), (86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"))
+
+
+@click.command("ls")
+@json_option
+@format_option
+def command(*, as_json: bool, template: str | None) -> None:
+    """List the machines of this host.
+
+    A machine that a service holds is asked; of the others their files and locks tell.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from ovm import machines
+
+    names = machines.names()
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:  # a service that hangs holds up no other
+        found = list(threads.map(_row, map(machines.of, names)))
+    if as_json:
+        rows(found, COLUMNS, as_json=True)
+        return
+    if not found and template is None:
+        click.echo("there are no machines yet; to make one: ovm start", err=True)
+        return
+    rows([row | _in_words(row) for row in found], COLUMNS, template=template)
+    for row in found if template is None else ():
+        if row["why"]:
+            click.echo(f"{row['name']}: {row['why']}", err=True)
+
+
+def _row(machine: Machine) -> dict[str, Any]:
+    """What is known of it; a machine whose settings are wrong is listed, too, and says so."""
+    from ovm import machines
+    from ovm.errors import OVMError
+    from ovm.settings import Settings
+
+    why = ""
+    try:
+        settings = machine.settings()
+    except OVMError as error:
+        settings, why = Settings(), error.message
+    rest = machines.at_rest(machine)
+    unknown = rest.held_by == "program"  # it may have chosen others than are written down
+    return {
+        "name": machine.name,
+        "state": _state(machine, rest),
+        "why": why or rest.why or _failure(rest),
+        "held_by": rest.held_by,
+        "pid": rest.pid,
+        "cpus": None if unknown else settings.cpus or machines.DEFAULT_CPUS,
+        "memory_mib": None if unknown else settings.memory or machines.DEFAULT_MEMORY_MIB,
+        "disk_bytes": rest.disk_size_bytes or (settings.disk or machines.DEFAULT_DISK_MIB) << 20,
+        "disk_used_bytes": rest.disk_bytes or 0,
+        "last_up": rest.last_up,
+    }
+
+
+def _state(machine: Machine, rest: Rest) -> str:
+    from ovm.errors import OVMError
+    from ovm.service.client import Service
+
+    if rest.state != "alive":
+        return rest.state
+    if rest.held_by == "program":
+        return "running"
+    try:
+        return services.spoken(Service(machine.name, machine.service_socket).status().state)
+    except OVMError:
+        return "unknown"  # it is just beginning, ending, or of another version
+
+
+def _failure(rest: Rest) -> str:
+    failed = rest.state == "stopped" and rest.last is not None and rest.last.reason == "failed"
+    return str((rest.last.error or {}).get("message", "")) if failed and rest.last else ""
+
+
+def _in_words(row: dict[str, Any]) -> dict[str, Any]:
+    words = services.bytes_in_words
+    return {
+        "memory": None if row["memory_mib"] is None else words(row["memory_mib"] << 20),
+        "disk": f"{words(row['disk_used_bytes'])} of {words(row['disk_bytes'])}",
+        "last_up": _ago(row["last_up"]) if row["state"] in {"stopped", "crashed"} else "now",
+    }
+
+
+def _ago(when: float | None) -> str:
+    if when is None:
+        return "never"
+    seconds = max(0.0, time.time() - when)
+    for unit, words in _UNITS:
+        if seconds >= unit:
+            count = int(seconds // unit)
+            return f"{count} {words if count > 1 else words.removesuffix('s')} ago"
+    return "just now"

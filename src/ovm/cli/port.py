@@ -1,0 +1,80 @@
+"""``ovm port``: ports of this host that lead to a running machine."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, cast
+
+import click
+
+from ovm.cli import json_option
+from ovm.cli import service as services
+from ovm.cli.names import name_argument
+from ovm.cli.show import format_option, rows
+
+_PORT = re.compile(
+    r"(?:(?P<address>\[[0-9a-fA-F:.]+\]|\d+(?:\.\d+){3}):)?(?:(?P<host>\d{1,5}):)?(?P<guest>\d{1,5})(?:/(?P<protocol>tcp|udp))?"
+)
+COLUMNS = ("protocol", "host", "guest", "purpose")
+
+
+@click.group("port")
+def command() -> None:
+    """Open and close ports of this host that lead to a running machine."""
+
+
+@command.command("ls")
+@name_argument
+@json_option
+@format_option
+def ls(name: str, *, as_json: bool, template: str | None) -> None:
+    """List the ports that are open for the machine NAME, its containers' included."""
+    found = [
+        {
+            "protocol": port.protocol,
+            "host": f"{port.host_address}:{port.host_port}",
+            "guest": port.guest_port,
+            "purpose": port.purpose,
+        }
+        for port in services.of(name).ports()
+    ]
+    rows(found, COLUMNS, as_json=as_json, template=template)
+
+
+@command.command("add")
+@click.argument("port", metavar="[ADDRESS:][HOST:]GUEST[/tcp|udp]")
+@name_argument
+@json_option
+def add(port: str, name: str, *, as_json: bool) -> None:
+    """Lead a port of this host, a free one if HOST is not given, to the port GUEST of the machine NAME.
+
+    It lasts until the machine stops; one that is always open is a setting: `ovm config set ports 8080:80`.
+    """
+    from ovm.service.protocol import PortWanted
+
+    address, host_port, guest_port, protocol = parse(port)
+    wanted = PortWanted(guest_port=guest_port, host_port=host_port, protocol=protocol, address=address)
+    opened = services.of(name).add_port(wanted)
+    if as_json:
+        services.print_json(opened)
+    else:
+        click.echo(f"{opened.host_address}:{opened.host_port}")
+
+
+@command.command("rm")
+@click.argument("port", metavar="[ADDRESS:]HOST[/tcp|udp]")
+@name_argument
+def rm(port: str, name: str) -> None:
+    """Close a port of this host that `ovm port add` opened for the machine NAME."""
+    from ovm.service.protocol import PortUnwanted
+
+    address, _, host_port, protocol = parse(port)
+    services.of(name).remove_port(PortUnwanted(host_port=host_port, protocol=protocol, address=address))
+
+
+def parse(text: str) -> tuple[str, int, int, Literal["tcp", "udp"]]:
+    """Address, host port (0 if it is not given), guest port and protocol of ``[ADDRESS:][HOST:]GUEST[/tcp|udp]``."""
+    if not (found := _PORT.fullmatch(text)):
+        raise click.BadParameter(f"{text!r} is not [ADDRESS:][HOST:]GUEST[/tcp|udp]; write 8080:80 for one")
+    protocol = cast('Literal["tcp", "udp"]', found["protocol"] or "tcp")
+    return (found["address"] or "127.0.0.1").strip("[]"), int(found["host"] or 0), int(found["guest"]), protocol

@@ -1,0 +1,54 @@
+"""``ovm reset``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from ovm.cli import Ui, run
+from ovm.cli import service as services
+from ovm.cli.names import name_argument
+
+if TYPE_CHECKING:
+    from ovm.machines import Machine
+
+
+@click.command("reset")
+@name_argument
+@click.option("--data", is_flag=True, help="Remove the data disk, too, with every image, container and volume.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def command(ui: Ui, /, name: str, *, data: bool, yes: bool) -> None:
+    """Restore the files the machine NAME boots from. Its images, containers and volumes are kept.
+
+    A running machine is stopped for that and started again.
+    """
+    from ovm import machines
+    from ovm.cli.progress import steps
+    from ovm.errors import StateError
+
+    machine = machines.find(name)
+    if data and not yes:
+        _ask(machine)
+    with steps(ui.progress).step(f"resetting {name}"):
+        try:
+            services.of(name).reset(data=data)
+        except StateError:
+            machines.refuse_others(machine)
+            run(_reset(machine, data=data))
+
+
+async def _reset(machine: Machine, *, data: bool) -> None:
+    from ovm.registry import create_from_settings
+
+    made = await create_from_settings(machine)
+    await made.reset_path(data=data)
+
+
+def _ask(machine: Machine) -> None:
+    if not sys.stdin.isatty():
+        raise click.UsageError("data is removed for good, and there is no terminal to ask on: add --yes to agree")
+    click.echo(f"This removes every image, container and volume of {machine.name}, for good.", err=True)
+    click.confirm("Go on?", abort=True, err=True)

@@ -1,0 +1,23 @@
+"""``ovm restart``."""
+
+from __future__ import annotations
+
+import click
+
+from ovm.cli import Ui, json_option
+from ovm.cli.names import name_argument
+
+
+@click.command("restart")
+@name_argument
+@json_option
+@click.pass_obj
+def command(ui: Ui, /, name: str, *, as_json: bool) -> None:
+    """Shut the machine NAME down and start it again, with the settings it has now."""
+    from ovm import machines
+    from ovm.cli.start import start
+    from ovm.cli.stop import stop
+
+    machine = machines.find(name)
+    stop(ui, name)
+    start(ui, machine, as_json=as_json)

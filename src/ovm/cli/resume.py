@@ -1,0 +1,21 @@
+"""``ovm resume``."""
+
+from __future__ import annotations
+
+import click
+
+from ovm.cli import json_option
+from ovm.cli import service as services
+from ovm.cli.names import name_argument
+
+
+@click.command("resume")
+@name_argument
+@json_option
+def command(name: str, *, as_json: bool) -> None:
+    """Let the machine NAME run again, with the right time on its clock; fine if it runs."""
+    state = services.of(name).resume()
+    if as_json:
+        services.print_json(state)
+    else:
+        click.echo(f"{name} is {services.spoken(state.state)}")

@@ -1,0 +1,54 @@
+"""``ovm rm``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from ovm.cli import service as services
+from ovm.cli.names import complete
+
+if TYPE_CHECKING:
+    from ovm.machines import Machine
+
+
+@click.command("rm")
+@click.argument("name", nargs=-1, required=True, shell_complete=complete)
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def command(name: tuple[str, ...], *, yes: bool) -> None:
+    """Remove machines with everything in them: images, containers and volumes. A running one is refused."""
+    from ovm import hooks, machines
+    from ovm.errors import OVMError
+    from ovm.hooks import autostart
+
+    doomed = [machines.find(one) for one in dict.fromkeys(name)]
+    for machine in doomed:  # all or none
+        machines.refuse_running(machine)
+    if not yes:
+        _ask(doomed)
+    for machine in doomed:
+        problems = list(hooks.remove(machine.name, machine.sockets.podman).problems)
+        try:
+            autostart.remove(machine.name)
+        except OVMError as error:
+            problems.append(error)
+        machines.remove(machine)
+        for problem in problems:
+            click.echo(f"ovm: {problem}", err=True)
+        click.echo(f"removed {machine.name}", err=True)
+
+
+def _ask(doomed: list[Machine]) -> None:
+    from ovm import machines
+
+    if not sys.stdin.isatty():
+        raise click.UsageError("data is removed for good, and there is no terminal to ask on: add --yes to agree")
+    for machine in doomed:
+        used = machines.at_rest(machine).disk_bytes or 0
+        size = services.bytes_in_words(used)
+        click.echo(
+            f"This removes {machine.name}, with all images, containers and volumes ({size}), for good.", err=True
+        )
+    click.confirm("Go on?", abort=True, err=True)

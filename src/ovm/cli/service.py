@@ -1,0 +1,77 @@
+"""What the commands that speak to a machine's service have in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ovm import __version__
+
+if TYPE_CHECKING:
+    from ovm.machines import Machine
+    from ovm.service.client import Service
+    from ovm.service.protocol import Status
+
+
+def of(name: str) -> Service:
+    """The service of the machine ``name``, which has been asked whether it is understood.
+
+    Raises:
+        StateError: there is no such machine, or it is not running.
+        SkewError: its service is of another version.
+    """
+    service, _ = asked(name)
+    return service
+
+
+def asked(name: str) -> tuple[Service, Status]:
+    """The service of the machine ``name``, and what it says of itself; raises as :func:`of` does."""
+    from ovm import machines
+    from ovm.service.client import Service
+
+    service = Service(name, machines.find(name).service_socket)
+    status = service.status()
+    if status.version != __version__:
+        click.echo(
+            f"ovm: the service of {name} is of ovm {status.version}, this is {__version__}; "
+            f"to renew it: ovm restart {name}",
+            err=True,
+        )
+    return service, status
+
+
+def spoken(state: str) -> str:
+    """A state in the word people use for it."""
+    return state.removeprefix("VirtualMachineState").lower()
+
+
+def print_json(told: Any) -> None:
+    """One line for programs."""
+    import msgspec
+
+    print(msgspec.json.encode(told).decode(), flush=True)
+
+
+def bytes_in_words(count: int) -> str:
+    """``count`` bytes, in the unit that suits them."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def why_it_rests(machine: Machine) -> str:
+    """Why a machine that no service holds is not running, as far as files tell."""
+    from ovm import machines
+
+    rest = machines.at_rest(machine)
+    if rest.state == "crashed":
+        return f"stopped (crashed): {rest.why}"
+    if rest.last is None:
+        return "stopped: it was never started"
+    if rest.last.reason == "failed":
+        return f"stopped (failed): {(rest.last.error or {}).get('message', 'see its logs')}"
+    return "stopped: it powered itself off" if rest.last.reason == "powered-off" else "stopped"

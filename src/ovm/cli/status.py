@@ -1,0 +1,62 @@
+"""``ovm status``."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from ovm.cli import EXIT_NOT_SO, json_option
+from ovm.cli import service as services
+from ovm.cli.names import name_argument
+from ovm.cli.show import filled, format_option
+
+if TYPE_CHECKING:
+    from ovm.service.protocol import Status
+
+
+@click.command("status")
+@name_argument
+@json_option
+@format_option
+def command(name: str, *, as_json: bool, template: str | None) -> int:
+    """Say what the machine NAME is doing. The exit status is 0 if it runs, and 3 if it does not."""
+    import msgspec
+
+    from ovm import machines
+    from ovm.errors import StateError
+    from ovm.state import VMState
+
+    machine = machines.find(name)
+    try:
+        _, status = services.asked(name)
+    except StateError:
+        why = services.why_it_rests(machine)
+        told = {"name": name, "state": VMState.STOPPED.value, "why": why}
+        if as_json:
+            services.print_json(told)
+        elif template is not None:
+            filled(told, template)
+        else:
+            click.echo(f"{name} is {why}")
+        return EXIT_NOT_SO
+    if as_json:
+        services.print_json(status)
+    elif template is not None:
+        filled(msgspec.to_builtins(status), template)
+    else:
+        _show(status)
+    return 0 if status.state is VMState.RUNNING else EXIT_NOT_SO
+
+
+def _show(status: Status) -> None:
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status.started_at))
+    click.echo(f"{status.name} is {services.spoken(status.state)}, its service is process {status.pid}, since {since}")
+    if status.step:
+        click.echo(f"  it is at: {status.step}")
+    for problem in status.health.problems if status.health else ():
+        click.echo(f"  not well: {problem}")
+    if status.restart_needed:
+        changed = ", ".join(status.restart_needed)
+        click.echo(f"  changed since its start: {changed}; to have that: ovm restart {status.name}")
