@@ -1,0 +1,153 @@
+"""One machine for several test runs: started by the first, stopped by the last, whoever dies in between.
+
+Who uses it holds a shared kernel lock on a file of the machine, so the last one is who gets it alone. The file says
+which start of the machine was ours: one that a person has made is not stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ovm import machines, sync
+from ovm.errors import InUseError, OVMError, StateError
+from ovm.service import client, launch
+from ovm.state import VMState
+from ovm.testing import LOCK
+
+if TYPE_CHECKING:
+    from ovm.machines import Machine
+    from ovm.service.protocol import Status
+
+log = logging.getLogger(__name__)
+
+STOP_WAIT_S = client.STOP_MARGIN_S + 100.0
+"""How long somebody else may take to stop it, before it is ours to start."""
+START_WAIT_S = client.START_TIMEOUT_S
+AGAIN_S = 0.1
+MARK_MAX_BYTES = 200
+
+
+@contextlib.contextmanager
+def sharing(name: str, *, template: str, keep: bool, stop: bool) -> Iterator[sync.RemoteOVM]:
+    """The machine ``name``, running while inside.
+
+    Args:
+        name: What it is called.
+        template: The machine whose settings it gets before it is started, if that is another one.
+        keep: Leave it running, and have others do so, too.
+        stop: Stop it on the way out, unless it is in use or was not started by tests.
+
+    Raises:
+        OVMError: it cannot be started.
+    """
+    machine = machines.of(name)
+    try:
+        with _lock(machine) as fd:
+            _take(fd, machine)
+            try:
+                _running(machine, fd, template)
+                if keep:
+                    os.ftruncate(fd, 0)
+                with sync.connect(name) as connected:
+                    yield connected
+            finally:
+                fcntl.flock(fd, fcntl.LOCK_UN)  # not by closing alone: a forked process may have it, too
+    finally:
+        if stop:
+            stop_if_unused(machine)
+
+
+def stop_unused(name: str) -> None:
+    """Stop the machine ``name`` and those of workers, as far as tests have started them and nobody uses them."""
+    for other in machines.names():
+        if other == name or re.fullmatch(rf"{re.escape(name)}-gw\d+", other):
+            try:
+                stop_if_unused(machines.of(other))
+            except OVMError as error:
+                log.warning("%s goes on: %s", other, error)
+
+
+def stop_if_unused(machine: Machine) -> None:
+    """Stop it, if tests have started it and none of them uses it any more."""
+    with _lock(machine) as fd:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        if not (mark := os.pread(fd, MARK_MAX_BYTES, 0)):
+            return
+        service = client.Service(machine.name, machine.service_socket)
+        try:
+            if _mark(service.status()) == mark:
+                service.stop()
+                launch.wait_until_gone(machine)
+        except StateError:
+            log.debug("%s does not run any more", machine.name)
+        os.ftruncate(fd, 0)
+
+
+def _running(machine: Machine, fd: int, template: str) -> None:
+    """Start it unless it runs; raises what the start failed of."""
+    deadline = time.monotonic() + START_WAIT_S
+    if template != machine.name and machines.at_rest(machine).held_by == "nobody":
+        machine.write_settings(machines.of(template).settings_text())
+    while True:
+        try:
+            service, ours = launch.launch(machine), True
+            _write(fd, _mark(service.status()))  # now: if we die while it starts, it is known to be ours
+        except InUseError:  # it runs, is being started, or is just about to end
+            service, ours = client.Service(machine.name, machine.service_socket), False
+        try:
+            for problem in launch.follow_start(service, lambda _step: None):
+                log.warning("%s", problem)
+            state = service.status().state
+            if state is VMState.PAUSED:
+                service.resume()
+            if state in {VMState.RUNNING, VMState.PAUSED}:
+                return
+        except OVMError:
+            if ours or time.monotonic() > deadline:
+                raise
+        time.sleep(AGAIN_S)
+
+
+def _mark(status: Status) -> bytes:
+    return f"{status.pid} {status.started_at!r}\n".encode()
+
+
+def _write(fd: int, mark: bytes) -> None:
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, mark, 0)
+
+
+@contextlib.contextmanager
+def _lock(machine: Machine) -> Iterator[int]:
+    machine.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(machine.directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _take(fd: int, machine: Machine) -> None:
+    deadline = time.monotonic() + STOP_WAIT_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise InUseError(
+                    f"{machine.name} is being stopped by another test run, without end",
+                    hint=f"ovm status {machine.name}",
+                ) from None
+            time.sleep(AGAIN_S)
+        else:
+            return
