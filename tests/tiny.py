@@ -259,7 +259,7 @@ class Machines:
         for pid in holders(self.root):  # a manager of a test that failed would live on
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        assert left == []
+        assert left == [], left
 
 
 class Machine:

@@ -25,11 +25,12 @@ WantedBy=multi-user.target
 
 async def test_a_life(options_for: MachineOptions, second_image: Path, tmp_path: Path) -> None:
     """One machine through its life: volume, restart policy and quadlet over reboot, stop, reset and upgrade."""
-    machine = await under.create(options_for("life"))
+    name = f"life-{tmp_path.name[-1]}"  # another one if it is run again
+    machine = await under.create(options_for(name))
     podman = Podman(machine, tmp_path)
     seen: list[str] = []
-    for name in ("ready", "close", "error"):
-        machine.on(name, lambda *_, name=name: seen.append(name))  # type: ignore[misc]
+    for event in ("ready", "close", "error"):
+        machine.on(event, lambda *_, event=event: seen.append(event))  # type: ignore[misc]
 
     await machine.start()
     web, quadlet = [(await machine.export_port(0, 1)).host_port for _ in range(2)]
@@ -75,7 +76,7 @@ async def test_a_life(options_for: MachineOptions, second_image: Path, tmp_path:
     with rootfs.open("rb") as file:
         assert file.read(7) != b"damaged"
     before = rootfs.stat()
-    newer = options_for("life", image_dir=second_image)
+    newer = options_for(name, image_dir=second_image)
     upgraded = await under.create(newer | {"versions": dict.fromkeys(newer["versions"], "2")})
     assert (rootfs.stat().st_ino, rootfs.stat().st_mtime_ns) != (before.st_ino, before.st_mtime_ns)
     podman.machine = machine = upgraded
