@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import secrets
 import time
@@ -12,10 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ovm import prepare, surroundings
+from ovm import prepare, surroundings, suspension
 from ovm.config import PODMAN_PORT_FIRST, SSH_PORT_FIRST, Options
 from ovm.disks.blocking import in_thread
-from ovm.errors import GuestError, HelperExited, OVMError, StartError
+from ovm.errors import GuestError, HelperExited, OVMError, PortError, StartError
 from ovm.guest import command, ready
 from ovm.guest.profiles import PROFILES
 from ovm.guest.ssh import AGENT_SOCKET, SSH, warm_up
@@ -38,6 +39,8 @@ POWER_BUTTON_RETRY_S = 2.0
 POWER_BUTTON_TRIES = 5
 """How often in a row a button may be out of reach before the power is cut."""
 FORCE_TIMEOUT_S = 5.0
+LOAD_TIMEOUT_S = 120.0
+"""For gigabytes from a slow disk."""
 BLAME_WAIT_S = 0.5
 """gvproxy ends with its hypervisor and may be noticed first; wait to see who really was the first to go."""
 
@@ -62,12 +65,13 @@ CMDLINE = "quiet loglevel=4 panic=-1 cryptomgr.notests rcupdate.rcu_expedited=1"
 
 @contextlib.asynccontextmanager
 async def power_on(
-    prepared: prepare.Prepared, *, step: Callable[[str], None], watcher: Watcher
+    prepared: prepare.Prepared, *, recall: suspension.Recall, step: Callable[[str], None], watcher: Watcher
 ) -> AsyncIterator[Session]:
-    """A machine whose guest has begun to boot. Whatever was entered here is left in reverse order.
+    """A machine whose guest has begun to boot, or waits for its memory. Whatever was entered here is left in reverse.
 
     Args:
         prepared: What it is to be, and what it is made of.
+        recall: Whether to go on from a memory, and who is told if that cannot be; then the guest boots.
         step: Called with the name of each step that is done.
         watcher: Called with what the hypervisor tells.
 
@@ -91,6 +95,10 @@ async def power_on(
         await in_thread(partial(_clear_sockets, sockets))
         stack.push_async_callback(in_thread, partial(_clear_sockets, sockets))
         log_paths = await in_thread(lambda: {name: logs.rotate(options.log_dir, name) for name in names})
+        spec = vm_spec(prepared, sockets, log_paths["console"])
+        facts = await in_thread(partial(suspension.facts, prepared, spec))
+        await recall.look(TargetPaths(options.target_dir), facts)
+        stack.push_async_callback(recall.close)
         importing = asyncio.create_task(warm_up())
         stack.callback(importing.cancel)
 
@@ -103,7 +111,7 @@ async def power_on(
         network = await stack.enter_async_context(
             gvproxy.start(group, prepared.files.gvproxy, sockets, log_paths["gvproxy"], wire=wire, reads=reads)
         )
-        ssh_port, podman_port = await _open_ports(network, sockets, options)
+        ssh_port, podman_port = await _open_ports(network, sockets, options, recall)
         ssh = SSH(ssh_port, KeyPaths(options.ssh_key_dir))
         if agent is not None:
             ssh.lend_socket(agent, AGENT_SOCKET)
@@ -122,7 +130,7 @@ async def power_on(
         else:
             blocked = tuple(port for port in (ssh_port, podman_port) if port is not None)
             await in_thread(partial(prepare.write_boot_initrd, options, prepared.files.initrd, key, blocked))
-        spec = vm_spec(prepared, sockets, log_paths["console"])
+        spec = dataclasses.replace(spec, waits_for_memory=await recall.is_whole())
         vm = await stack.enter_async_context(driver.start(group, spec, logs=log_paths, watcher=watcher))
         kept.update()
         step("hypervisor")
@@ -140,6 +148,7 @@ async def power_on(
                 helpers_changed=kept.update,
                 console_log=log_paths["console"],
                 initrd_is_read=driver.reads_initrd_once,
+                facts=facts,
             )
         )
 
@@ -149,9 +158,15 @@ def _clear_sockets(sockets: SocketPaths) -> None:
         path.unlink(missing_ok=True)
 
 
-async def _open_ports(network: gvproxy.Network, sockets: SocketPaths, options: Options) -> tuple[int, int | None]:
-    """Sshd's and podman's port on the host, before the guest boots: it is told never to reach them itself."""
-    ssh = await network.pick(SSH_GUEST_PORT, first=SSH_PORT_FIRST)
+async def _open_ports(
+    network: gvproxy.Network, sockets: SocketPaths, options: Options, recall: suspension.Recall
+) -> tuple[int, int | None]:
+    """Sshd's and podman's port on the host, before the guest boots: it is told never to reach them itself.
+
+    A guest that goes on was told of podman's port before, so it is that one or a boot; of sshd's, which wants a key, it
+    can be told once it runs.
+    """
+    ssh = await network.pick(SSH_GUEST_PORT, first=recall.ssh_port or SSH_PORT_FIRST)
     profile = PROFILES[options.guest]
     if not profile.engine:
         return ssh.host_port, None
@@ -161,7 +176,9 @@ async def _open_ports(network: gvproxy.Network, sockets: SocketPaths, options: O
     await network.expose_socket(sockets.podman, PODMAN_GUEST_PORT)
     if not options.podman_tcp:
         return ssh.host_port, None
-    podman = await network.pick(PODMAN_GUEST_PORT, first=PODMAN_PORT_FIRST)
+    podman = await network.pick(PODMAN_GUEST_PORT, first=recall.podman_port or PODMAN_PORT_FIRST)
+    if recall.podman_port not in {None, podman.host_port}:
+        await recall.give_up(f"port {recall.podman_port}, podman's own, is taken")
     return ssh.host_port, podman.host_port
 
 
@@ -222,10 +239,35 @@ async def come_up(session: Session, *, step: Callable[[str], None]) -> None:
     if session.profile.engine:
         await session.attach()
     await in_thread(partial(prepare.remember_ready, session.options))
+    await _be_ready(session)
+    step("ready")
+
+
+async def go_on(session: Session, recall: suspension.Recall, *, step: Callable[[str], None]) -> list[PortError]:
+    """From a guest that waits for its memory to one that can be used, its clock set and its ports open.
+
+    Returns the ports that could not be opened again.
+
+    Raises:
+        OVMError: the memory cannot be loaded, or the guest not be reached.
+    """
+    await recall.load(session, timeout_s=LOAD_TIMEOUT_S)
+    step("memory")
+    await session.vm.resume()
+    step("guest")
+    async with asyncio.TaskGroup() as tasks:
+        opening = tasks.create_task(session.open_again(recall.forwards))
+        if session.profile.engine:
+            tasks.create_task(session.reach_again(known_ssh_port=recall.ssh_port))
+    await _be_ready(session)
+    step("ready")
+    return opening.result()
+
+
+async def _be_ready(session: Session) -> None:
     session.console_read = (await in_thread(session.console_log.stat)).st_size
     if session.initrd_is_read:
         await in_thread(partial(session.sockets.boot_initrd.unlink, missing_ok=True))
-    step("ready")
 
 
 async def boot_error(session: Session, message: str) -> StartError:
@@ -295,6 +337,16 @@ class Shutdown:
     """Called with each step, in words for people."""
     force_wanted: asyncio.Event
     timeout_s: float = STOP_TIMEOUT_S
+
+
+async def cut_power(session: Session) -> None:
+    """End a guest that stands still and whose memory is kept; nothing is asked of it."""
+    for child in session.children:
+        child.expected = True
+    await session.vm.force_stop()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FORCE_TIMEOUT_S):
+            await session.vm.child.wait()
 
 
 async def shut_down(session: Session, how: Shutdown) -> None:

@@ -59,6 +59,8 @@ class Info:
     log_dir: Path
     timings: tuple[Stage, ...]
     """The steps of the last start."""
+    not_resumed: str = ""
+    """Why the last start did not go on from a memory that was there; empty if it did, or none was."""
     health: Health
     """What the last look at it found; there is one each minute, and after the host's sleep."""
 

@@ -19,13 +19,16 @@ from ovm.boot import (
     blame,
     boot_error,
     come_up,
+    cut_power,
     explain,
     find_panic,
+    go_on,
     power_on,
     shut_down,
 )
 from ovm.care import Care
 from ovm.config import check_address, check_port
+from ovm.disks.suspended import Unfit, is_there
 from ovm.disks.verify import FileState, verify
 from ovm.errors import (
     GuestError,
@@ -49,6 +52,8 @@ from ovm.process.supervise import first_exit, race
 from ovm.prune import Pruned, prune
 from ovm.session import Session
 from ovm.state import StateInfo, VMState, may_follow, state_info
+from ovm.suspension import SUSPEND_TIMEOUT_S, Recall, save
+from ovm.suspension import check as check_suspension
 
 if TYPE_CHECKING:
     import asyncssh
@@ -86,6 +91,9 @@ class OVM:
         """Whether the host's sleep has paused it, or is about to."""
         self._syncing: asyncio.Task[ClockSync] | None = None
         self._care: Care | None = None
+        self._saving: asyncio.Task[None] | None = None
+        self._is_suspended = self._resume_wanted = False
+        self._not_resumed = ""
         self._progress: list[Callable[[str], object]] = []
         self._restarted_at = -math.inf
         self._began = 0.0
@@ -106,11 +114,19 @@ class OVM:
     # -- start and stop
 
     async def start(
-        self, *, timeout_s: float = READY_TIMEOUT_S, progress: Callable[[str], object] | None = None
+        self,
+        *,
+        resume: bool = True,
+        timeout_s: float = READY_TIMEOUT_S,
+        progress: Callable[[str], object] | None = None,
     ) -> None:
-        """Boot; returns when podman answers. Cancelling it leaves nothing behind, nor does a failure.
+        """Boot, or go on from where :meth:`suspend` left off; returns when podman answers.
+
+        A memory that does not go with the machine any more is removed and the guest boots; ``info.not_resumed`` says
+        why. Cancelling it leaves nothing behind, nor does a failure.
 
         Args:
+            resume: Whether to go on from a memory that is there; if not, it is removed.
             timeout_s: Seconds the guest may take from the hypervisor's start to its ready.
             progress: Called with each stage as it is done, by the names that are in ``info.timings``.
 
@@ -130,7 +146,10 @@ class OVM:
         self._stop_wanted, self._force_wanted = asyncio.Event(), asyncio.Event()
         self._stop_timeout_s = STOP_TIMEOUT_S
         self._progress = [] if progress is None else [progress]
-        started = self._begin()
+        self._resume_wanted, self._not_resumed = resume, ""
+        # one look at a name; to wait for a thread here would let a second start in
+        restoring = resume and is_there(TargetPaths(self.options.target_dir))
+        started = self._begin(VMState.RESTORING if restoring else VMState.STARTING)
         self._keeper = asyncio.create_task(self._keep(started), name=f"{self!r}")
         try:
             await asyncio.shield(started)
@@ -139,15 +158,15 @@ class OVM:
             await asyncio.wait({self._keeper})
             raise
 
-    def _begin(self) -> asyncio.Future[None]:
-        """From Stopped to Starting, with nothing of an earlier life; returns what is done once it is ready."""
+    def _begin(self, first: VMState = VMState.STARTING) -> asyncio.Future[None]:
+        """From Stopped to ``first``, with nothing of an earlier life; returns what is done once it is ready."""
         self._began = time.monotonic()
         self._stages = []
         self._powered_off, self._fallen = asyncio.Event(), asyncio.Event()
         self._happened: asyncio.Queue[tuple[Happening, str]] = asyncio.Queue()
         self._network_is_lost = self._fell_early = False
-        self._asleep = False
-        self._to(VMState.STARTING)
+        self._asleep = self._is_suspended = False
+        self._to(first)
         return asyncio.get_running_loop().create_future()
 
     async def stop(
@@ -207,6 +226,9 @@ class OVM:
                 log.warning("the guest's kernel fell before its first word, so it is started once more: %s", error)
                 self._tried_again, _ = True, self._begin()
                 continue
+            if isinstance(error, Unfit) and not self._stop_wanted.is_set():
+                self._resume_wanted, self._not_resumed, _ = False, str(error), self._begin()
+                continue
             told = error if isinstance(error, OVMError) or error is None else OVMError(f"internal error: {error!r}")
             if told is not None and not self._stop_wanted.is_set():
                 self._events.emit("error", told)
@@ -255,10 +277,17 @@ class OVM:
 
     async def _live(self, started: asyncio.Future[None]) -> None:
         async with contextlib.AsyncExitStack() as stack:
-            session = await stack.enter_async_context(power_on(self._prepared, step=self._done, watcher=self._hear))
+            recall = Recall(wanted=self._resume_wanted, given_up=self._boots_instead)
+            self._resume_wanted = False  # of what comes after this start, nothing goes on from what is there now
+            session = await stack.enter_async_context(
+                power_on(self._prepared, recall=recall, step=self._done, watcher=self._hear)
+            )
             if self.options.pause_on_sleep:
                 await stack.enter_async_context(power.watch(self._before_sleep, self._after_wake))
-            await self._come_up(session)
+            if recall.record is None:
+                await self._come_up(session)
+            else:
+                await self._go_on(session, recall)
             self._session = session
             self._care = Care(
                 session, self._prepared.driver, is_running=lambda: self._state is VMState.RUNNING, changed=self._changed
@@ -266,19 +295,34 @@ class OVM:
             self._to(VMState.RUNNING)
             self._events.emit("ready")
             started.set_result(None)
-            if session.profile.engine:
-                self._in_background(session.keep_attached())
-            self._in_background(self._care.keep_looking())
+            self._attend(session)
             try:
                 await self._stay(session)
             finally:
                 # also when the event loop itself is ending: it waits for us
-                self._to(VMState.STOPPING)
-                for task in self._background:
-                    task.cancel()
-                await shut_down(
-                    session, Shutdown(tell=self._tell, force_wanted=self._force_wanted, timeout_s=self._stop_timeout_s)
-                )
+                await self._leave(session)
+
+    def _attend(self, session: Session) -> None:
+        """What is done for a machine all the time that it runs."""
+        if session.profile.engine:
+            self._in_background(session.keep_attached())
+        if self._care is not None:
+            self._in_background(self._care.keep_looking())
+
+    async def _leave(self, session: Session) -> None:
+        """Shut the guest down; of one whose memory is kept, only the power is cut."""
+        if self._saving is not None and not self._is_suspended:
+            self._saving.cancel()
+            await asyncio.wait({self._saving})
+        for task in self._background:
+            task.cancel()
+        if self._is_suspended:
+            await cut_power(session)
+            return
+        self._to(VMState.STOPPING)
+        await shut_down(
+            session, Shutdown(tell=self._tell, force_wanted=self._force_wanted, timeout_s=self._stop_timeout_s)
+        )
 
     async def _come_up(self, session: Session) -> None:
         """Wait for the guest's ready; what can wait itself is done after it."""
@@ -297,6 +341,30 @@ class OVM:
         self._stages = sorted([*self._stages, *heard], key=lambda stage: stage.ms)
         if session.profile.engine:
             self._in_background(session.settle())
+
+    async def _go_on(self, session: Session, recall: Recall) -> None:
+        """Have the guest go on from its memory.
+
+        Raises:
+            Unfit: it does not; it can boot instead.
+        """
+        try:
+            lost = await race(
+                go_on(session, recall, step=self._done), session.children, stage="resume", timeout_s=self._timeout_s
+            )
+        except (OVMError, BaseExceptionGroup) as error:
+            told = first_error(error)
+            if not isinstance(told, OVMError):
+                raise
+            raise Unfit(f"the guest did not go on: {told}") from error
+        for port in lost:
+            self._events.emit("error", port)
+        if session.profile.engine:
+            self._in_background(session.kick_chrony())
+
+    def _boots_instead(self, why: str) -> None:
+        self._not_resumed = why
+        self._to(VMState.STARTING)
 
     async def _come_up_or_fall(self, session: Session) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -464,6 +532,7 @@ class OVM:
             data_disk=TargetPaths(self.options.target_dir).data_disk,
             log_dir=self.options.log_dir,
             timings=tuple(self._stages),
+            not_resumed=self._not_resumed,
             health=self._care.health if self._care is not None else Health(),
         )
 
@@ -566,6 +635,58 @@ class OVM:
         finally:
             self._syncing.cancel()
             self._syncing = None
+
+    async def suspend(self, *, timeout_s: float = SUSPEND_TIMEOUT_S) -> None:
+        """Keep the guest's memory on disk and end every process; the next :meth:`start` goes on from it.
+
+        Containers go on where they were; who was connected to one has to connect again. A paused machine runs after
+        that start. The memory goes with this machine as it is, and is removed by the next start in any case: if files,
+        options, QEMU or the data disk have changed meanwhile, the guest boots, as after a power failure. What it had
+        written by now is synced first. It takes up to ``memory_mib`` of disk.
+
+        Once begun it is finished, even if the caller is cancelled; a :meth:`stop` meanwhile wins.
+
+        Args:
+            timeout_s: Seconds the hypervisor may take.
+
+        Raises:
+            UnsupportedError: it runs under vfkit, or shares a folder.
+            StateError: it is neither running nor paused.
+            SpaceError: the disk has no room for the memory.
+            GuestError: the hypervisor could not do it. After an error the machine does what it did before.
+            StopError: a helper could not be ended.
+        """
+        check_suspension(self._prepared)
+        await self._to_its_end(self._suspend(timeout_s))
+        keeper = self._keeper
+        assert keeper is not None
+        await asyncio.wait({keeper})
+        if not keeper.cancelled() and (error := keeper.exception()) is not None:
+            raise StopError("the machine could not be ended cleanly") from error
+
+    async def _suspend(self, timeout_s: float) -> None:
+        async with self._turn:
+            session = self._in({VMState.RUNNING, VMState.PAUSED}, "suspend")
+            before = self._state
+            self._to(VMState.SAVING)
+            self._saving = asyncio.current_task()
+            for task in self._background:  # they would connect again
+                task.cancel()
+            try:
+                await save(session, runs=before is VMState.RUNNING, timeout_s=timeout_s)
+            except BaseException as error:
+                if self._state is VMState.SAVING:
+                    self._to(before)
+                    self._attend(session)
+                if isinstance(error, asyncio.CancelledError):
+                    raise StateError("suspend: the machine was stopped meanwhile") from None
+                raise
+            finally:
+                self._saving = None
+            if self._state is not VMState.SAVING:
+                self._refuse("suspend")
+            self._is_suspended = True
+            self._stop_wanted.set()
 
     async def _before_sleep(self) -> None:
         """A guest that runs into the host's sleep wakes with a clock that is wrong, and on macOS may hang."""

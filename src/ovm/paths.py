@@ -9,6 +9,8 @@
         data.img                   the data disk; never replaced, only grown
         scratch.img                what an ovm-core guest writes to its root; made anew at each start
         machine.json               machine id, and whether the data disk was ever in use
+        memory.suspended           the guest's memory, 0600, from a suspend to the next start
+        suspended.json             what that memory goes with, 0600, as long as it is there
         ovm.lock                   held from start to stop
     socket_dir/                    0700, emptied of the names below at each start
         network.sock               gvproxy's HTTP API
@@ -54,6 +56,8 @@ DIGESTS = "digests.json"
 DATA_DISK = "data.img"
 SCRATCH_DISK = "scratch.img"
 MACHINE = "machine.json"
+MEMORY = "memory.suspended"
+SUSPENDED = "suspended.json"
 
 SOCKET_NAMES = ("network.sock", "net.sock", "podman.sock", "ready.sock", "command.sock", "vfkit.sock")
 _LONGEST_SOCKET = "virtiofs-99.sock"
@@ -90,6 +94,16 @@ class TargetPaths:
     def machine(self) -> Path:
         """What must be remembered about the machine itself."""
         return self.directory / MACHINE
+
+    @property
+    def memory(self) -> Path:
+        """The memory of a suspended machine."""
+        return self.directory / MEMORY
+
+    @property
+    def suspended(self) -> Path:
+        """What a suspended machine's memory goes with."""
+        return self.directory / SUSPENDED
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 ATTACHED = "/usr/lib/ovm/attached"
 """Tells the guest that published ports are served, so that containers may start."""
+FIREWALLED = ("inet", "netdev")
+"""The families of the guest's two firewall tables."""
 PODMAN_SOCKET = "/run/podman/podman.sock"
 """Of root's podman in the guest."""
 PING = "/libpod/_ping"
@@ -57,6 +59,8 @@ class Session:
     """Bytes of it that were there when the guest was last ready."""
     initrd_is_read: bool = True
     """Whether the guest needs ``boot.initrd`` no more once it is ready."""
+    facts: dict[str, str] = field(default_factory=dict)
+    """What the guest's memory goes with, should it be kept; empty where it cannot."""
     forwards: dict[tuple[str, str], Forward] = field(default_factory=dict)
 
     @property
@@ -159,6 +163,37 @@ class Session:
         if self.profile.engine:
             await self._until_ping()
         return lost
+
+    async def open_again(self, forwards: Iterable[Forward]) -> list[PortError]:
+        """Open what was open when the guest was suspended; returns what could not be."""
+        lost = []
+        for forward in forwards:
+            try:
+                await self._open(forward)
+            except PortError as error:
+                lost.append(error)
+        return lost
+
+    async def reach_again(self, *, known_ssh_port: int | None) -> None:
+        """When the guest has gone on from its memory: until it is connected, its clock is set, and podman answers.
+
+        ``known_ssh_port`` is the host's port of sshd that the guest's firewall keeps everybody in it from.
+
+        Raises:
+            GuestError: it cannot be reached.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._until_ping())
+            await self._reach()
+            if self.profile.managed and known_ssh_port != self.ssh.port:
+                tasks.create_task(self._block_ssh_port())
+            await self.sync_clock()
+
+    async def _block_ssh_port(self) -> None:
+        added = "; ".join(f"add element {family} ovm blocked_host_ports {{ {self.ssh.port} }}" for family in FIREWALLED)
+        told = await self.ssh.exec(["nft", added], timeout_s=ATTACH_TIMEOUT_S)
+        if told.exit_status != 0:
+            raise GuestError(f"the guest's firewall did not take a port: {told.stderr.decode(errors='replace')}")
 
     async def _until_ping(self) -> None:
         """Until podman answers: the guest may still think it is spoken to from a port of the last gvproxy's."""

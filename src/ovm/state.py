@@ -34,7 +34,7 @@ TRANSITIONS: dict[VMState, frozenset[VMState]] = {
     _S.PAUSED: frozenset({_S.RESUMING, _S.STOPPING, _S.STOPPED, _S.SAVING, _S.ERROR}),
     _S.RESUMING: frozenset({_S.RUNNING, _S.PAUSED, _S.STOPPING, _S.STOPPED, _S.ERROR}),
     _S.STOPPING: frozenset({_S.STOPPED, _S.ERROR}),
-    _S.SAVING: frozenset({_S.STOPPED, _S.RUNNING, _S.PAUSED, _S.ERROR}),
+    _S.SAVING: frozenset({_S.STOPPED, _S.RUNNING, _S.PAUSED, _S.STOPPING, _S.ERROR}),
     _S.RESTORING: frozenset({_S.RUNNING, _S.STARTING, _S.STOPPING, _S.STOPPED, _S.ERROR}),
     _S.ERROR: frozenset({_S.RESUMING, _S.STOPPING, _S.STOPPED, _S.STARTING}),
 }

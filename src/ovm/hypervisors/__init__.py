@@ -87,6 +87,8 @@ class VMSpec:
     """Where a hypervisor that serves its control on a socket does so."""
     rosetta: bool = False
     """Whether the guest gets Apple's translator of x86_64 programs."""
+    waits_for_memory: bool = False
+    """Whether it is not to boot, but to stand still until it is given a memory to go on from."""
 
 
 class Happening(StrEnum):
@@ -134,6 +136,20 @@ class Control(Protocol):
     async def replug(self, network_socket: Path) -> None:
         """Lead the guest's network card to the gvproxy that listens there now, if the driver can."""
 
+    async def save(self, memory: int, *, timeout_s: float) -> None:
+        """Let the guest stand still and write it to the open file ``memory``, if the driver can; its disks are flushed.
+
+        Raises:
+            GuestError: it could not be done; the guest does what it did.
+        """
+
+    async def load(self, memory: int, *, timeout_s: float) -> None:
+        """Give the guest that waits for it the memory of one that was saved; it stands still until it is resumed.
+
+        Raises:
+            OVMError: it could not be done, and this machine is good for nothing now.
+        """
+
 
 class Driver(Protocol):
     """A hypervisor of this host that will do, and how it is run."""
@@ -165,6 +181,13 @@ class Driver(Protocol):
     @property
     def reads_initrd_once(self) -> bool:
         """Whether a guest that resets itself needs the file no more."""
+
+    @property
+    def can_suspend(self) -> bool:
+        """Whether a guest's memory can be saved to disk, and loaded from there."""
+
+    def identity(self, spec: VMSpec) -> str:
+        """What a memory of that machine depends on, besides its files: program, processor, devices. May read files."""
 
     @property
     def accelerator(self) -> str:

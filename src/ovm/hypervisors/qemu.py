@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import logging
 import os
+import platform
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
@@ -16,10 +18,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from ovm.errors import GuestError, StartError
+from ovm.errors import GuestError, NotReadyError, OVMError, StartError
 from ovm.hypervisors import Arch, Card, Happening, VMSpec, Watcher, virtiofsd
 from ovm.hypervisors.accel import CONSOLE, MACHINE, Accel, Answer, Emulator, flags
 from ovm.process.child import Child, Group
+from ovm.process.probe import show_version
 from ovm.process.supervise import race
 from ovm.state import VMState
 
@@ -33,6 +36,9 @@ OLDEST = (7, 2)
 QMP_START_S = 30.0
 QMP_TIMEOUT_S = 10.0
 END_GRACE_S = 5.0
+MIGRATE_CANCEL_S = 10.0
+MEMORY = "memory"
+UNLIMITED_BYTES_PER_S = 2**40
 WIRE, PLUG = "wire", "plug"
 IO_ERROR = "io-error"
 
@@ -101,6 +107,8 @@ def command(spec: VMSpec, emulator: Emulator, accelerator: Accel, *, qmp_fd: int
     for number, share in enumerate(spec.shares):
         argv += ["-chardev", f"socket,id=share{number},path={escape(share.socket)}"]
         argv += ["-device", f"vhost-user-fs-pci,chardev=share{number},tag={escape(share.tag)}"]
+    if spec.waits_for_memory:
+        argv += ["-incoming", "defer", "-S"]
     return argv
 
 
@@ -119,6 +127,7 @@ class QEMUDriver:
     can_replug: ClassVar[bool] = True
     vsock: ClassVar[bool] = False
     reads_initrd_once: ClassVar[bool] = True
+    can_suspend: ClassVar[bool] = True
 
     @property
     def arch(self) -> Arch:
@@ -134,6 +143,23 @@ class QEMUDriver:
     def accelerator_reason(self) -> str:
         """Why that and nothing else."""
         return self.answer.reason
+
+    def identity(self, spec: VMSpec) -> str:
+        """The very QEMU, the host's processor where the guest gets that, and the command line without its paths."""
+        program = self.emulator.program.stat()
+        pathless = dataclasses.replace(
+            spec,
+            kernel=Path("kernel"),
+            initrd=Path("initrd"),
+            console_log=Path("console"),
+            network_socket=Path("net"),
+            disks=tuple(dataclasses.replace(disk, path=Path(disk.name)) for disk in spec.disks),
+            channels=tuple(dataclasses.replace(channel, socket=Path(channel.name)) for channel in spec.channels),
+        )
+        facts = [show_version(self.emulator.version), str(program.st_size), str(program.st_mtime_ns)]
+        if self.answer.accelerator != "tcg":
+            facts.append(_processor())
+        return "\n".join(facts + command(pathless, self.emulator, self.answer.accelerator, qmp_fd=0))
 
     def logs(self, shares: int) -> list[str]:
         """The names of the logs a machine with that many shared folders writes."""
@@ -212,6 +238,69 @@ class QEMU:
             # What the card sent while the hub had no other port waits in its queue, and holds up all that follows: a
             # new port does not flush it (net/hub.c in QEMU), a stop does (net_vm_change_state_handler in net/net.c).
             await asyncio.gather(self._execute("stop"), self._execute("cont"))
+
+    async def save(self, memory: int, *, timeout_s: float) -> None:
+        """Stop the guest and write its memory and its devices to the open file ``memory``; its disks are flushed.
+
+        Raises:
+            GuestError: it could not be done; the guest does what it did.
+            HelperExited: QEMU ended.
+        """
+        ran = await self.state() is VMState.RUNNING
+        try:
+            await self.pause()
+            await self._execute("migrate-set-parameters", **{"max-bandwidth": UNLIMITED_BYTES_PER_S})
+            await self._migrate("migrate", memory, timeout_s)
+        except (GuestError, asyncio.CancelledError):
+            with contextlib.suppress(OVMError):
+                await self._take_back()
+                if ran:
+                    await self.resume()
+            raise
+
+    async def load(self, memory: int, *, timeout_s: float) -> None:
+        """Read memory and devices from the open file ``memory``; the guest stands still.
+
+        Raises:
+            GuestError: it could not be done.
+            HelperExited: QEMU ended, as it does where it does not like what it reads.
+        """
+        await self._migrate("migrate-incoming", memory, timeout_s)
+
+    async def _migrate(self, command: str, memory: int, timeout_s: float) -> None:
+        """To or from a file, which to QEMU is a migration like any other (QEMU's migration/fd.c takes files, too)."""
+        await self._execute("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
+        self._qmp.send_fd_scm(memory)
+        await self._execute("getfd", fdname=MEMORY)
+        try:
+            await race(self._migrated(command), [self.child], stage=command, timeout_s=timeout_s)
+        except NotReadyError:
+            raise GuestError(f"QEMU's {command} was not done within {timeout_s:g} s") from None
+
+    async def _migrated(self, command: str) -> None:
+        with self._qmp.listener("MIGRATION") as moves:
+            await self._execute(command, uri=f"fd:{MEMORY}")
+            async for move in moves:
+                match _data(move).get("status"):
+                    case "completed":
+                        return
+                    case "failed" | "cancelled" as ended:
+                        told = await self._execute("query-migrate")
+                        why = told.get("error-desc") if isinstance(told, dict) else None
+                        raise GuestError(f"QEMU's {command} {ended}" + (f": {why}" if why else ""))
+
+    async def _take_back(self) -> None:
+        """End a migration that may be under way; its guest can be resumed then."""
+        with self._qmp.listener("MIGRATION") as moves:
+            told = await self._execute("query-migrate")
+            if not isinstance(told, dict) or told.get("status") not in {"setup", "active", "device", "cancelling"}:
+                return
+            await self._execute("migrate_cancel")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(MIGRATE_CANCEL_S):
+                    async for move in moves:
+                        if _data(move).get("status") in {"cancelled", "completed", "failed"}:
+                            return
 
     async def _execute(self, name: str, **arguments: Any) -> Any:
         from qemu.qmp import ExecuteError, QMPError
@@ -305,6 +394,14 @@ async def _failure(qmp: QMPClient) -> str:
     except msgspec.ValidationError as error:
         return f"its status cannot be told: {error}"
     return "" if answer.status in _STATES else answer.status
+
+
+def _processor() -> str:
+    """The host's processor, as far as a guest could tell it from another."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+        return "\n".join(line for line in lines if line.startswith(("model name", "stepping", "microcode", "flags")))
+    return platform.processor()
 
 
 def _data(event: Message) -> dict[str, Any]:

@@ -115,12 +115,17 @@ class VfkitDriver:
     can_replug: ClassVar[bool] = False  # vfkit learns its gvproxy once
     vsock: ClassVar[bool] = True
     reads_initrd_once: ClassVar[bool] = False  # nobody has written down whether Apple's framework does
+    can_suspend: ClassVar[bool] = False  # crc-org/vfkit#449
     accelerator: ClassVar[str] = "hvf"
 
     @property
     def accelerator_reason(self) -> str:
         """Why that and nothing else."""
         return f"Apple's Virtualization framework, by vfkit {self.version}"
+
+    def identity(self, spec: VMSpec) -> str:
+        """Of no use, for no memory is kept."""
+        return f"vfkit {self.version} {spec.arch}"
 
     def logs(self, shares: int) -> list[str]:
         """Its own: it shares folders itself."""
@@ -222,6 +227,16 @@ class Vfkit:
     async def replug(self, network_socket: Path) -> None:
         """Cannot be done."""
         raise UnsupportedError(f"vfkit cannot be led to another {network_socket}")
+
+    async def save(self, memory: int, *, timeout_s: float) -> None:
+        """Cannot be done."""
+        del memory, timeout_s
+        raise UnsupportedError("vfkit cannot save a guest's memory")
+
+    async def load(self, memory: int, *, timeout_s: float) -> None:
+        """Cannot be done."""
+        del memory, timeout_s
+        raise UnsupportedError("vfkit cannot load a guest's memory")
 
     async def _ask(self) -> _State:
         try:
