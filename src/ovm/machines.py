@@ -73,7 +73,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
 
     at: float
     """In seconds since the epoch."""
-    reason: Literal["stopped", "powered-off", "failed"]
+    reason: Literal["stopped", "powered-off", "failed", "suspended"]
     error: dict[str, Any] | None = None
 
 
@@ -248,7 +248,8 @@ class Rest:
     """``program``: one that has made the machine for itself, by ``create_ovm``."""
     pid: int | None
     """The process that holds it, if that is known."""
-    state: Literal["stopped", "crashed", "alive"]
+    state: Literal["stopped", "suspended", "crashed", "alive"]
+    """``suspended``: stopped, with a memory that its next start goes on from."""
     why: str
     """Why it has crashed; else empty."""
     last: Ended | None
@@ -266,10 +267,11 @@ def at_rest(machine: Machine) -> Rest:
     held_by, pid, why = _holder(machine, record)
     alive = held_by != "nobody" and not why
     disk = _stat(machine.data_disk)
+    resting = "suspended" if os.path.lexists(paths.TargetPaths(machine.target).suspended) else "stopped"
     return Rest(
         held_by=held_by,
         pid=pid,
-        state="alive" if alive else "crashed" if why else "stopped",
+        state="alive" if alive else "crashed" if why else resting,
         why=why,
         last=_read(machine.ended_record, Ended),
         last_up=time.time() if alive else disk.st_mtime if disk else None,
@@ -359,6 +361,20 @@ def remove(machine: Machine) -> None:
         raise FileError(
             f"{error.filename or machine.directory} cannot be removed: {error.strerror or error}"
         ) from error
+
+
+def forget_memory(machine: Machine) -> None:
+    """Have its next start boot, even if it is suspended.
+
+    Raises:
+        InUseError: somebody holds it.
+        FileError: the memory cannot be removed.
+    """
+    from ovm.disks import suspended
+
+    refuse_running(machine)
+    with _nobody_else(machine):
+        suspended.discard(paths.TargetPaths(machine.target))
 
 
 @contextlib.contextmanager

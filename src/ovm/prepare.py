@@ -17,7 +17,7 @@ import msgspec
 
 from ovm import hypervisors, paths, surroundings
 from ovm.config import Options
-from ovm.disks import assets, data, materialize
+from ovm.disks import assets, data, materialize, suspended
 from ovm.disks.blocking import in_thread
 from ovm.disks.kernel import find_packed
 from ovm.errors import FileError, HelperError, OptionError, UnsupportedError
@@ -344,7 +344,8 @@ def search_domains() -> tuple[str, ...]:
 
 
 async def reset(options: Options, *, with_data: bool) -> None:
-    """Make every file anew from its origin, and the data disk too if asked; raises as :func:`prepare_linux` does."""
+    """Make every file anew from its origin, and the data disk too if asked; a memory goes. Raises as :func:`prepare_linux` does."""
     await asyncio.to_thread(assets.check_origins, options.origin_path, rootfs_must_be_btrfs=options.guest != "bare")
     async with lock.hold(locked_directories(options), wait_s=0, brief=True):
         await _make_files(options, force=True, without_data=with_data)
+        await in_thread(partial(suspended.discard, TargetPaths(options.target_dir)))

@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the tiny image is one for QEMU"),
 ]
 
-ENDS_IT = {"/v1/stop", "/v1/reset"}
+ENDS_IT = {"/v1/stop", "/v1/suspend", "/v1/reset"}
 """Asked for nothing but what they refuse."""
 STREAMS = {"/v1/events", "/v1/log"}
 REFUSED_HERE = {"positive_data_acceptance"}

@@ -35,6 +35,7 @@ _VERBS = {
     "config": ("ovm.cli.config:command", "Look at and change a machine's settings."),
     "autostart": ("ovm.cli.autostart:command", "Have machines started when you log in."),
     "stop": ("ovm.cli.stop:command", "Shut a machine down."),
+    "suspend": ("ovm.cli.suspend:command", "Keep a machine's memory on disk, and have its next start go on from it."),
     "restart": ("ovm.cli.restart:command", "Shut a machine down and start it again."),
     "status": ("ovm.cli.status:command", "Say what a machine is doing."),
     "info": ("ovm.cli.info:command", "Say where a running machine is reached."),

@@ -40,7 +40,7 @@ async def _stay(machine: Machine, shown: Steps, announce: Callable[[InfoAnswer],
     if host.died_of is not None:
         raise host.died_of
     if not host.stop_wanted:
-        click.echo(f"{machine.name} has powered itself off", err=True)
+        click.echo(f"{machine.name} {'is suspended' if host.suspend_wanted else 'has powered itself off'}", err=True)
         return 0
     return 0 if was_ready else SIGNAL_STATUS + (host.stop_signal or signal.SIGINT)
 

@@ -97,7 +97,7 @@ def _in_words(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "memory": None if row["memory_mib"] is None else words(row["memory_mib"] << 20),
         "disk": f"{words(row['disk_used_bytes'])} of {words(row['disk_bytes'])}",
-        "last_up": _ago(row["last_up"]) if row["state"] in {"stopped", "crashed"} else "now",
+        "last_up": _ago(row["last_up"]) if row["state"] in {"stopped", "suspended", "crashed"} else "now",
     }
 
 

@@ -13,11 +13,12 @@ from ovm.cli.names import name_argument
 @json_option
 @click.pass_obj
 def command(ui: Ui, /, name: str, *, as_json: bool) -> None:
-    """Shut the machine NAME down and start it again, with the settings it has now."""
+    """Shut the machine NAME down and boot it again, with the settings it has now."""
     from ovm import machines
     from ovm.cli.start import start
     from ovm.cli.stop import stop
 
     machine = machines.find(name)
     stop(ui, name)
+    machines.forget_memory(machine)
     start(ui, machine, as_json=as_json)

@@ -70,6 +70,8 @@ def why_it_rests(machine: Machine) -> str:
     rest = machines.at_rest(machine)
     if rest.state == "crashed":
         return f"stopped (crashed): {rest.why}"
+    if rest.state == "suspended":
+        return "suspended: the next start goes on from its memory"
     if rest.last is None:
         return "stopped: it was never started"
     if rest.last.reason == "failed":

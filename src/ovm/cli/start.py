@@ -29,11 +29,14 @@ if TYPE_CHECKING:
 @click.command("start")
 @name_argument
 @click.option("--foreground", is_flag=True, help="Stay until Ctrl-C, which stops the machine.")
+@click.option("--cold", is_flag=True, help="Boot, even if it is suspended; its memory is removed.")
 @settings_options
 @json_option
 @click.pass_obj
-def command(ui: Ui, /, name: str, *, foreground: bool, as_json: bool, **given: Any) -> int:
+def command(ui: Ui, /, name: str, *, foreground: bool, cold: bool, as_json: bool, **given: Any) -> int:
     """Boot the machine NAME and say how to reach its engine. It runs until `ovm stop`, over logouts too.
+
+    One that was suspended goes on where it was, unless something about it has changed since; then it says what.
 
     The first start fetches the guest image that was released with ovm, or builds one, which takes a minute or two.
     What is given by options is written into the machine's settings.
@@ -45,6 +48,8 @@ def command(ui: Ui, /, name: str, *, foreground: bool, as_json: bool, **given: A
     write = options.write if init.is_made(machine) else init.make
     if changed := write(machine, given):
         click.echo(f"set in {machine.settings_path}: {', '.join(changed)}", err=True)
+    if cold:
+        machines.forget_memory(machine)
     return start(ui, machine, as_json=as_json, foreground=foreground)
 
 
@@ -139,6 +144,8 @@ def announce(machine: Machine, info: InfoAnswer, *, as_json: bool) -> None:
         return
     took = info.timings[-1]["ms"] / 1000 if info.timings else 0
     click.echo(f"{machine.name} is ready after {took:.1f} s ({info.accelerator}: {info.accelerator_reason})", err=True)
+    if info.not_resumed:
+        click.echo(f"It was booted, for its memory could not be gone on from: {info.not_resumed}", err=True)
     click.echo("For docker, podman --remote, and whatever speaks to either:\n", err=True)
     wanted = variables(machine.sockets.podman)
     for variable in ("DOCKER_HOST", "CONTAINER_HOST", "DOCKER_BUILDKIT"):

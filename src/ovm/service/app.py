@@ -119,6 +119,11 @@ async def _stop(host: Host, wanted: p.Stop) -> p.Stopped:
     return p.Stopped()
 
 
+async def _suspend(host: Host, wanted: p.Suspend) -> p.Stopped:
+    await host.suspend(timeout_s=wanted.timeout_s)
+    return p.Stopped()
+
+
 async def _reset(host: Host, wanted: p.Reset) -> p.State:
     await host.reset(data=wanted.data)
     return await _state(host)
@@ -274,6 +279,14 @@ VERBS: tuple[Verb, ...] = (
     Verb("POST", "/v1/pause", "Let the virtual CPUs stand still.", _pause, answer=p.State),
     Verb("POST", "/v1/resume", "Let them run again, and set the guest's clock.", _resume, answer=p.State),
     Verb("POST", "/v1/stop", "Shut the guest down; the service ends then.", _stop, p.Stop, p.Stopped),
+    Verb(
+        "POST",
+        "/v1/suspend",
+        "Keep the guest's memory on disk for the next start; the service ends then.",
+        _suspend,
+        p.Suspend,
+        p.Stopped,
+    ),
     Verb("POST", "/v1/reset", "Stop, restore the files, start again.", _reset, p.Reset, p.State),
     Verb("POST", "/v1/clocksync", "Set the guest's clock to the host's.", _clocksync, answer=p.Synced),
     Verb("GET", "/v1/ports", "Which ports of the host lead to the guest.", _ports, answer=list[p.PortOpen]),

@@ -74,6 +74,11 @@ class Service:
         wanted = p.Stop(force=force, timeout_s=timeout_s)
         self._post("/v1/stop", wanted, p.Stopped, timeout_s=timeout_s + STOP_MARGIN_S)
 
+    def suspend(self, *, timeout_s: float = p.SUSPEND_TIMEOUT_S) -> None:
+        """Keep its memory on disk; the service ends then."""
+        wanted = p.Suspend(timeout_s=timeout_s)
+        self._post("/v1/suspend", wanted, p.Stopped, timeout_s=timeout_s + STOP_MARGIN_S)
+
     def reset(self, *, data: bool = False) -> p.State:
         """Stop it, restore its files, start it again."""
         return self._post("/v1/reset", p.Reset(data=data), p.State, timeout_s=START_TIMEOUT_S)

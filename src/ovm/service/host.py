@@ -54,7 +54,7 @@ class Host:
         self._started_at = time.time()
         self._just_failed: OVMError | None = None
         self.died_of: OVMError | None = None
-        self.stop_wanted = False
+        self.stop_wanted = self.suspend_wanted = False
         self.stop_signal: signal.Signals | None = None
         """The one that asked for it, if a signal did."""
 
@@ -152,6 +152,15 @@ class Host:
         elif self._making is not None:
             self._making.cancel()
             await asyncio.wait({self._making})
+
+    async def suspend(self, *, timeout_s: float) -> None:
+        """Keep the guest's memory, and end; raises as :meth:`OVM.suspend` does."""
+        machine, self.suspend_wanted = self.machine, True
+        try:
+            await machine.suspend(timeout_s=timeout_s)
+        except BaseException:
+            self.suspend_wanted = False
+            raise
 
     async def reset(self, *, data: bool) -> None:
         """Stop it, restore its files, start it again; raises as those do."""

@@ -15,6 +15,7 @@ from ovm.state import StateInfo, VMState
 
 API = 1
 STOP_TIMEOUT_S = 90.0
+SUSPEND_TIMEOUT_S = 300.0
 
 Protocol = Literal["tcp", "udp"]
 
@@ -70,6 +71,8 @@ class InfoAnswer(msgspec.Struct, frozen=True, kw_only=True):
     data_disk: str
     log_dir: str
     timings: list[dict[str, Any]]
+    not_resumed: str = ""
+    """Why the last start booted although there was a memory; empty if it did not, or there was none."""
     health: Health
 
     @classmethod
@@ -94,8 +97,15 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """How long it may take to shut down, in seconds."""
 
 
+class Suspend(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Keep the guest's memory on disk, and end every process."""
+
+    timeout_s: float = msgspec.field(default=SUSPEND_TIMEOUT_S)
+    """How long the hypervisor may take for it, in seconds."""
+
+
 class Stopped(msgspec.Struct, frozen=True, kw_only=True):
-    """What a stop comes to."""
+    """What a stop or a suspend comes to."""
 
     state: VMState = VMState.STOPPED
 

@@ -100,6 +100,11 @@ class RemoteOVM:
         wanted = p.Stop(force=force, timeout_s=timeout_s)
         await self._post("/v1/stop", wanted, p.Stopped, timeout_s=timeout_s + client.STOP_MARGIN_S)
 
+    async def suspend(self, *, timeout_s: float = p.SUSPEND_TIMEOUT_S) -> None:
+        """Keep its memory on disk, where its next start goes on from; its service ends with it."""
+        wanted = p.Suspend(timeout_s=timeout_s)
+        await self._post("/v1/suspend", wanted, p.Stopped, timeout_s=timeout_s + client.STOP_MARGIN_S)
+
     async def reset_path(self, *, data: bool = False) -> None:
         """Stop it, restore its files (with ``data`` the data disk, too), and start it again."""
         await self._post("/v1/reset", p.Reset(data=data), p.State, timeout_s=client.START_TIMEOUT_S)

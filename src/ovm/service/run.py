@@ -78,7 +78,9 @@ async def serve(machine: Machine, *, listening: Callable[[Host], object]) -> Hos
 def _ended(host: Host) -> Ended:
     if host.died_of is not None:
         return Ended(at=time.time(), reason="failed", error=host.died_of.as_dict())
-    return Ended(at=time.time(), reason="stopped" if host.stop_wanted else "powered-off")
+    if host.stop_wanted:
+        return Ended(at=time.time(), reason="stopped")
+    return Ended(at=time.time(), reason="suspended" if host.suspend_wanted else "powered-off")
 
 
 async def _make(machine: Machine, tell: Step) -> OVM:

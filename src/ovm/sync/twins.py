@@ -24,6 +24,7 @@ from ovm.registry import create_ovm as create_ovm_async
 from ovm.service import protocol as p
 from ovm.service.remote import connect as connect_async
 from ovm.state import StateInfo, VMState
+from ovm.suspension import SUSPEND_TIMEOUT_S
 from ovm.sync.base import Local, Remote
 from ovm.sync.loop import Loop
 
@@ -35,10 +36,20 @@ class OVM(Local):
     thread; if the interpreter exits while it runs, the guest is shut down first.
     """
 
-    def start(self, *, timeout_s: float = READY_TIMEOUT_S, progress: Callable[[str], object] | None = None) -> None:
-        """Boot; returns when podman answers. Cancelling it leaves nothing behind, nor does a failure.
+    def start(
+        self,
+        *,
+        resume: bool = True,
+        timeout_s: float = READY_TIMEOUT_S,
+        progress: Callable[[str], object] | None = None,
+    ) -> None:
+        """Boot, or go on from where :meth:`suspend` left off; returns when podman answers.
+
+        A memory that does not go with the machine any more is removed and the guest boots; ``info.not_resumed`` says
+        why. Cancelling it leaves nothing behind, nor does a failure.
 
         Args:
+            resume: Whether to go on from a memory that is there; if not, it is removed.
             timeout_s: Seconds the guest may take from the hypervisor's start to its ready.
             progress: Called with each stage as it is done, by the names that are in ``info.timings``.
 
@@ -51,7 +62,7 @@ class OVM(Local):
             StartError: it did not come up; says at which stage, how a helper ended, and its last words.
             GuestError: the guest said it was ready, but cannot be reached.
         """
-        self._loop.run(self._async.start, timeout_s=timeout_s, progress=progress)
+        self._loop.run(self._async.start, resume=resume, timeout_s=timeout_s, progress=progress)
 
     def stop(
         self, *, force: bool = False, timeout_s: float = STOP_TIMEOUT_S, progress: Callable[[str], object] | None = None
@@ -122,6 +133,28 @@ class OVM(Local):
             GuestError: the hypervisor did not do as asked, or it runs again, but its clock could not be set.
         """
         self._loop.run(self._async.vm_resume)
+
+    def suspend(self, *, timeout_s: float = SUSPEND_TIMEOUT_S) -> None:
+        """Keep the guest's memory on disk and end every process; the next :meth:`start` goes on from it.
+
+        Containers go on where they were; who was connected to one has to connect again. A paused machine runs after
+        that start. The memory goes with this machine as it is, and is removed by the next start in any case: if files,
+        options, QEMU or the data disk have changed meanwhile, the guest boots, as after a power failure. What it had
+        written by now is synced first. It takes up to ``memory_mib`` of disk.
+
+        Once begun it is finished, even if the caller is cancelled; a :meth:`stop` meanwhile wins.
+
+        Args:
+            timeout_s: Seconds the hypervisor may take.
+
+        Raises:
+            UnsupportedError: it runs under vfkit, or shares a folder.
+            StateError: it is neither running nor paused.
+            SpaceError: the disk has no room for the memory.
+            GuestError: the hypervisor could not do it. After an error the machine does what it did before.
+            StopError: a helper could not be ended.
+        """
+        self._loop.run(self._async.suspend, timeout_s=timeout_s)
 
     def clocksync(self) -> ClockSync:
         """Set the guest's clock to the host's, verify it, and have chrony look at its servers now.
@@ -274,6 +307,10 @@ class RemoteOVM(Remote):
     def stop(self, *, force: bool = False, timeout_s: float = p.STOP_TIMEOUT_S) -> None:
         """Shut the guest down; its service ends with it."""
         self._loop.run(self._async.stop, force=force, timeout_s=timeout_s)
+
+    def suspend(self, *, timeout_s: float = p.SUSPEND_TIMEOUT_S) -> None:
+        """Keep its memory on disk, where its next start goes on from; its service ends with it."""
+        self._loop.run(self._async.suspend, timeout_s=timeout_s)
 
     def reset_path(self, *, data: bool = False) -> None:
         """Stop it, restore its files (with ``data`` the data disk, too), and start it again."""
