@@ -267,17 +267,22 @@ def at_rest(machine: Machine) -> Rest:
     held_by, pid, why = _holder(machine, record)
     alive = held_by != "nobody" and not why
     disk = _stat(machine.data_disk)
-    resting = "suspended" if os.path.lexists(paths.TargetPaths(machine.target).suspended) else "stopped"
     return Rest(
         held_by=held_by,
         pid=pid,
-        state="alive" if alive else "crashed" if why else resting,
+        state="alive" if alive else _resting(machine, why),
         why=why,
         last=_read(machine.ended_record, Ended),
         last_up=time.time() if alive else disk.st_mtime if disk else None,
         disk_bytes=disk.st_blocks * 512 if disk else None,
         disk_size_bytes=disk.st_size if disk else None,
     )
+
+
+def _resting(machine: Machine, why: str) -> Literal["stopped", "suspended", "crashed"]:
+    if why:
+        return "crashed"
+    return "suspended" if os.path.lexists(paths.TargetPaths(machine.target).suspended) else "stopped"
 
 
 class _Owner(msgspec.Struct, frozen=True):
