@@ -344,7 +344,10 @@ def search_domains() -> tuple[str, ...]:
 
 
 async def reset(options: Options, *, with_data: bool) -> None:
-    """Make every file anew from its origin, and the data disk too if asked; a memory goes. Raises as :func:`prepare_linux` does."""
+    """Make every file anew from its origin, and the data disk too if asked; a memory that was kept goes.
+
+    Raises as :func:`prepare_linux` does.
+    """
     await asyncio.to_thread(assets.check_origins, options.origin_path, rootfs_must_be_btrfs=options.guest != "bare")
     async with lock.hold(locked_directories(options), wait_s=0, brief=True):
         await _make_files(options, force=True, without_data=with_data)
