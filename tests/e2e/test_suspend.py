@@ -275,7 +275,7 @@ async def test_a_stop_meanwhile_wins(machines: tiny.Machines, monkeypatch: pytes
     await saving.wait()
     assert m.state == "Saving"
     with pytest.raises(ovm.StateError, match="saving"):
-        await m.ovm.vm_pause()
+        await m.ovm.export_port(0, 22)
     await m.ovm.stop()
     with pytest.raises(ovm.StateError, match="stopped meanwhile"):
         await suspending
