@@ -71,6 +71,45 @@ async def test_a_machine_outlives_its_command(home: homes.Home) -> None:
     await home.nothing_left()
 
 
+async def test_a_machine_is_suspended(home: homes.Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the command, and by another program; it is told apart from a stopped one, and goes on where it was."""
+    home.init()
+    port = (await home.good("start", "--json")).json["ssh_port"]
+    await tiny.tell(port, "echo precious >/kept")
+    await home.good("suspend")
+    await home.nothing_left()
+    suspended = "suspended: the next start goes on from its memory"
+    assert (await home.status())["why"] == suspended
+    assert [row["state"] for row in (await home.good("ls", "--json")).json] == ["suspended"]
+    assert (await home.good("suspend")).err == f"default is {suspended}\n"
+    assert (await home.good("stop")).err == f"default is {suspended}\n"
+
+    info = (await home.good("start", "--json")).json
+    assert info["not_resumed"] == ""
+    assert await tiny.tell(info["ssh_port"], "cat /kept") == "precious\n"
+    adopt(home, monkeypatch)
+    async with await ovm.connect() as machine:
+        await machine.suspend()
+    await home.nothing_left()
+    (memory,) = home.machine("default").rglob("memory.suspended")
+    memory.write_bytes(b"damaged")
+    started = await home.good("start")
+    assert "It was booted, for its memory could not be gone on from: the memory is damaged" in started.err
+
+    for again in (("start", "--cold", "--json"), ("restart", "--json")):
+        await home.good("suspend")
+        info = (await home.good(*again)).json
+        assert info["not_resumed"] == "", "nobody wanted it"
+        assert await tiny.tell(info["ssh_port"], "cat /kept 2>/dev/null") == "\n"
+    refused = await home.run("start", "--cold")
+    assert "default is running" in refused.err
+    await home.good("stop")
+    assert "default is stopped" in (await home.good("stop")).err
+    nowhere = await home.run("suspend")
+    assert (nowhere.status, "not running" in nowhere.err) == (1, True)
+    await home.nothing_left()
+
+
 async def test_a_start_makes_what_is_not_there(home: homes.Home) -> None:
     """With the defaults, or with what is given; its settings are there to be read afterwards."""
     await home.good("start")
