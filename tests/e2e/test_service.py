@@ -100,7 +100,7 @@ async def test_a_machine_is_suspended(home: homes.Home, monkeypatch: pytest.Monk
         await home.good("suspend")
         info = (await home.good(*again)).json
         assert info["not_resumed"] == "", "nobody wanted it"
-        assert await tiny.tell(info["ssh_port"], "cat /kept 2>/dev/null") == "\n"
+        assert await tiny.tell(info["ssh_port"], "cat /kept 2>/dev/null") == ""
     refused = await home.run("start", "--cold")
     assert "default is running" in refused.err
     await home.good("stop")
