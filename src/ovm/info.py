@@ -13,6 +13,8 @@ class Stage:
     name: str
     ms: float
     """Milliseconds since ``start()`` was called."""
+    uptime_ms: float | None = None
+    """Milliseconds since the guest's kernel began, by its own word; ``None`` of what the host has done."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -337,7 +337,14 @@ class OVM:
             )
         except HelperExited as noticed:
             raise await explain(session, noticed, self._guest_powered_off) from None
-        heard = (Stage(f"guest: {s.name}", (s.heard_at - self._began) * 1000) for s in session.channel.stages)
+        heard = (
+            Stage(
+                f"guest: {s.name}",
+                (s.heard_at - self._began) * 1000,
+                None if s.uptime_s is None else s.uptime_s * 1000,
+            )
+            for s in session.channel.stages
+        )
         self._stages = sorted([*self._stages, *heard], key=lambda stage: stage.ms)
         if session.profile.engine:
             self._in_background(session.settle())

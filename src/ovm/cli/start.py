@@ -15,8 +15,10 @@ from ovm.cli import SIGNAL_STATUS, Ui, colour, json_option, run
 from ovm.cli import service as services
 from ovm.cli.names import name_argument
 from ovm.cli.options import settings_options
+from ovm.cli.timings import Timings, timings_options
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import FrameType
 
     from ovm.cli.progress import Steps
@@ -25,15 +27,29 @@ if TYPE_CHECKING:
     from ovm.service.client import Service
     from ovm.service.protocol import InfoAnswer
 
+NO_TIMINGS = Timings()
+
 
 @click.command("start")
 @name_argument
 @click.option("--foreground", is_flag=True, help="Stay until Ctrl-C, which stops the machine.")
+@timings_options
 @click.option("--cold", is_flag=True, help="Boot, even if it is suspended; its memory is removed.")
 @settings_options
 @json_option
 @click.pass_obj
-def command(ui: Ui, /, name: str, *, foreground: bool, cold: bool, as_json: bool, **given: Any) -> int:
+def command(
+    ui: Ui,
+    /,
+    name: str,
+    *,
+    foreground: bool,
+    timings: bool,
+    timeline: Path | None,
+    cold: bool,
+    as_json: bool,
+    **given: Any,
+) -> int:
     """Boot the machine NAME and say how to reach its engine. It runs until `ovm stop`, over logouts too.
 
     One that was suspended goes on where it was, unless something about it has changed since; then it says what.
@@ -50,10 +66,11 @@ def command(ui: Ui, /, name: str, *, foreground: bool, cold: bool, as_json: bool
         click.echo(f"set in {machine.settings_path}: {', '.join(changed)}", err=True)
     if cold:
         machines.forget_memory(machine)
-    return start(ui, machine, as_json=as_json, foreground=foreground)
+    wanted = Timings(as_table=timings, picture=timeline)
+    return start(ui, machine, as_json=as_json, foreground=foreground, timings=wanted)
 
 
-def start(ui: Ui, machine: Machine, *, as_json: bool, foreground: bool = False) -> int:
+def start(ui: Ui, machine: Machine, *, as_json: bool, foreground: bool = False, timings: Timings = NO_TIMINGS) -> int:
     """Start it unless it runs, show how that goes, and say how to reach it."""
     from ovm.cli.progress import steps
 
@@ -62,12 +79,18 @@ def start(ui: Ui, machine: Machine, *, as_json: bool, foreground: bool = False) 
     if foreground:
         from ovm.cli.foreground import stay
 
-        return stay(machine, shown, lambda info: announce(machine, info, as_json=as_json))
+        def ready(info: InfoAnswer) -> None:
+            announce(machine, info, as_json=as_json)
+            timings.show(machine, info, with_units=False)  # the one who would ask is the one who answers
+
+        return stay(machine, shown, ready)
     with _given_up_by_signals():
         service, failed = _started(machine, shown)
     for error in failed:
         click.echo(f"ovm: {error}", err=True)
-    announce(machine, service.info(), as_json=as_json)
+    info = service.info()
+    announce(machine, info, as_json=as_json)
+    timings.show(machine, info, with_units=True)
     if not as_json:
         click.echo(f"To stop it: ovm stop{_argument(machine)}", err=True)
     return 0

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import xml.etree.ElementTree as ElementTree
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -192,3 +193,19 @@ async def test_what_is_in_it_stays(home: homes.Home) -> None:
     await home.nothing_left()
     await home.good("rm", "-y", "default")
     assert not home.machine("default").exists()
+
+
+async def test_a_start_tells_what_took_how_long(home: homes.Home, tmp_path: Path) -> None:
+    """Of the machine that runs: as a table, in JSON, and as a picture with the units of its systemd."""
+    picture = tmp_path / "start.svg"
+    done = await home.good("start", "--timings", "--timeline", str(picture))
+    for words in ("host: hypervisor", "guest: kernel", "guest: systemd to ready", "ovm-podman.service"):
+        assert words in done.err
+    assert "ovm-podman.service" in picture.read_text()
+    ElementTree.fromstring(picture.read_text())
+    timings = {stage["name"]: stage for stage in (await home.good("info", "--json")).json["timings"]}
+    told = timings["guest: ready"]
+    assert 0 < told["uptime_ms"] < told["ms"]
+    assert timings["hypervisor"]["uptime_ms"] is None
+    refused = await home.run("start", "--timeline", str(tmp_path / "nowhere" / "start.svg"))
+    assert refused.status == 2

@@ -1,0 +1,86 @@
+"""What a start took its time for: ``ovm start --timings`` and ``--timeline FILE``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ovm.cli import run
+
+if TYPE_CHECKING:
+    from ovm.machines import Machine
+    from ovm.service.protocol import InfoAnswer
+
+F = TypeVar("F")
+
+UNITS_TIMEOUT_S = 30.0
+
+
+class _Picture(click.ParamType[Path]):
+    """A file that can be written: it is looked at before the machine is started."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(value)
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            self.fail(f"{value} is a directory, or in none", param, ctx)
+        return path
+
+
+def timings_options(command: F) -> F:
+    """Adds both options; the command gets them as ``timings`` and ``timeline``."""
+    options: list[Callable[[Any], Any]] = [
+        click.option("--timings", is_flag=True, help="Show what took how long, on this host and in the guest."),
+        click.option("--timeline", type=_Picture(), metavar="FILE", help="Draw the same into FILE, as SVG."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """How they are wanted, if at all."""
+
+    as_table: bool = False
+    picture: Path | None = None
+
+    def show(self, machine: Machine, info: InfoAnswer, *, with_units: bool) -> None:
+        """Print the table to stderr, write the picture; with what the guest's systemd did, if it is asked for that."""
+        if not self.as_table and self.picture is None:
+            return
+        import msgspec
+
+        from ovm import timeline
+        from ovm.disks.durable import disk_errors, write_whole
+        from ovm.info import Stage
+
+        stages = msgspec.convert(info.timings, list[Stage])
+        found = timeline.phases(stages)
+        told = run(_units(machine.name)) if with_units and timeline.kernel_began_ms(stages) is not None else ""
+        units = timeline.units(told, stages)
+        if self.as_table:
+            click.echo(timeline.table([*found, *units]), err=True)
+        if self.picture is not None:
+            took_s = stages[-1].ms / 1000 if stages else 0
+            title = f"{machine.name}: ready after {took_s:.1f} s ({info.hypervisor}, {info.accelerator})"
+            with disk_errors(f"{self.picture} cannot be written"):
+                write_whole(self.picture.absolute(), timeline.svg([*found, *units], title).encode(), 0o644)
+
+
+async def _units(name: str) -> str:
+    """What the guest's systemd tells; empty where there is none."""
+    import ovm
+    from ovm.timeline import SHOW_UNITS
+
+    async with await ovm.connect(name) as machine:
+        try:
+            told = await machine.exec(SHOW_UNITS, timeout_s=UNITS_TIMEOUT_S)
+        except ovm.OVMError:
+            return ""
+    return told.stdout.decode(errors="replace")
