@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-import xml.etree.ElementTree as ElementTree
+import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -202,7 +202,7 @@ async def test_a_start_tells_what_took_how_long(home: homes.Home, tmp_path: Path
     for words in ("host: hypervisor", "guest: kernel", "guest: systemd to ready", "ovm-podman.service"):
         assert words in done.err
     assert "ovm-podman.service" in picture.read_text()
-    ElementTree.fromstring(picture.read_text())
+    ET.fromstring(picture.read_text())
     timings = {stage["name"]: stage for stage in (await home.good("info", "--json")).json["timings"]}
     told = timings["guest: ready"]
     assert 0 < told["uptime_ms"] < told["ms"]
