@@ -61,7 +61,7 @@ class Stage:
 
     # the boot
     @contextlib.asynccontextmanager
-    async def power_on(self, prepared, *, step, watcher):
+    async def power_on(self, prepared, *, recall, step, watcher):
         process = await asyncio.create_subprocess_exec("sleep", "60")
         self.child = Child("qemu", process)
         self.powered += 1
