@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pty
@@ -16,17 +17,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
-from ovm import cli, machines
+from ovm import cli, machines, records
 from ovm.cli import autostart as autostart_command
 from ovm.cli import names
 from ovm.cli.init import TEMPLATE, template
 from ovm.config import Options
 from ovm.hooks import autostart
-from ovm.machines import Ended, ServiceRecord
 from ovm.process import lock
+from ovm.records import Ended, ServiceRecord
 from ovm.settings import KINDS, Settings, parse
 
 MIB = 1024 * 1024
@@ -254,8 +254,8 @@ def test_what_is_wrong_is_said_below_the_list(good, run):
     for name in ("crashed", "failed", "wrong"):
         good("init", name)
     crashed, failed, wrong = map(machines.find, ("crashed", "failed", "wrong"))
-    machines.save(crashed.service_record, msgspec.structs.replace(ServiceRecord.ours(Path("/run")), boot_id="another"))
-    machines.save(failed.ended_record, Ended(at=1.0, reason="failed", error={"code": "x", "message": "it broke"}))
+    records.save(crashed.service_record, dataclasses.replace(ServiceRecord.ours(Path("/run")), boot_id="another"))
+    records.save(failed.ended_record, Ended(at=1.0, reason="failed", code="x", message="it broke"))
     wrong.settings_path.write_text("\ncpu = 1\n")
     status, out, err = run("ls")
     assert (status, [line.split()[:2] for line in out.splitlines()[1:]]) == (
