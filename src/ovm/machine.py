@@ -25,7 +25,7 @@ from ovm.boot import (
     shut_down,
 )
 from ovm.care import Care
-from ovm.config import check_address, check_port
+from ovm.checks import check_address, check_port
 from ovm.disks.verify import FileState, verify
 from ovm.errors import (
     GuestError,

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ovm.config import PODMAN_PORT_FIRST, Options, check_address
+from ovm.checks import check_address
+from ovm.config import PODMAN_PORT_FIRST, Options
 from ovm.errors import GuestError, HostKeyMismatch, OVMError, PortError
 from ovm.guest.clock import CORE_GOOD_ENOUGH_S, CORE_HELPER, CORE_KICK, Clock, ClockSync
 from ovm.guest.ports import Published, Publisher
