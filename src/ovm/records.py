@@ -11,6 +11,7 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
 from ovm import __version__
@@ -75,9 +76,14 @@ def read(path: Path, kind: type[_T]) -> _T | None:
     """The record at ``path``; ``None`` if there is none, or one that is damaged."""
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
         told: dict[str, Any] = json.loads(_content(path))
-        kinds = get_type_hints(kind)
+        kinds = _kinds(kind)
         return kind(**{name: value for name, value in told.items() if isinstance(value, kinds.get(name, ()))})
     return None
+
+
+@cache
+def _kinds(kind: type[Any]) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _content(path: Path) -> bytes:
