@@ -9,10 +9,9 @@ import contextlib
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from functools import cache
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 from ovm import __version__
 from ovm.process import identity
@@ -76,14 +75,9 @@ def read(path: Path, kind: type[_T]) -> _T | None:
     """The record at ``path``; ``None`` if there is none, or one that is damaged."""
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
         told: dict[str, Any] = json.loads(_content(path))
-        kinds = _kinds(kind)
-        return kind(**{name: value for name, value in told.items() if isinstance(value, kinds.get(name, ()))})
+        kinds = {field.name: field.type for field in fields(kind)}  # by name, as annotations are in this file
+        return kind(**{name: value for name, value in told.items() if type(value).__name__ == kinds.get(name)})
     return None
-
-
-@cache
-def _kinds(kind: type[Any]) -> dict[str, Any]:
-    return get_type_hints(kind)
 
 
 def _content(path: Path) -> bytes:

@@ -23,6 +23,7 @@ from ovm.network.gvproxy import Forward, Network, Protocol
 from ovm.paths import SocketPaths
 from ovm.process.child import Child
 from ovm.wire import http
+from ovm.wire.error import WireError
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ class Session:
         async with http.connect(self.sockets.podman) as podman:
             try:
                 await podman.text(PING, timeout_s=timeout_s)
-            except http.WireError as error:
+            except WireError as error:
                 raise GuestError(f"podman does not answer: {error.message}") from error
 
     async def _attach_publisher(self) -> None:
