@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import pty
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import tomllib
+from ast import literal_eval
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -229,6 +231,45 @@ def test_machines_at_rest(good, run):
         "disk_used_bytes": 0,
         "last_up": None,
     }
+
+
+HEAVY = {
+    "asyncio",
+    "asyncssh",
+    "concurrent.futures",
+    "http.client",
+    "httpx2",
+    "msgspec",
+    "ovm.config",
+    "rich",
+    "tomlkit",
+}
+"""What takes longer to import than a list of machines takes to make."""
+
+
+@pytest.mark.parametrize(
+    ("holds", "imported"),
+    [(False, set[str]()), (True, {"concurrent.futures", "http.client", "msgspec"})],
+    ids=["at rest", "with a service"],
+)
+def test_a_list_imports_what_its_machines_need(good, holds, imported):
+    """Machines at rest are listed by files and locks alone; only one with a service takes a client, of no event loop."""
+    good("init", "dev", "--cpus", "3", "--port", "8080:80")
+    machine = machines.find("dev")
+    records.save(machine.ended_record, Ended(at=1.0, reason="failed", code="x", message="it broke"))
+    script = (
+        "import sys; from ovm.cli import main\n"
+        "try: main(['ls'])\n"
+        f"finally: print(sorted({HEAVY} & sys.modules.keys()))\n"
+    )
+    with machine.service_lock.open("w") as held:
+        if holds:
+            fcntl.flock(held, fcntl.LOCK_EX)
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    _, row, said = done.stdout.splitlines()
+    assert row.split()[:3] == ["dev", "unknown" if holds else "stopped", "3"]
+    assert set(literal_eval(said)) == imported
 
 
 def test_a_line_of_ones_own(good, run):

@@ -119,8 +119,22 @@ def test_a_machine_that_was_stopped(made):
     assert (rest.state, rest.last, rest.last_up, rest.disk_size_bytes) == ("stopped", ended, 1000, 300 * MIB)
     assert rest.disk_bytes is not None
     assert 8192 <= rest.disk_bytes < MIB
-    machine.ended_record.write_bytes(b'{"at": "\xff')
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"at": "\xff', b"", b"[]", b"null", b'{"at": 1.0}', b'{"at": "x", "reason": "failed"}', b"[" * 100_000],
+)
+def test_a_damaged_record_is_none(made, content):
+    machine = made("dev")
+    machine.ended_record.write_bytes(content)
     assert machines.at_rest(machine).last is None
+
+
+def test_what_another_version_has_written_down_besides_is_left_out(made):
+    machine = made("dev")
+    machine.ended_record.write_text('{"at": 1.0, "reason": "failed", "message": {"en": "no"}, "more": 1}')
+    assert machines.at_rest(machine).last == Ended(at=1.0, reason="failed")
 
 
 def test_a_machine_of_a_service(made):
