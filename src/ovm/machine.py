@@ -548,13 +548,13 @@ class OVM:
             if self._state is not VMState.RESUMING:
                 self._refuse("vm_resume")
             self._to(VMState.RUNNING)
-            if self._care is not None:
-                self._care.look_soon()
             try:
                 if session.profile.engine:
                     await self._sync_after_resume(session)
             finally:
                 self._events.emit("vmResume")
+                if self._care is not None:
+                    self._care.look_soon()  # not before: a look keeps the guest from telling its time at once
 
     async def _sync_after_resume(self, session: Session) -> None:
         self._syncing = asyncio.create_task(session.sync_clock())
