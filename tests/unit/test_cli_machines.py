@@ -253,7 +253,7 @@ HEAVY = {
     ids=["at rest", "with a service"],
 )
 def test_a_list_imports_what_its_machines_need(good, holds, imported):
-    """Machines at rest are listed by files and locks alone; only one with a service takes a client, of no event loop."""
+    """Machines at rest are listed by files and locks alone; one with a service takes a client, but no event loop."""
     good("init", "dev", "--cpus", "3", "--port", "8080:80")
     machine = machines.find("dev")
     records.save(machine.ended_record, Ended(at=1.0, reason="failed", code="x", message="it broke"))
