@@ -48,8 +48,8 @@ CORE_GOOD_ENOUGH_S = 0.25
 CORE_KICK = ("systemctl", "restart", "chrony")
 
 CLOSE_ENOUGH_S = 0.002
-QUICK_S = CLOSE_ENOUGH_S
-"""A round trip that took no longer is wrong by half of it at most, and no other is needed."""
+QUICK_S = 2 * CLOSE_ENOUGH_S
+"""The offset of a round trip is wrong by half of it at most: one that took no longer than this is exact enough."""
 SAMPLES = 8
 """How many there are at most while none is so quick."""
 ATTEMPTS = 4
@@ -75,6 +75,11 @@ class _Sample:
 
     round_trip_s: float
     offset_s: float
+
+    @property
+    def is_telling(self) -> bool:
+        """Whether it is exact, or so far off that the clock is wrong without a doubt."""
+        return self.round_trip_s <= QUICK_S or abs(self.offset_s) > self.round_trip_s
 
 
 class Clock:
@@ -118,11 +123,12 @@ class Clock:
             return (await self._measured()).offset_s
 
     async def _measured(self, first: str = "t") -> _Sample:
-        """The best sample, of no more than are needed; the first is by the request ``first``."""
-        samples = [await self._sample(first)]
-        while min(samples).round_trip_s > QUICK_S and len(samples) < SAMPLES:
+        """The best sample, of no more than it takes to know what to do; the first is by the request ``first``."""
+        samples = [best := await self._sample(first)]
+        while not best.is_telling and len(samples) < SAMPLES:
             samples.append(await self._sample("t"))
-        return min(samples)
+            best = min(samples)
+        return best
 
     async def _sample(self, request: str) -> _Sample:
         sent, began = time.time(), time.perf_counter()
