@@ -12,25 +12,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
+from ovm.checks import CHECKS, Accelerator, GuestProfile, NetworkLoss, check_kind
 from ovm.errors import OptionError
 
-Accelerator = Literal["auto", "kvm", "hvf", "tcg"]
-GuestProfile = Literal["ovm", "ovm-core", "bare"]
-NetworkLoss = Literal["restart", "stop"]
-
-MEMORY_MIN_MIB = 256
-DATA_DISK_MIN_MIB = 256
-PORT_MAX = 65535
 PODMAN_PORT_FIRST = 58125
 SSH_PORT_FIRST = 2223
-DNS_MOST = 3
-"""How many name servers of a resolv.conf a C library looks at."""
-
 MIB = 1024 * 1024
 
-_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _T = TypeVar("_T")
 
 
@@ -167,30 +157,10 @@ class Options:
     """``ovm``: our image. ``ovm-core``: one of the seed's time, macOS only. ``bare``: only says when it is ready."""
 
     def __post_init__(self) -> None:
-        _check_kinds(self)
-        object.__setattr__(self, "cpus", _whole("cpus", self.cpus, 1, 255))
-        object.__setattr__(self, "memory_mib", _whole("memory_mib", self.memory_mib, MEMORY_MIN_MIB, 1 << 24))
-        object.__setattr__(
-            self, "data_disk_mib", _whole("data_disk_mib", self.data_disk_mib, DATA_DISK_MIN_MIB, 1 << 24)
-        )
-        for name, kind in (("accelerator", Accelerator), ("guest", GuestProfile), ("network_loss", NetworkLoss)):
-            allowed = get_args(kind)
-            if getattr(self, name) not in allowed:
-                raise OptionError(f"{name}={getattr(self, name)!r} is unknown", hint=f"one of {', '.join(allowed)}")
-        if not _HOSTNAME.fullmatch(self.hostname):
-            raise OptionError(
-                f"hostname={self.hostname!r} is not a host name", hint="letters, digits and '-', 63 at most"
-            )
-        check_address("publish_address", self.publish_address)
-        _check_dns(self.dns)
-        if any(ord(c) < 32 for c in self.kernel_cmdline):
-            raise OptionError("kernel_cmdline must be one line of text")
-        for key, value in self.environment.items():
-            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(key)) or {"\n", "\0"} & set(str(value)):
-                raise OptionError(f"environment: {key!r} is not a variable of one line")
-        points = [mount.guest_path for mount in self.mounts]
-        if twice := {p for p in points if points.count(p) > 1}:
-            raise OptionError(f"mounts: {min(twice)} is mounted twice", hint="each guest path can be used once")
+        check_kind("origin_path", self.origin_path, OriginPath, "an OriginPath")
+        check_kind("versions", self.versions, Versions, "a Versions")
+        for name, check in CHECKS.items():
+            check(name, getattr(self, name))
         given, wanted = set(self.versions.named()), set(self.origin_path.named())
         if missing := wanted - given:
             raise OptionError(
@@ -208,77 +178,6 @@ class Options:
             known = _known(cls, options)
             return dataclasses.replace(given, **{name: _converted(cls, name, value) for name, value in known.items()})
         return _build(cls, {**_known(cls, given or {}), **_known(cls, options)})
-
-
-def check_address(name: str, address: str) -> None:
-    """Refuse what is no IP address to bind.
-
-    Raises:
-        OptionError: it is not an address.
-    """
-    import ipaddress
-
-    try:
-        ipaddress.ip_address(str(address))  # it would take a number too
-    except ValueError as error:
-        raise OptionError(f"{name}={address!r} is not an IP address", hint="127.0.0.1 is this host alone") from error
-
-
-def _check_dns(servers: tuple[str, ...]) -> None:
-    """Refuse what the guest could not ask."""
-    import ipaddress
-
-    if len(servers) > DNS_MOST:
-        raise OptionError(f"dns: {len(servers)} name servers are more than the {DNS_MOST} that programs look at")
-    for server in servers:
-        try:
-            address = ipaddress.IPv4Address(str(server))
-        except ValueError as error:
-            raise OptionError(f"dns: {server!r} is not an IPv4 address", hint="the guest has no IPv6") from error
-        if address.is_loopback or address.is_unspecified:
-            raise OptionError(f"dns: {server} is the guest itself", hint="there the host is 192.168.127.254")
-
-
-def check_port(name: str, port: int, *, lowest: int = 1) -> int:
-    """``port`` if it is one.
-
-    Raises:
-        OptionError: it is not a whole number from ``lowest`` to 65535.
-    """
-    return _whole(name, port, lowest, PORT_MAX)
-
-
-_KINDS: dict[str, tuple[type[Any], str]] = {
-    "origin_path": (OriginPath, "an OriginPath"),
-    "versions": (Versions, "a Versions"),
-    "hostname": (str, "text"),
-    "kernel_cmdline": (str, "text"),
-    "podman_tcp": (bool, "True or False"),
-    "ssh_agent": (bool, "True or False"),
-    "foreign_arch": (bool, "True or False"),
-    "rosetta": (bool, "True or False"),
-    "pause_on_sleep": (bool, "True or False"),
-    "environment": (Mapping, "a mapping"),
-    "mounts": (tuple, "a list"),
-    "ca_certificates": (tuple, "a list"),
-    "dns": (tuple, "a list"),
-}
-
-
-def _check_kinds(options: Options) -> None:
-    """Refuse what is of the wrong kind altogether, before its value is looked at."""
-    for name, (kind, words) in _KINDS.items():
-        if not isinstance(getattr(options, name), kind):
-            raise OptionError(f"{name}={getattr(options, name)!r} is not {words}")
-    zone: Any = options.timezone
-    if zone is not None and not (isinstance(zone, str) and re.fullmatch(r"[A-Za-z0-9_+/-]+", zone)):
-        raise OptionError(f"timezone={zone!r} is not the name of a time zone", hint="Europe/Berlin for one")
-
-
-def _whole(name: str, value: Any, lowest: int, highest: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
-        raise OptionError(f"{name}={value!r} is not a whole number from {lowest} to {highest}")
-    return value
 
 
 def _snake(key: str) -> str:

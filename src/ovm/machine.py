@@ -27,7 +27,7 @@ from ovm.boot import (
     shut_down,
 )
 from ovm.care import Care
-from ovm.config import check_address, check_port
+from ovm.checks import check_address, check_port
 from ovm.disks.suspended import Unfit, is_there
 from ovm.disks.verify import FileState, verify
 from ovm.errors import (
@@ -624,13 +624,13 @@ class OVM:
             if self._state is not VMState.RESUMING:
                 self._refuse("vm_resume")
             self._to(VMState.RUNNING)
-            if self._care is not None:
-                self._care.look_soon()
             try:
                 if session.profile.engine:
                     await self._sync_after_resume(session)
             finally:
                 self._events.emit("vmResume")
+                if self._care is not None:
+                    self._care.look_soon()  # not before: a look keeps the guest from telling its time at once
 
     async def _sync_after_resume(self, session: Session) -> None:
         self._syncing = asyncio.create_task(session.sync_clock())

@@ -9,27 +9,23 @@ import contextlib
 import fcntl
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-import msgspec
-
-from ovm import __version__, paths
+from ovm import paths
 from ovm.disks.durable import disk_errors, write_whole
 from ovm.errors import FileError, InUseError, OptionError, StateError
 from ovm.process import identity
-from ovm.process.identity import Identity
+from ovm.records import Ended, ServiceRecord, read
 from ovm.settings import RESTART_KEYS, Settings, parse
 
 SETTINGS = "machine.toml"
 SERVICE_LOCK = "service.lock"
 SERVICE_RECORD = "service.json"
 ENDED = "ended.json"
-RECORD_MAX_BYTES = 1 << 20
 DEFAULT_MACHINE = "default"
 DEFAULT_CPUS = max(1, (os.cpu_count() or 2) // 2)
 DEFAULT_MEMORY_MIB = 2048
@@ -38,43 +34,6 @@ MACHINE_NAME_MAX = 32
 """Long enough for people, short enough for the path of a socket."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_T = TypeVar("_T")
-
-
-class ServiceRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """Who the service of a machine is; there from its start to its clean end."""
-
-    pid: int
-    started: int
-    program: str
-    version: str
-    started_at: float
-    boot_id: str
-    socket_dir: str
-    """Where it was started ``$XDG_RUNTIME_DIR`` may have been another one."""
-
-    @classmethod
-    def ours(cls, socket_dir: Path) -> ServiceRecord:
-        """Of this process."""
-        process = identity.of(os.getpid())
-        return cls(
-            pid=os.getpid(),
-            started=process.started if process else 0,
-            program=process.program if process else "",
-            version=__version__,
-            started_at=time.time(),
-            boot_id=identity.boot(),
-            socket_dir=str(socket_dir),
-        )
-
-
-class Ended(msgspec.Struct, frozen=True, kw_only=True):
-    """How the last run of a service came to its end."""
-
-    at: float
-    """In seconds since the epoch."""
-    reason: Literal["stopped", "powered-off", "failed", "suspended"]
-    error: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +66,7 @@ class Machine:
     @property
     def sockets(self) -> paths.SocketPaths:
         """Its sockets: where its service has them, or else where they would be made now."""
-        record = _read(self.service_record, ServiceRecord)
+        record = read(self.service_record, ServiceRecord)
         if record is not None and _is_locked(self.service_lock):
             return paths.SocketPaths(Path(record.socket_dir))
         return paths.SocketPaths(paths.default_socket_dir(self.name))
@@ -263,7 +222,7 @@ class Rest:
 
 def at_rest(machine: Machine) -> Rest:
     """What its files and locks tell."""
-    record = _read(machine.service_record, ServiceRecord)
+    record = read(machine.service_record, ServiceRecord)
     held_by, pid, why = _holder(machine, record)
     alive = held_by != "nobody" and not why
     disk = _stat(machine.data_disk)
@@ -272,7 +231,7 @@ def at_rest(machine: Machine) -> Rest:
         pid=pid,
         state="alive" if alive else _resting(machine, why),
         why=why,
-        last=_read(machine.ended_record, Ended),
+        last=read(machine.ended_record, Ended),
         last_up=time.time() if alive else disk.st_mtime if disk else None,
         disk_bytes=disk.st_blocks * 512 if disk else None,
         disk_size_bytes=disk.st_size if disk else None,
@@ -285,12 +244,6 @@ def _resting(machine: Machine, why: str) -> Literal["stopped", "suspended", "cra
     return "suspended" if os.path.lexists(paths.TargetPaths(machine.target).suspended) else "stopped"
 
 
-class _Owner(msgspec.Struct, frozen=True):
-    """What is read here of what :mod:`ovm.process.lock` writes into a lock."""
-
-    manager: Identity
-
-
 def _holder(
     machine: Machine, record: ServiceRecord | None
 ) -> tuple[Literal["nobody", "service", "program"], int | None, str]:
@@ -300,13 +253,14 @@ def _holder(
     crash = "" if record is None else f"its service (process {record.pid}) was killed"
     if record is not None and record.boot_id != identity.boot():
         crash = "the host went down while it ran"
-    lock = machine.target / paths.LOCK
-    if not _is_locked(lock):
+    if not _is_locked(machine.target / paths.LOCK):
         return "nobody", None, crash
-    owner = _read(lock, _Owner)
-    if owner is None or identity.is_there(owner.manager):
-        return "program", owner.manager.pid if owner else None, ""
-    return "program", None, crash or f"the program that held it (process {owner.manager.pid}) was killed"
+    from ovm.process.lock import owner  # in no hurry any more: it is nobody's only when it rests
+
+    manager = owner(machine.target)
+    if manager is None or identity.is_there(manager):
+        return "program", manager.pid if manager else None, ""
+    return "program", None, crash or f"the program that held it (process {manager.pid}) was killed"
 
 
 def refuse_others(machine: Machine) -> None:
@@ -351,6 +305,8 @@ def remove(machine: Machine) -> None:
         InUseError: somebody holds it.
         FileError: something cannot be removed.
     """
+    import shutil
+
     refuse_running(machine)
     if machine.directory.is_symlink():
         raise FileError(f"{machine.directory} is a symbolic link", hint="remove what it leads to, then the link")
@@ -395,25 +351,6 @@ def _nobody_else(machine: Machine) -> Iterator[None]:
                 except BlockingIOError:
                     raise InUseError(f"{machine.name} is being started", hint=f"ovm stop {machine.name}") from None
         yield
-
-
-def save(path: Path, record: msgspec.Struct) -> None:
-    """Write a record whole or not at all."""
-    new = path.with_name(f".ovm-new.{path.name}")
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as file:  # noqa: PTH123 - a descriptor
-        file.write(msgspec.json.encode(record))
-    new.replace(path)
-
-
-def _read(path: Path, kind: type[_T]) -> _T | None:
-    with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            return msgspec.json.decode(os.read(fd, RECORD_MAX_BYTES), type=kind)
-        finally:
-            os.close(fd)
-    return None
 
 
 def _stat(path: Path) -> os.stat_result | None:

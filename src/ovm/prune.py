@@ -14,6 +14,7 @@ import msgspec
 from ovm.errors import GuestError
 from ovm.guest.ssh import SSH
 from ovm.wire import http
+from ovm.wire.error import WireError
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ async def prune(podman_socket: Path, ssh: SSH, *, everything: bool = False, volu
         async with http.connect(podman_socket) as podman:
             answer = await podman.post(asked, None, timeout_s=PRUNE_TIMEOUT_S)
         report = msgspec.json.decode(answer, type=_Report)
-    except http.WireError as error:
+    except WireError as error:
         raise GuestError(f"podman could not prune: {error.message}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise GuestError(f"podman's answer to a prune makes no sense: {error}") from error

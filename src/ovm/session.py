@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ovm.config import PODMAN_PORT_FIRST, Options, check_address
+from ovm.checks import check_address
+from ovm.config import PODMAN_PORT_FIRST, Options
 from ovm.errors import GuestError, HostKeyMismatch, OVMError, PortError
 from ovm.guest.clock import CORE_GOOD_ENOUGH_S, CORE_HELPER, CORE_KICK, Clock, ClockSync
 from ovm.guest.ports import Published, Publisher
@@ -22,6 +23,7 @@ from ovm.network.gvproxy import Forward, Network, Protocol
 from ovm.paths import SocketPaths
 from ovm.process.child import Child
 from ovm.wire import http
+from ovm.wire.error import WireError
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +114,7 @@ class Session:
         async with http.connect(self.sockets.podman) as podman:
             try:
                 await podman.text(PING, timeout_s=timeout_s)
-            except http.WireError as error:
+            except WireError as error:
                 raise GuestError(f"podman does not answer: {error.message}") from error
 
     async def _attach_publisher(self) -> None:

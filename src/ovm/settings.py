@@ -6,16 +6,18 @@ Every key has a default. No I/O here.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from ovm.config import Accelerator, Mount, Options, OriginPath, Versions, check_address, check_port
+from ovm.checks import CHECKS, Accelerator, check_address, check_port
 from ovm.errors import OptionError, SettingsError
+
+if TYPE_CHECKING:
+    from ovm.config import Mount
 
 Protocol = Literal["tcp", "udp"]
 Proxy = Literal["host", "none"]
@@ -119,6 +121,8 @@ def mount(value: Any) -> Mount:
     Raises:
         ValueError: it is not.
     """
+    from ovm.config import Mount
+
     host, *rest = value.split(":") if isinstance(value, str) else [""]
     read_only = rest[-1:] == ["ro"]
     guest = rest[:-1] if rest[-1:] in (["ro"], ["rw"]) else rest
@@ -211,14 +215,14 @@ KINDS: Mapping[str, Callable[[Any], Any]] = {
     "hostname": _text,
     "timezone": _text,
     "environment": _variables,
-    "proxy": _one_of("host", "none"),
+    "proxy": _one_of(*get_args(Proxy)),
     "ca_certificates": _each(_path),
     "host_ca": _yes,
     "dns": _each(_text),
     "ssh_agent": _yes,
     "foreign_arch": _yes,
     "rosetta": _yes,
-    "accelerator": _one_of("auto", "kvm", "hvf", "tcg"),
+    "accelerator": _one_of(*get_args(Accelerator)),
     "kernel_cmdline": _text,
     "image": _image,
     "autostart": _yes,
@@ -251,6 +255,8 @@ def check_key(key: str) -> None:
     """
     name, _, variable = key.partition(".")
     if name not in KINDS or (variable and name != "environment"):
+        import difflib
+
         close = difflib.get_close_matches(name, KINDS, 1)
         raise SettingsError(
             f"there is no setting {key!r}",
@@ -265,24 +271,17 @@ def made_of(key: str, value: Any) -> Any:
         SettingsError: there is no such key, or it cannot be that.
     """
     check_key(key)
+    option = _CALLED.get(key, key)
     try:
         made = KINDS[key](value)
-        if key not in _NOT_OPTIONS and key != "image":
-            Options(**_anything(), **{_CALLED.get(key, key): made})
+        if option in CHECKS:
+            CHECKS[option](option, made)
     except OptionError as error:
-        message = error.message.replace(_CALLED.get(key, key), key)
+        message = error.message.replace(option, key)
         raise SettingsError(message if message.startswith(key) else f"{key}: {message}", hint=error.hint) from error
     except ValueError as error:
         raise SettingsError(f"{key} = {value!r} is not {error}") from error
     return made
-
-
-def _anything() -> dict[str, Any]:
-    """What options need, to be tried."""
-    names = {"kernel": "", "initrd": "", "rootfs": ""}
-    directories = {name: Path() for name in ("target_dir", "socket_dir", "log_dir", "ssh_key_dir")}
-    origin = OriginPath(**dict.fromkeys(names, Path()))
-    return {"origin_path": origin, "versions": Versions(**names), **directories}
 
 
 def _toml(text: str, path: Path) -> dict[str, Any]:

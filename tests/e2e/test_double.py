@@ -19,6 +19,7 @@ import pytest
 import doubles
 import tiny
 from ovm.wire import http
+from ovm.wire.error import WireError
 
 pytestmark = pytest.mark.tiny
 
@@ -211,7 +212,7 @@ async def test_a_pause_stands_until_it_is_over(boot):
             "state": "VirtualMachineStateRunning",
         }  # fmt: skip
         assert await double.state() == running
-        with pytest.raises(http.WireError, match="VZErrorDomain"):
+        with pytest.raises(WireError, match="VZErrorDomain"):
             await double.order("Resume")
         assert await double.tell(f"vsock-echo {ECHO_PORT} 2>&1") == ""
         reader, writer = await asyncio.open_unix_connection(double.directory / "guest.sock")
@@ -226,7 +227,7 @@ async def test_a_pause_stands_until_it_is_over(boot):
         }
         assert await double.state() == paused
         for verb in ("Stop", "Pause"):
-            with pytest.raises(http.WireError, match="state “paused”") as refused:
+            with pytest.raises(WireError, match="state “paused”") as refused:
                 await double.order(verb)
             assert refused.value.status == 500
         console = double.directory / "console.log"
@@ -241,7 +242,7 @@ async def test_a_pause_stands_until_it_is_over(boot):
         assert await reader.readexactly(9) == b"meanwhile"
         assert await late == b"late"
         writer.close()
-        with pytest.raises(http.WireError, match="invalid new VMState: Snooze"):
+        with pytest.raises(WireError, match="invalid new VMState: Snooze"):
             await double.order("Snooze")
         assert (await double.rest.get("/vm/inspect", dict[str, Any]))["memoryBytes"] == 256 << 20
 
@@ -294,7 +295,7 @@ async def test_it_dies_where_it_is_ordered_to(boot, moment):
     async with boot("never", die_at=moment, die_with="SIGKILL") as double:
         if moment in {"stop", "pause", "resume", "hardstop"}:
             await double.logged("waiting for VM to stop")
-            with pytest.raises(http.WireError):
+            with pytest.raises(WireError):
                 await double.order({"hardstop": "HardStop"}.get(moment, moment.title()))
         assert await double.ended() == -signal.SIGKILL
 
@@ -325,11 +326,11 @@ async def test_faults_of_its_rest(boot):
     async with boot("never", **faults) as double:
         await double.logged("waiting for VM to stop")
         assert await double.state() == {"state": "VirtualMachineStateRunning"}
-        with pytest.raises(http.WireError, match=r"Code=1 .*too busy") as refused:
+        with pytest.raises(WireError, match=r"Code=1 .*too busy") as refused:
             await double.order("Pause")
         assert refused.value.status == 500
         for verb in ("Resume", "HardStop"):
-            with pytest.raises(http.WireError) as lost:
+            with pytest.raises(WireError) as lost:
                 await double.order(verb)
             assert lost.value.status == 0
         await double.order("Stop")
@@ -346,7 +347,7 @@ async def test_a_pause_that_takes_its_time(boot):
         async with asyncio.timeout(DEADLINE_S):
             while (await double.state())["state"] != "VirtualMachineStatePausing":
                 await asyncio.sleep(0.01)
-        with pytest.raises(http.WireError) as lost:
+        with pytest.raises(WireError) as lost:
             await pausing
         assert lost.value.status == 0
         assert (await double.state())["state"] == "VirtualMachineStatePaused"
@@ -356,6 +357,6 @@ async def test_a_rest_that_hangs(boot):
     """It takes a request, and that is all."""
     async with boot("never", hang_rest=True) as double:
         await double.logged("waiting for VM to stop")
-        with pytest.raises(http.WireError) as lost:
+        with pytest.raises(WireError) as lost:
             await double.rest.get("/vm/state", dict[str, Any], timeout_s=0.5)
         assert lost.value.status == 0

@@ -25,6 +25,11 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the tiny image is one for QEMU"),
 ]
 
+SETTLED_S = 5.0
+"""Until a machine that has just become ready was looked at for the first time."""
+IDLE_S = 10.0
+WAKES_PER_S = 5.0
+"""A tick each five seconds wakes a handful of threads; who looks ten times a second is seen."""
 GONE_S = 2.0
 """Promised, from the kill of a service on."""
 
@@ -142,6 +147,24 @@ async def test_its_files_are_its_users_alone(home: homes.Home) -> None:
         modes[home.machine("default") / name] = (home.machine("default") / name).lstat().st_mode
     assert {str(path): oct(stat.S_IMODE(mode) & 0o077) for path, mode in modes.items() if mode & 0o077} == {}
     await home.good("stop", "--force")
+
+
+async def test_it_sleeps_while_nothing_happens(home: homes.Home) -> None:
+    """Something that looks, however quick it is, would wake it many times as often as its slow ticks do."""
+    home.init()
+    await home.good("start")
+    pid = (await home.status())["pid"]
+    await asyncio.sleep(SETTLED_S)
+    before = wakes(pid)
+    await asyncio.sleep(IDLE_S)
+    assert wakes(pid) - before < IDLE_S * WAKES_PER_S
+    await home.good("stop", "--force")
+
+
+def wakes(pid: int) -> int:
+    """How often a thread of the process has waited for something."""
+    found = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
+    return sum(int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0]) for status in found)
 
 
 async def test_two_starts_at_the_same_instant_are_one(home: homes.Home) -> None:

@@ -26,6 +26,7 @@ from ovm.paths import SocketPaths
 from ovm.process.child import Child
 from ovm.state import VMState
 from ovm.wire import http
+from ovm.wire.error import WireError
 
 SOON_S = 0.3
 """In place of all deadlines: what is not answered here never will be."""
@@ -118,7 +119,7 @@ async def test_whatever_a_server_answers(server: Server, answer: tuple[bytes, bo
             words = "taken"
             try:
                 await ask()
-            except http.WireError as error:
+            except WireError as error:
                 words = error.message
             assert 0 < len(words) <= http.WORDS_MAX + len("POST /services/forwarder/expose: ")
     server.hang_up()
@@ -128,7 +129,7 @@ async def test_an_answer_without_end_is_not_waited_for(server: Server) -> None:
     """Nor kept: there is a limit to what anybody has to say."""
     server.answers = [(b"HTTP/1.1 200 OK\r\n\r\n" + bytes(2 * http.ANSWER_MAX_BYTES), False)]
     async with http.connect(server.path) as client:
-        with pytest.raises(http.WireError, match="more than 1048576 bytes"):
+        with pytest.raises(WireError, match="more than 1048576 bytes"):
             await client.text("/_ping", timeout_s=BOUND_S)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import fcntl
 import json
 import os
 import pty
@@ -12,21 +14,21 @@ import subprocess
 import sys
 import threading
 import tomllib
+from ast import literal_eval
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
-from ovm import cli, machines
+from ovm import cli, machines, records
 from ovm.cli import autostart as autostart_command
 from ovm.cli import names
 from ovm.cli.init import TEMPLATE, template
 from ovm.config import Options
 from ovm.hooks import autostart
-from ovm.machines import Ended, ServiceRecord
 from ovm.process import lock
+from ovm.records import Ended, ServiceRecord
 from ovm.settings import KINDS, Settings, parse
 
 MIB = 1024 * 1024
@@ -231,6 +233,45 @@ def test_machines_at_rest(good, run):
     }
 
 
+HEAVY = {
+    "asyncio",
+    "asyncssh",
+    "concurrent.futures",
+    "http.client",
+    "httpx2",
+    "msgspec",
+    "ovm.config",
+    "rich",
+    "tomlkit",
+}
+"""What takes longer to import than a list of machines takes to make."""
+
+
+@pytest.mark.parametrize(
+    ("holds", "imported"),
+    [(False, set[str]()), (True, {"concurrent.futures", "http.client", "msgspec"})],
+    ids=["at rest", "with a service"],
+)
+def test_a_list_imports_what_its_machines_need(good, holds, imported):
+    """Machines at rest are listed by files and locks alone; one with a service takes a client, but no event loop."""
+    good("init", "dev", "--cpus", "3", "--port", "8080:80")
+    machine = machines.find("dev")
+    records.save(machine.ended_record, Ended(at=1.0, reason="failed", code="x", message="it broke"))
+    script = (
+        "import sys; from ovm.cli import main\n"
+        "try: main(['ls'])\n"
+        f"finally: print(sorted({HEAVY} & sys.modules.keys()))\n"
+    )
+    with machine.service_lock.open("w") as held:
+        if holds:
+            fcntl.flock(held, fcntl.LOCK_EX)
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    _, row, said = done.stdout.splitlines()
+    assert row.split()[:3] == ["dev", "unknown" if holds else "stopped", "3"]
+    assert set(literal_eval(said)) == imported
+
+
 def test_a_line_of_ones_own(good, run):
     """Of what is shown anywhere, by the fields that --json has."""
     good("init", "dev", "--cpus", "3", "--memory", "1G")
@@ -254,8 +295,8 @@ def test_what_is_wrong_is_said_below_the_list(good, run):
     for name in ("crashed", "failed", "wrong"):
         good("init", name)
     crashed, failed, wrong = map(machines.find, ("crashed", "failed", "wrong"))
-    machines.save(crashed.service_record, msgspec.structs.replace(ServiceRecord.ours(Path("/run")), boot_id="another"))
-    machines.save(failed.ended_record, Ended(at=1.0, reason="failed", error={"code": "x", "message": "it broke"}))
+    records.save(crashed.service_record, dataclasses.replace(ServiceRecord.ours(Path("/run")), boot_id="another"))
+    records.save(failed.ended_record, Ended(at=1.0, reason="failed", code="x", message="it broke"))
     wrong.settings_path.write_text("\ncpu = 1\n")
     status, out, err = run("ls")
     assert (status, [line.split()[:2] for line in out.splitlines()[1:]]) == (

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ovm.config import Mount, Options, OriginPath, Versions, check_address, check_port
+from ovm.checks import check_address, check_port
+from ovm.config import Mount, Options, OriginPath, Versions
 from ovm.errors import OptionError
 
 SEED = MappingProxyType(

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from ovm.wire import http
+from ovm.wire.error import WireError
 
 
 class Thing(msgspec.Struct):
@@ -70,7 +71,7 @@ async def test_post_sends_json(short_path):
 async def test_a_refusal_is_told_in_the_servers_words(short_path):
     """An answer without success is an error with its status and the server's own words."""
     async with serving(short_path / "s", response(b"proxy already running\n", "500 No")) as (client, _):
-        with pytest.raises(http.WireError) as caught:
+        with pytest.raises(WireError) as caught:
             await client.post("/expose", {})
     assert (caught.value.status, caught.value.message) == (500, "proxy already running")
 
@@ -78,7 +79,7 @@ async def test_a_refusal_is_told_in_the_servers_words(short_path):
 async def test_a_refusal_without_words_says_its_status(short_path):
     """An empty answer without success still says what was asked and the status."""
     async with serving(short_path / "s", response(b"", "404 Not Found")) as (client, _):
-        with pytest.raises(http.WireError, match="GET /x: status 404"):
+        with pytest.raises(WireError, match="GET /x: status 404"):
             await client.text("/x")
 
 
@@ -86,7 +87,7 @@ async def test_a_refusal_without_words_says_its_status(short_path):
 async def test_an_answer_of_another_shape_is_an_error(short_path, body):
     """What is not JSON, or not of the asked shape, is a WireError and nothing else."""
     async with serving(short_path / "s", response(body)) as (client, _):
-        with pytest.raises(http.WireError, match="GET /x answered something unexpected"):
+        with pytest.raises(WireError, match="GET /x answered something unexpected"):
             await client.get("/x", Thing)
 
 
@@ -94,7 +95,7 @@ async def test_an_answer_of_another_shape_is_an_error(short_path, body):
 async def test_what_is_no_whole_answer_is_an_error(short_path, answer):
     """A server that hangs up, speaks something else or stops half way is a WireError without a status."""
     async with serving(short_path / "s", answer) as (client, _):
-        with pytest.raises(http.WireError, match="POST /x: ") as caught:
+        with pytest.raises(WireError, match="POST /x: ") as caught:
             await client.post("/x", {})
     assert caught.value.status == 0
 
@@ -103,7 +104,7 @@ async def test_what_is_no_whole_answer_is_an_error(short_path, answer):
 async def test_a_silent_server_is_given_up(short_path, begun):
     """A server that does not answer, or not to the end, is given up at the deadline."""
     async with serving(short_path / "s", begun, then=asyncio.Event()) as (client, _):
-        with pytest.raises(http.WireError, match=r"GET /x: no answer within 0\.02 s"):
+        with pytest.raises(WireError, match=r"GET /x: no answer within 0\.02 s"):
             await client.text("/x", timeout_s=0.02)
 
 
@@ -124,7 +125,7 @@ async def test_the_deadline_is_for_the_whole_answer(short_path):
     server = await asyncio.start_unix_server(drip, short_path / "s")
     try:
         async with asyncio.timeout(5), http.connect(short_path / "s") as client:
-            with pytest.raises(http.WireError, match="no answer within"):
+            with pytest.raises(WireError, match="no answer within"):
                 await client.text("/x", timeout_s=0.05)
     finally:
         server.close()
@@ -140,7 +141,7 @@ async def test_nobody_there_is_an_error_at_once(short_path, kind):
         await server.wait_closed()
         (short_path / "kept").rename(short_path / "s")
     async with http.connect(short_path / "s") as client:
-        with pytest.raises(http.WireError, match="GET /x: "):
+        with pytest.raises(WireError, match="GET /x: "):
             await client.text("/x")
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from ovm import errors, machines
+from ovm import errors, machines, records
 from ovm.config import Options
-from ovm.machines import Ended, Machine, ServiceRecord
+from ovm.machines import Machine
 from ovm.process import identity, lock
+from ovm.records import Ended, ServiceRecord
 
 HOLDER = (
     "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
@@ -59,7 +61,7 @@ def dead() -> ServiceRecord:
     process.kill()
     process.communicate()
     assert who is not None
-    return msgspec.structs.replace(ServiceRecord.ours(Path("/run")), pid=who.pid, started=who.started)
+    return dataclasses.replace(ServiceRecord.ours(Path("/run")), pid=who.pid, started=who.started)
 
 
 def data_disk(machine: Machine, mib: int) -> None:
@@ -111,14 +113,28 @@ def test_a_machine_that_was_stopped(made):
     machine = made("dev")
     data_disk(machine, 300)
     os.utime(machine.data_disk, (5, 1000))
-    ended = Ended(at=1001.0, reason="failed", error={"code": "guest-refused", "message": "no"})
-    machines.save(machine.ended_record, ended)
+    ended = Ended(at=1001.0, reason="failed", code="guest-refused", message="no")
+    records.save(machine.ended_record, ended)
     rest = machines.at_rest(machine)
     assert (rest.state, rest.last, rest.last_up, rest.disk_size_bytes) == ("stopped", ended, 1000, 300 * MIB)
     assert rest.disk_bytes is not None
     assert 8192 <= rest.disk_bytes < MIB
-    machine.ended_record.write_bytes(b'{"at": "\xff')
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"at": "\xff', b"", b"[]", b"null", b'{"at": 1.0}', b'{"at": "x", "reason": "failed"}', b"[" * 100_000],
+)
+def test_a_damaged_record_is_none(made, content):
+    machine = made("dev")
+    machine.ended_record.write_bytes(content)
     assert machines.at_rest(machine).last is None
+
+
+def test_what_another_version_has_written_down_besides_is_left_out(made):
+    machine = made("dev")
+    machine.ended_record.write_text('{"at": 1.0, "reason": "failed", "message": {"en": "no"}, "more": 1}')
+    assert machines.at_rest(machine).last == Ended(at=1.0, reason="failed")
 
 
 def test_a_machine_of_a_service(made):
@@ -126,7 +142,7 @@ def test_a_machine_of_a_service(made):
     with held(machine.service_lock) as pid:
         rest = machines.at_rest(machine)
         assert (rest.held_by, rest.pid, rest.state, rest.why) == ("service", None, "alive", "")
-        machines.save(machine.service_record, msgspec.structs.replace(ServiceRecord.ours(Path("/run")), pid=pid))
+        records.save(machine.service_record, dataclasses.replace(ServiceRecord.ours(Path("/run")), pid=pid))
         rest = machines.at_rest(machine)
         assert (rest.held_by, rest.pid, rest.state, rest.why) == ("service", pid, "alive", "")
         machines.refuse_others(machine)
@@ -161,7 +177,7 @@ def test_a_program_that_left_no_name(made):
 
 def test_a_service_that_was_killed(made):
     machine, record = made("dev"), dead()
-    machines.save(machine.service_record, record)
+    records.save(machine.service_record, record)
     rest = machines.at_rest(machine)
     why = f"its service (process {record.pid}) was killed"
     assert (rest.held_by, rest.state, rest.why) == ("nobody", "crashed", why)
@@ -171,7 +187,7 @@ def test_a_service_that_was_killed(made):
 
 def test_a_host_that_went_down(made):
     machine = made("dev")
-    machines.save(machine.service_record, msgspec.structs.replace(dead(), boot_id="another"))
+    records.save(machine.service_record, dataclasses.replace(dead(), boot_id="another"))
     rest = machines.at_rest(machine)
     assert (rest.held_by, rest.state, rest.why) == ("nobody", "crashed", "the host went down while it ran")
 
@@ -179,9 +195,10 @@ def test_a_host_that_went_down(made):
 def test_what_a_killed_service_has_left_is_no_machine_that_runs(made):
     """For the moment until its helpers are gone, which hold the lock that it named itself in."""
     machine, record = made("dev"), dead()
-    machines.save(machine.service_record, record)
-    note = {"manager": {"pid": record.pid, "started": record.started, "program": "x"}}
-    (machine.target / "ovm.lock").write_bytes(msgspec.json.encode(note))
+    records.save(machine.service_record, record)
+    manager = {"pid": record.pid, "started": record.started, "program": "x"}
+    note = {"boot_id": "", "manager": manager, "command": "", "since": 0.0, "brief": False, "roster": None}
+    (machine.target / "ovm.lock").write_bytes(json.dumps(note).encode())
     with held(machine.target / "ovm.lock"):
         rest = machines.at_rest(machine)
         assert (rest.held_by, rest.pid, rest.state) == ("program", None, "crashed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,13 +28,15 @@ def command(*, as_json: bool, template: str | None) -> None:
 
     A machine that a service holds is asked; of the others their files and locks tell.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     from ovm import machines
 
-    names = machines.names()
-    with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:  # a service that hangs holds up no other
-        found = list(threads.map(_row, map(machines.of, names)))
+    there = [machines.of(name) for name in machines.names()]
+    rests = [machines.at_rest(machine) for machine in there]
+    states = _asked([machine for machine, rest in zip(there, rests, strict=True) if _has_service(rest)])
+    found = [
+        _row(machine, rest, states.get(machine.name) or _state(rest))
+        for machine, rest in zip(there, rests, strict=True)
+    ]
     if as_json:
         rows(found, COLUMNS, as_json=True)
         return
@@ -46,7 +49,34 @@ def command(*, as_json: bool, template: str | None) -> None:
             click.echo(f"{row['name']}: {row['why']}", err=True)
 
 
-def _row(machine: Machine) -> dict[str, Any]:
+def _has_service(rest: Rest) -> bool:
+    return rest.state == "alive" and rest.held_by == "service"
+
+
+def _state(rest: Rest) -> str:
+    return "running" if rest.state == "alive" else rest.state
+
+
+def _asked(running: Sequence[Machine]) -> dict[str, str]:
+    """The state of each machine, as its service tells it."""
+    if not running:  # a client and threads take longer to import than all else that a list is made of
+        return {}
+    from concurrent.futures import ThreadPoolExecutor
+
+    from ovm.errors import OVMError
+    from ovm.service.client import Service
+
+    def state(machine: Machine) -> str:
+        try:
+            return services.spoken(Service(machine.name, machine.service_socket).status().state)
+        except OVMError:
+            return "unknown"  # it is just beginning, ending, or of another version
+
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:  # a service that hangs holds up no other
+        return dict(zip((machine.name for machine in running), threads.map(state, running), strict=True))
+
+
+def _row(machine: Machine, rest: Rest, state: str) -> dict[str, Any]:
     """What is known of it; a machine whose settings are wrong is listed, too, and says so."""
     from ovm import machines
     from ovm.errors import OVMError
@@ -57,11 +87,10 @@ def _row(machine: Machine) -> dict[str, Any]:
         settings = machine.settings()
     except OVMError as error:
         settings, why = Settings(), error.message
-    rest = machines.at_rest(machine)
     unknown = rest.held_by == "program"  # it may have chosen others than are written down
     return {
         "name": machine.name,
-        "state": _state(machine, rest),
+        "state": state,
         "why": why or rest.why or _failure(rest),
         "held_by": rest.held_by,
         "pid": rest.pid,
@@ -73,23 +102,9 @@ def _row(machine: Machine) -> dict[str, Any]:
     }
 
 
-def _state(machine: Machine, rest: Rest) -> str:
-    from ovm.errors import OVMError
-    from ovm.service.client import Service
-
-    if rest.state != "alive":
-        return rest.state
-    if rest.held_by == "program":
-        return "running"
-    try:
-        return services.spoken(Service(machine.name, machine.service_socket).status().state)
-    except OVMError:
-        return "unknown"  # it is just beginning, ending, or of another version
-
-
 def _failure(rest: Rest) -> str:
     failed = rest.state == "stopped" and rest.last is not None and rest.last.reason == "failed"
-    return str((rest.last.error or {}).get("message", "")) if failed and rest.last else ""
+    return rest.last.message if failed and rest.last else ""
 
 
 def _in_words(row: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def ssh_port(machine: Machine) -> int:
     from ovm.errors import StateError
     from ovm.network import gvproxy
     from ovm.wire import plain
-    from ovm.wire.http import WireError
+    from ovm.wire.error import WireError
 
     sshd = f"{gvproxy.GUEST_ADDRESS}:22"
     try:

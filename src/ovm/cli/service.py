@@ -75,5 +75,5 @@ def why_it_rests(machine: Machine) -> str:
     if rest.last is None:
         return "stopped: it was never started"
     if rest.last.reason == "failed":
-        return f"stopped (failed): {(rest.last.error or {}).get('message', 'see its logs')}"
+        return f"stopped (failed): {rest.last.message or 'see its logs'}"
     return "stopped: it powered itself off" if rest.last.reason == "powered-off" else "stopped"

@@ -47,8 +47,11 @@ CORE_GOOD_ENOUGH_S = 0.25
 """What such a guest may stay off on a slow host; the seed itself set whole seconds."""
 CORE_KICK = ("systemctl", "restart", "chrony")
 
-SAMPLES = 8
 CLOSE_ENOUGH_S = 0.002
+QUICK_S = 2 * CLOSE_ENOUGH_S
+"""The offset of a round trip is wrong by half of it at most: one that took no longer than this is exact enough."""
+SAMPLES = 8
+"""How many there are at most while none is so quick."""
 ATTEMPTS = 4
 ANSWER_TIMEOUT_S = 10.0
 
@@ -64,6 +67,19 @@ class ClockSync:
     offset_after_s: float
     round_trip_s: float
     """The best round trip; the error is below half of it."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Sample:
+    """One question and its answer; the quickest one is the least."""
+
+    round_trip_s: float
+    offset_s: float
+
+    @property
+    def is_telling(self) -> bool:
+        """Whether it is exact, or so far off that the clock is wrong without a doubt."""
+        return self.round_trip_s <= QUICK_S or abs(self.offset_s) > self.round_trip_s
 
 
 class Clock:
@@ -92,31 +108,33 @@ class Clock:
             GuestError: the guest cannot be reached, or its clock does not obey.
         """
         async with self._turn:
-            before, round_trip = await self._offset()
-            after = before
+            before = after = await self._measured()
             for _ in range(ATTEMPTS):
-                if abs(after) <= CLOSE_ENOUGH_S:
+                if abs(after.offset_s) <= CLOSE_ENOUGH_S:
                     break
-                await self._ask(f"s {round(-after * 1e9)}")
-                after, round_trip = await self._offset()
-            if abs(after) > max(self._good_enough_s, round_trip):
-                raise GuestError(f"the guest's clock stayed {after * 1000:.1f} ms off")
-            return ClockSync(before, after, round_trip)
+                after = await self._measured(f"s {round(-after.offset_s * 1e9)}")
+            if abs(after.offset_s) > max(self._good_enough_s, after.round_trip_s):
+                raise GuestError(f"the guest's clock stayed {after.offset_s * 1000:.1f} ms off")
+            return ClockSync(before.offset_s, after.offset_s, after.round_trip_s)
 
     async def offset(self) -> float:
         """Guest minus host, in seconds."""
         async with self._turn:
-            return (await self._offset())[0]
+            return (await self._measured()).offset_s
 
-    async def _offset(self) -> tuple[float, float]:
-        samples: list[tuple[float, float]] = []
-        for _ in range(SAMPLES):
-            sent, began = time.time(), time.perf_counter()
-            guest = int(await self._ask("t")) / 1e9
-            round_trip = time.perf_counter() - began
-            samples.append((round_trip, guest - (sent + round_trip / 2)))
-        round_trip, offset = min(samples)
-        return offset, round_trip
+    async def _measured(self, first: str = "t") -> _Sample:
+        """The best sample, of no more than it takes to know what to do; the first is by the request ``first``."""
+        samples = [best := await self._sample(first)]
+        while not best.is_telling and len(samples) < SAMPLES:
+            samples.append(await self._sample("t"))
+            best = min(samples)
+        return best
+
+    async def _sample(self, request: str) -> _Sample:
+        sent, began = time.time(), time.perf_counter()
+        guest = int(await self._ask(request)) / 1e9
+        round_trip = time.perf_counter() - began
+        return _Sample(round_trip, guest - (sent + round_trip / 2))
 
     async def _ask(self, request: str) -> str:
         try:

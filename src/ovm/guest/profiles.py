@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ovm.config import GuestProfile
+from ovm.checks import GuestProfile
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

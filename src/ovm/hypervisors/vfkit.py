@@ -27,6 +27,7 @@ from ovm.process.child import Child, Group
 from ovm.process.supervise import race
 from ovm.state import VMState
 from ovm.wire import http
+from ovm.wire.error import WireError
 
 log = logging.getLogger(__name__)
 
@@ -241,7 +242,7 @@ class Vfkit:
     async def _ask(self) -> _State:
         try:
             return await self._rest.get("/vm/state", _State, timeout_s=ANSWER_TIMEOUT_S)
-        except http.WireError as error:
+        except WireError as error:
             raise GuestError(f"vfkit cannot be asked for its state: {error.message}") from error
 
     async def _settled(self) -> _State:
@@ -269,7 +270,7 @@ class Vfkit:
     async def _order(self, verb: str, *, timeout_s: float) -> None:
         try:
             await self._rest.post("/vm/state", {"state": verb}, timeout_s=timeout_s)
-        except http.WireError as error:
+        except WireError as error:
             raise GuestError(f"vfkit did not {verb.lower()} the machine: {_words(error)}") from error
 
 
@@ -284,7 +285,7 @@ def _known(state: str) -> VMState:
         return VMState.ERROR
 
 
-def _words(error: http.WireError) -> str:
+def _words(error: WireError) -> str:
     """Vfkit's own, out of ``{"error": …}``."""
     try:
         return str(msgspec.json.decode(error.message, type=dict[str, str])["error"])

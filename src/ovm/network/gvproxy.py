@@ -29,6 +29,7 @@ from ovm.process.child import Child, Group
 from ovm.process.confine import Rights
 from ovm.process.supervise import race
 from ovm.wire import http
+from ovm.wire.error import WireError
 
 GUEST_ADDRESS = "192.168.127.2"
 GATEWAY_ADDRESS = "192.168.127.1"
@@ -157,7 +158,7 @@ class Network:
         """
         try:
             await self._request(self._open["tcp", join("127.0.0.1", port)])
-        except http.WireError as error:
+        except WireError as error:
             raise PortError(f"tcp port {port} could not be opened again: {error.message}") from error
 
     async def reopen(self) -> dict[tuple[str, str], PortError]:
@@ -172,7 +173,7 @@ class Network:
                 await asyncio.to_thread(_remove, Path(body["local"]))
             try:
                 await self._request(body)
-            except http.WireError as error:
+            except WireError as error:
                 if "proxy already running" in error.message:  # it was opened ahead
                     continue
                 del self._open[key]
@@ -203,7 +204,7 @@ class Network:
         }
         try:
             await self._expose_body(body)
-        except http.WireError as error:
+        except WireError as error:
             raise _port_error(forward, error.message) from error
 
     async def unexpose(self, forward: Forward) -> None:
@@ -216,7 +217,7 @@ class Network:
             await self._until_up()
             self._open.pop(forward.key, None)
             await self._api.post("/services/forwarder/unexpose", {"local": forward.local, "protocol": forward.protocol})
-        except http.WireError as error:
+        except WireError as error:
             raise _port_error(forward, error.message) from error
 
     async def pick(
@@ -270,7 +271,7 @@ class Network:
     async def _expose_path(self, socket_path: Path, remote: str) -> None:
         try:
             await self._expose_body({"local": str(socket_path), "remote": remote, "protocol": "unix"})
-        except http.WireError as error:
+        except WireError as error:
             raise PortError(f"{socket_path} cannot be made: {error.message}") from error
 
     async def _expose_body(self, body: dict[str, str]) -> None:
@@ -284,14 +285,14 @@ class Network:
             try:
                 await asyncio.to_thread(Path(body["local"]).chmod, 0o600)  # 0700 until here, under our umask
             except OSError as error:
-                raise http.WireError(f"gvproxy says that it is there, but: {error.strerror}") from error
+                raise WireError(f"gvproxy says that it is there, but: {error.strerror}") from error
 
     async def _until_up(self) -> None:
         try:
             async with asyncio.timeout(API_START_S):
                 await self._up.wait()
         except TimeoutError:
-            raise http.WireError(f"gvproxy has been down for {API_START_S:g} s") from None
+            raise WireError(f"gvproxy has been down for {API_START_S:g} s") from None
 
 
 @contextlib.asynccontextmanager

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import msgspec
-
-Pid = Annotated[int, msgspec.Meta(gt=0, lt=2**31)]
-"""What is neither a group of processes nor all of them, and fits the kernel's type."""
+PID_MAX = 2**31 - 1
+"""What fits the kernel's type."""
 
 
-class Identity(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True)
+class Identity:
     """One process, which no later one equals."""
 
-    pid: Pid
+    pid: int
     started: int
     """When, in the kernel's own words: ticks since the boot on Linux, microseconds since 1970 on macOS."""
     program: str
     """The path of what it executes; empty where the kernel does not tell us."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.pid <= PID_MAX:  # 0 and below are groups of processes, or all of them
+            raise ValueError(f"{self.pid} is no process")
 
 
 def is_there(process: Identity) -> bool:

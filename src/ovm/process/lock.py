@@ -131,6 +131,12 @@ def _distinct(directories: Iterable[Path]) -> list[Path]:
     return sorted({directory.resolve() for directory in directories})
 
 
+def owner(directory: Path) -> Identity | None:
+    """The manager that says it has locked ``directory``, as long as somebody has."""
+    note = _told(directory)
+    return None if note is None else note.manager
+
+
 def _our_note(*, brief: bool, helpers: Path | None) -> bytes:
     if (manager := identity.of(os.getpid())) is None:  # there is no /proc
         return b""

@@ -15,7 +15,7 @@ from ovm import __version__
 from ovm.errors import GuestError, OVMError, SkewError, StateError, from_dict
 from ovm.service import protocol as p
 from ovm.wire import plain
-from ovm.wire.http import WireError
+from ovm.wire.error import WireError
 
 T = TypeVar("T")
 

@@ -22,7 +22,7 @@ from ovm.service import client
 from ovm.service import protocol as p
 from ovm.state import StateInfo
 from ovm.wire import http
-from ovm.wire.http import WireError
+from ovm.wire.error import WireError
 
 if TYPE_CHECKING:
     from ovm.events import EventName

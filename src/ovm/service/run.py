@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from ovm import machines, paths
+from ovm import machines, paths, records
 from ovm.errors import FileError, InUseError, OVMError
 from ovm.hooks import add as register_with_others
 from ovm.hooks import ssh_config
-from ovm.machines import Ended, Machine, ServiceRecord
+from ovm.machines import Machine
 from ovm.process import logs
+from ovm.records import Ended, ServiceRecord
 from ovm.service import preload
 from ovm.service.app import app
 from ovm.service.host import Host
@@ -65,19 +66,19 @@ async def serve(machine: Machine, *, listening: Callable[[Host], object]) -> Hos
             settle=lambda made: _settle(machine, made),
             restart_needed=lambda: machines.restart_needed(machine, started),
         )
-        await asyncio.to_thread(machines.save, machine.service_record, ServiceRecord.ours(sockets.directory))
+        await asyncio.to_thread(records.save, machine.service_record, ServiceRecord.ours(sockets.directory))
         _follow_signals(host)
         async with _answering(host, listener):
             listening(host)
             await host.run()
-        await asyncio.to_thread(machines.save, machine.ended_record, _ended(host))
+        await asyncio.to_thread(records.save, machine.ended_record, _ended(host))
         await asyncio.to_thread(machine.service_record.unlink, missing_ok=True)
         return host
 
 
 def _ended(host: Host) -> Ended:
     if host.died_of is not None:
-        return Ended(at=time.time(), reason="failed", error=host.died_of.as_dict())
+        return Ended(at=time.time(), reason="failed", code=host.died_of.code, message=host.died_of.message)
     if host.stop_wanted:
         return Ended(at=time.time(), reason="stopped")
     return Ended(at=time.time(), reason="suspended" if host.suspend_wanted else "powered-off")

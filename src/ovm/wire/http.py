@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from ovm.wire.error import WORDS_MAX, WireError
+
 if TYPE_CHECKING:
     import httpx2
 
@@ -17,19 +19,6 @@ T = TypeVar("T")
 
 REQUEST_TIMEOUT_S = 10.0
 ANSWER_MAX_BYTES = 1 << 20
-WORDS_MAX = 1000
-"""Characters of what went wrong that are shown; a server may answer anything."""
-
-
-class WireError(Exception):
-    """A request was not answered, or not with success; ``status`` is 0 if nothing came back."""
-
-    def __init__(self, message: str, status: int = 0, content: bytes = b"") -> None:
-        super().__init__(message)
-        self.message = message
-        self.status = status
-        self.content = content
-        """All of what was answered without success."""
 
 
 class UnixHTTP:

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from ovm.wire.http import WORDS_MAX, WireError
+from ovm.wire.error import WORDS_MAX, WireError
 
 REQUEST_TIMEOUT_S = 10.0
 ANSWER_MAX_BYTES = 8 << 20
