@@ -60,9 +60,9 @@ CMDLINE = (
     "quiet loglevel=4 panic=-1 cryptomgr.notests rcupdate.rcu_expedited=1 "
     "initcall_blacklist=crypto_kdf108_init,jent_mod_init,init_encrypted"
 )
-"""A panic resets the guest at once; the crypto self-tests are the kernel maintainers', not each boot's. Of the initcalls
-that are left out one is nothing but such a test, one a source of entropy besides the hypervisor's, one the keyring's type
-``encrypted``, which nothing in the guest asks for."""
+"""A panic resets the guest at once; the crypto self-tests are the kernel maintainers', not each boot's. The initcalls
+left out are one more such test, a source of entropy besides the hypervisor's, and the type ``encrypted`` of the
+kernel's keys, which nothing in the guest asks for."""
 
 
 @contextlib.asynccontextmanager
