@@ -85,7 +85,8 @@ class Session:
             await self._reach()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.ping())
-            tasks.create_task(self._attach_publisher() if self.profile.managed else self._lead_to_podman())
+            # published ports are led to us by the connection itself
+            tasks.create_task(self.ssh.connect() if self.profile.managed else self._lead_to_podman())
 
     async def _reach(self) -> None:
         """Until sshd answers: the ready of the seed's guests does not wait for their network."""
@@ -116,12 +117,6 @@ class Session:
                 await podman.text(PING, timeout_s=timeout_s)
             except WireError as error:
                 raise GuestError(f"podman does not answer: {error.message}") from error
-
-    async def _attach_publisher(self) -> None:
-        await self.ssh.connect()
-        told = await self.ssh.exec([ATTACHED], timeout_s=ATTACH_TIMEOUT_S)
-        if told.exit_status != 0:
-            raise GuestError(f"the guest did not take us for its manager: {told.stderr.decode(errors='replace')}")
 
     async def _lead_to_podman(self) -> None:
         """Podman's port on the host, where the guest has only its socket; ours to carry, over ssh."""
@@ -274,11 +269,24 @@ class Session:
 
     async def settle(self) -> None:
         """What can wait until the machine is ready."""
+        if self.profile.managed:
+            await self._let_containers_start()
         try:
             await self.sync_clock()
         except OVMError as error:
             log.warning("the guest's clock could not be set: %s", error.message)
         await self.kick_chrony()
+
+    async def _let_containers_start(self) -> None:
+        """Best effort too: a guest that hears nothing of us starts them by itself, later."""
+        try:
+            told = await self.ssh.exec([ATTACHED], timeout_s=ATTACH_TIMEOUT_S)
+        except OVMError as error:
+            log.warning("the guest could not be told to start its containers: %s", error.message)
+        else:
+            if told.exit_status != 0:
+                words = told.stderr.decode(errors="replace")
+                log.warning("the guest did not take us for its manager: %s", words)
 
     async def kick_chrony(self) -> None:
         """Best effort: a host without a network has no time servers either."""

@@ -190,13 +190,13 @@ async def test_another_systems_accelerator_is_unsupported(emulator, kernel, tmp_
         ("kvm", "x86_64", (7, 2), ["-accel", "kvm", "-cpu", "host"]),
         ("kvm", "aarch64", (7, 2), ["-accel", "kvm", "-cpu", "host"]),
         ("hvf", "aarch64", (9,), ["-accel", "hvf", "-cpu", "host"]),
-        ("tcg", "x86_64", (7, 2, 22), ["-accel", "tcg,thread=multi", "-cpu", "max,-cx16"]),
-        ("tcg", "x86_64", (8, 0), ["-accel", "tcg,thread=multi", "-cpu", "max"]),
-        ("tcg", "x86_64", (10, 1), ["-accel", "tcg,thread=multi", "-cpu", "max"]),
+        ("tcg", "x86_64", (7, 2, 22), ["-accel", "tcg,thread=multi", "-cpu", "max,-erms,-fsrm,-cx16"]),
+        ("tcg", "x86_64", (8, 0), ["-accel", "tcg,thread=multi", "-cpu", "max,-erms,-fsrm"]),
+        ("tcg", "x86_64", (10, 1), ["-accel", "tcg,thread=multi", "-cpu", "max,-erms,-fsrm"]),
         ("tcg", "aarch64", (7, 2, 22), ["-accel", "tcg,thread=multi", "-cpu", "max,pauth-impdef=on"]),
         ("tcg", "aarch64", (10, 1), ["-accel", "tcg,thread=multi", "-cpu", "max,pauth-impdef=on"]),
     ],
 )
 def test_the_flags_of_each_accelerator(accelerator, arch, version, expected):
-    """An old QEMU emulates an x86 without the instruction that it corrupts, and none an arm64 with slow pointers."""
+    """An old QEMU emulates an x86 without the instruction that it corrupts, and none what is slow to emulate."""
     assert flags(accelerator, Emulator(program=Path("/qemu"), version=version, arch=arch)) == expected

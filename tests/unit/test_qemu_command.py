@@ -90,7 +90,7 @@ def test_emulation_of_an_old_qemu():
     """Under tcg the accelerator's flags for this very QEMU are used."""
     argv = argv_of("tcg", version=(7, 2))
     assert after(argv, "-accel") == ["tcg,thread=multi"]
-    assert after(argv, "-cpu") == ["max,-cx16"]
+    assert after(argv, "-cpu") == ["max,-erms,-fsrm,-cx16"]
 
 
 def test_shares_are_mounted_by_tag_and_share_the_memory():

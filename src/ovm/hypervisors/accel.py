@@ -39,6 +39,13 @@ The interrupt controller that ``virt`` chooses by itself may end at 8 CPUs; ``ma
 
 CONSOLE: dict[Arch, str] = {"x86_64": "ttyS0", "aarch64": "ttyAMA0"}
 
+EMULATED_CPU: dict[Arch, str] = {
+    "x86_64": "max,-erms,-fsrm",
+    "aarch64": "max,pauth-impdef=on",
+}
+"""What makes an emulated CPU slow is left out: ``rep movsb``, emulated byte by byte, which a kernel that is told it is
+fast copies and clears pages with; the architecture's own cipher for pointers, with which a boot takes twice as long."""
+
 _PANIC = b"Unable to mount root fs"
 
 
@@ -63,10 +70,8 @@ def flags(accelerator: Accel, emulator: Emulator) -> list[str]:
     """QEMU's options for an accelerator."""
     if accelerator != "tcg":
         return ["-accel", accelerator, "-cpu", "host"]
-    cpu = "max"
-    if emulator.arch == "aarch64":
-        cpu += ",pauth-impdef=on"  # with the architecture's own cipher for pointers a boot takes twice as long
-    elif emulator.version < (8,):
+    cpu = EMULATED_CPU[emulator.arch]
+    if emulator.arch == "x86_64" and emulator.version < (8,):
         cpu += ",-cx16"  # QEMU corrupts EFLAGS around cmpxchg16b: one boot in five dies with a double fault
     return ["-accel", "tcg,thread=multi", "-cpu", cpu]
 

@@ -12,9 +12,9 @@ import (
 	"github.com/crc-org/vfkit/pkg/config"
 )
 
-var machines = map[string]struct{ program, machine string }{
-	"amd64": {"qemu-system-x86_64", "q35,smm=off,sata=off,usb=off,graphics=off"},
-	"arm64": {"qemu-system-aarch64", "virt"},
+var machines = map[string]struct{ program, machine, cpu string }{
+	"amd64": {"qemu-system-x86_64", "q35,smm=off,sata=off,usb=off,graphics=off", "max,-erms,-fsrm"},
+	"arm64": {"qemu-system-aarch64", "virt", "max"},
 }
 
 // hardware is QEMU's command line while it grows, and the descriptors it is given.
@@ -83,8 +83,8 @@ func qemu(machine *config.VirtualMachine, boot *config.LinuxBootloader, parts *h
 	if err != nil {
 		return nil, err
 	}
-	cpu := "max"
-	if version < 8 { // its cmpxchg16b corrupts flags
+	cpu := which.cpu
+	if runtime.GOARCH == "amd64" && version < 8 { // its cmpxchg16b corrupts flags
 		cpu += ",-cx16"
 	}
 	memory := fmt.Sprintf("%dM", uint64(machine.Memory)>>20)
