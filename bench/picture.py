@@ -33,7 +33,8 @@ CHARTS = (
         ("ovm", "unpack: ovm"), ("unzip", "unpack: unzip"), ("bsdtar", "unpack: bsdtar"),
     )),
     Chart("copying it", (
-        ("ovm, on btrfs", "clone: ovm, btrfs"), ("ovm", "copy: ovm"), ("cp --sparse=always", "copy: cp --sparse=always"),
+        ("ovm, on btrfs", "clone: ovm, btrfs"), ("ovm", "copy: ovm"),
+        ("cp --sparse=always", "copy: cp --sparse=always"),
     )),
     Chart("listing machines", (
         ("ovm ls", "ovm ls, 1 machine"), ("ovm ls, 50 of them", "ovm ls, 50 machines"),
@@ -55,8 +56,8 @@ def svg(result: Result) -> str:
         body.append(f"<text x='{MARGIN}' y='{y}' font-size='11' fill='{PALE}'>{escape(line)}</text>")
     height = y + MARGIN
     return "\n".join([
-        f"<svg xmlns='http://www.w3.org/2000/svg' width='{WIDTH}' height='{height}' viewBox='0 0 {WIDTH} {height}' "
-        f"role='img' {FONT}>",
+        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH} {height}' width='{WIDTH}' height='{height}'",
+        f"  role='img' {FONT}>",
         "<title>What ovm takes, and what its opponents do</title>",
         f"<rect width='{WIDTH}' height='{height}' fill='{PAPER}'/>",
         *body,
@@ -76,13 +77,13 @@ def _chart(body: list[str], title: str, bars: list[tuple[str, str, Samples]], y:
         fill = OURS if "ovm" in label else THEIRS
         middle, text_y = y + BAR / 2, y + BAR - 5
         end = left + samples.most * scale
+        told = escape(number(samples.median, samples.unit))
         body += [
             f"<text x='{left - 8}' y='{text_y}' font-size='13' text-anchor='end' fill='{INK}'>{escape(label)}</text>",
-            f"<rect x='{left}' y='{y}' width='{samples.median * scale:.1f}' height='{BAR}' fill='{fill}'>"
+            f"<rect x='{left}' y='{y}' width='{samples.median * scale:.1f}' height='{BAR}' fill='{fill}'>",
             f"<title>{escape(row)}</title></rect>",
             f"<path d='M{left + samples.least * scale:.1f} {middle}H{end:.1f}' stroke='{INK}'/>",
-            f"<text x='{end + 8:.1f}' y='{text_y}' font-size='13' fill='{INK}'>"
-            f"{escape(number(samples.median, samples.unit))}</text>",
+            f"<text x='{end + 8:.1f}' y='{text_y}' font-size='13' fill='{INK}'>{told}</text>",
         ]
         y += BAR
     return y + MARGIN

@@ -41,11 +41,9 @@ def doubts(result: Result) -> list[str]:
 
 
 def _host(result: Result) -> str:
-    return "\n".join([
-        *machine_lines(result.host),
-        f"{result.at}, {result.took_s / 60:.0f} min; {result.runs} runs of each start, alternating; "
-        f"load {result.before.load:.1f} before, {result.after.load:.1f} after",
-    ])  # fmt: skip
+    load = f"load {result.before.load:.1f} before, {result.after.load:.1f} after"
+    run = f"{result.at}, {result.took_s / 60:.0f} min; {result.runs} runs of each start, alternating; {load}"
+    return "\n".join([*machine_lines(result.host), run])
 
 
 def machine_lines(host: Host) -> list[str]:

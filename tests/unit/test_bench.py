@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import msgspec
 import pytest
@@ -96,12 +96,12 @@ async def test_what_ends_a_run_early_loses_nothing():
     recorder = Recorder()
 
     async def fails() -> float:
-        raise ValueError
+        raise ValueError("broken")
 
     async def works() -> float:
         return 1.0
 
-    with pytest.raises(ValueError, match="^$"):
+    with pytest.raises(ValueError, match="broken"):
         await alternate({"a": works, "b": fails}, recorder, runs=5, warm_ups=0)
     assert recorder.rows()["a"].values == (1.0,)
 
@@ -285,7 +285,7 @@ def test_a_comparison_across_machines_says_so():
 def test_the_picture_is_whole(rows):
     """Well-formed, with a background of its own, everything inside its frame, and nothing fetched from elsewhere."""
     text = picture.svg(result(rows))
-    root = ElementTree.fromstring(text)
+    root = ET.fromstring(text)
     width, height = float(root.get("width")), float(root.get("height"))
     frame = root.find("{*}rect")
     assert (frame.get("fill"), float(frame.get("width")), float(frame.get("height"))) == ("#ffffff", width, height)
@@ -301,7 +301,7 @@ def test_the_picture_is_whole(rows):
 
 def test_the_picture_has_each_bar():
     """As long as its number is, compared with the others of its chart."""
-    root = ElementTree.fromstring(picture.svg(result({"unpack: ovm": ms(50), "unpack: unzip": ms(200)})))
+    root = ET.fromstring(picture.svg(result({"unpack: ovm": ms(50), "unpack: unzip": ms(200)})))
     bars = {rect.find("{*}title").text: float(rect.get("width")) for rect in root.findall("{*}rect")[1:]}
     assert bars["unpack: ovm"] * 4 == pytest.approx(bars["unpack: unzip"], rel=0.01)
 
