@@ -19,6 +19,7 @@ BOOT_STOCK = HERE / "boot-stock"
 FINISH_STOCK = HERE / "stock-finish"
 STOCK_PACKAGES = ("systemd-sysv", "udev", "dbus", "initramfs-tools", "zstd", "openssh-server", "chrony", "podman")
 """Beside the kernel of ovm's own guest, and all that Debian calls important."""
+KEYRINGS = tuple(Path(f"/usr/share/keyrings/debian-archive-keyring.{suffix}") for suffix in ("pgp", "gpg"))
 BUILD_DEADLINE_S = 900.0
 SETTLE_DEADLINE_S = 300.0
 
@@ -56,7 +57,7 @@ async def stock(bench: Bench) -> Path:
     """
     argv = [await asyncio.to_thread(programs.find, "mmdebstrap", "mmdebstrap"), *await _arguments()]
     await asyncio.to_thread(programs.find, "mkfs.ext4", "e2fsprogs")
-    told = (*argv[1:], FINISH_STOCK.read_text("utf-8"), BOOT_STOCK.read_text("utf-8"))
+    told = (*argv[1:], FINISH_STOCK.read_text("utf-8"))
     built = bench.cache / f"stock-{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}"
     if built.exists():
         return built
@@ -91,7 +92,7 @@ async def _arguments() -> list[str]:
         settings = []
     # fmt: off
     return [
-        "--format=null", f"--include={packages}", *(f"--aptopt={setting}" for setting in settings),
+        "--format=null", *(f"--keyring={path}" for path in KEYRINGS if path.exists()), f"--include={packages}", *(f"--aptopt={setting}" for setting in settings),
         f"--customize-hook={FINISH_STOCK} \"$1\"", "--customize-hook=download /stock.tar stock.tar",
         "--skip=cleanup", options.suite, "-", *sources,
     ]
