@@ -42,7 +42,7 @@ async def measure(bench: Bench) -> None:
     await _unpack(bench, rootfs, archive, directory)
     await _copy(bench, rootfs, directory)
     try:
-        async with _btrfs(bench, rootfs, directory) as mounted:
+        async with _btrfs(rootfs, directory) as mounted:
             await _clone(bench, rootfs, mounted)
     except NotHereError as error:
         bench.missing[ROWS[-1]] = str(error)
@@ -113,7 +113,7 @@ def _empty(directory: Path) -> None:
 
 
 async def _made(rootfs: Path, target: Path) -> None:
-    """What a create does with its files, the digest and the flush to the disk included; the others are next to nothing."""
+    """What a create does with its files: digests and flushes included. The other three are next to nothing."""
     small = target.parent / "small"
     if not small.exists():
         small.write_bytes(b"small")
@@ -164,15 +164,15 @@ def _data_bytes(path: Path) -> int:
 
 
 @contextlib.asynccontextmanager
-async def _btrfs(bench: Bench, rootfs: Path, directory: Path) -> AsyncIterator[Path]:
+async def _btrfs(rootfs: Path, directory: Path) -> AsyncIterator[Path]:
     """An empty btrfs; unmounted on the way out."""
     if os.geteuid() != 0:
         raise NotHereError("a btrfs is mounted for it, which takes root")
     mkfs, mount = programs.find("mkfs.btrfs", "btrfs-progs"), programs.find("mount", "mount")
     image, mounted = directory / "btrfs.img", directory / "btrfs"
     mounted.mkdir()
-    with image.open("wb") as file:
-        file.truncate(rootfs.stat().st_size + BTRFS_HEADROOM_MIB * MIB)
+    size = (await asyncio.to_thread(rootfs.stat)).st_size + BTRFS_HEADROOM_MIB * MIB
+    await programs.run(["truncate", "-s", str(size), image])
     await programs.run([mkfs, "-q", image])
     with _unmounted(mounted):
         try:

@@ -90,10 +90,15 @@ async def _arguments() -> list[str]:
         settings = apt.guest_settings(await programs.run(["apt-config", "dump"]), os.environ)
     except programs.ProgramError:
         settings = []
-    # fmt: off
     return [
-        "--format=null", *(f"--keyring={path}" for path in KEYRINGS if path.exists()), f"--include={packages}", *(f"--aptopt={setting}" for setting in settings),
-        f"--customize-hook={FINISH_STOCK} \"$1\"", "--customize-hook=download /stock.tar stock.tar",
-        "--skip=cleanup", options.suite, "-", *sources,
+        "--format=null",
+        *(f"--keyring={path}" for path in KEYRINGS if path.exists()),
+        f"--include={packages}",
+        *(f"--aptopt={setting}" for setting in settings),
+        f'--customize-hook={FINISH_STOCK} "$1"',
+        "--customize-hook=download /stock.tar stock.tar",
+        "--skip=cleanup",
+        options.suite,
+        "-",
+        *sources,
     ]
-    # fmt: on

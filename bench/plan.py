@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,10 +64,8 @@ async def carry_out(image: Path, cache: Path, scale: Scale, tell: Callable[[str]
     Raises:
         OVMError: there is no image, no gvproxy or no QEMU.
     """
-    cache.mkdir(parents=True, exist_ok=True)
     began, clock = datetime.now(UTC), time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="ovm-bench-", dir=SCRATCH) as work:
-        Path(work).chmod(0o711)  # an ordinary user's program runs in it
+    with _scratch(cache) as work:
         qemu = await helpers.find_qemu(registry.host_arch())
         bench = Bench(
             scale=scale,
@@ -75,7 +74,7 @@ async def carry_out(image: Path, cache: Path, scale: Scale, tell: Callable[[str]
             qemu=qemu,
             accelerator=await _accelerator(qemu, image),
             cache=cache,
-            work=Path(work),
+            work=work,
             tell=tell,
         )
         described, before = host.describe(bench), await host.noise()
@@ -94,6 +93,15 @@ async def carry_out(image: Path, cache: Path, scale: Scale, tell: Callable[[str]
         rows=bench.recorder.rows(),
         missing=bench.missing,
     )
+
+
+@contextlib.contextmanager
+def _scratch(cache: Path) -> Iterator[Path]:
+    """A directory for this run, and the one for all."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="ovm-bench-", dir=SCRATCH) as work:
+        Path(work).chmod(0o711)  # an ordinary user's program runs in it
+        yield Path(work)
 
 
 async def _accelerator(qemu: helpers.Helper, image: Path) -> str:

@@ -53,6 +53,7 @@ async def run(
     cwd: Path | None = None,
     user: str | None = None,
     deadline_s: float = DEADLINE_S,
+    bound: bool = True,
 ) -> str:
     """Run a program to its end; returns what it printed. However we end, it and all it started are ended, too.
 
@@ -62,14 +63,15 @@ async def run(
         cwd: Where it runs.
         user: As whom, if not as ourselves.
         deadline_s: Seconds it may take.
+        bound: Whether it is ended even if we are killed, for which another program starts it.
 
     Raises:
         ProgramError: it failed, or took longer.
     """
     process = await asyncio.create_subprocess_exec(
-        "setpriv", "--pdeathsig", "TERM", *argv,
+        *(("setpriv", "--pdeathsig", "TERM") if bound else ()), *argv,
         env=environment, cwd=cwd, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, start_new_session=True,
-        **({} if user is None else {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}),
+        user=user, group=user and pwd.getpwnam(user).pw_gid, extra_groups=user and (),
     )  # fmt: skip
     try:
         async with asyncio.timeout(deadline_s):
@@ -81,7 +83,7 @@ async def run(
     text = output.decode(errors="replace")
     if process.returncode != 0:
         last = "\n".join(text.splitlines()[-TAIL_LINES:])
-        raise ProgramError(f"{' '.join(map(os.fspath, argv))} ended with {process.returncode}:\n{last}")
+        raise ProgramError(f"{' '.join(os.fspath(word) for word in argv)} ended with {process.returncode}:\n{last}")
     return text
 
 
@@ -102,7 +104,7 @@ async def time_of(
 ) -> float:
     """The milliseconds from the program's spawn to its end."""
     begun = time.perf_counter()
-    await run(argv, environment=environment, user=user)
+    await run(argv, environment=environment, user=user, bound=False)
     return (time.perf_counter() - begun) * 1000
 
 
