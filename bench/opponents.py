@@ -30,6 +30,7 @@ def _environment(bench: Bench) -> dict[str, str]:
         "QEMU": os.fspath(bench.qemu.path),
         "CPUS": str(CPUS),
         "MEMORY": str(MEMORY_MIB),
+        "SSH_PORT": "-1",  # nobody uses it, and it may be taken
     }
     return os.environ | told | ({"ACCEL": "kvm"} if bench.accelerator == "kvm" else {})
 
@@ -61,16 +62,21 @@ async def stock(bench: Bench) -> Path:
     built = bench.cache / f"stock-{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}"
     if built.exists():
         return built
+    try:
+        await _build(bench, argv, built)
+    except programs.ProgramError as error:
+        raise NotHereError(f"no machine of Debian's packages could be made: {error}") from error
+    return built
+
+
+async def _build(bench: Bench, argv: list[str], built: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".stock-", dir=bench.cache) as directory:
         work = Path(directory)
         environment = os.environ | {"LC_ALL": "C.UTF-8", "PATH": programs.search_path()}
         if os.geteuid() == 0:  # else the tree belongs to ids that may not come in here
             environment["TMPDIR"] = directory
         bench.tell("building a machine of Debian's own packages, once")
-        try:
-            await programs.run(argv, environment=environment, cwd=work, deadline_s=BUILD_DEADLINE_S)
-        except programs.ProgramError as error:
-            raise NotHereError(f"no machine of Debian's packages could be built: {error}") from error
+        await programs.run(argv, environment=environment, cwd=work, deadline_s=BUILD_DEADLINE_S)
         files = work / "files"
         files.mkdir()
         await programs.run(["tar", "--extract", "--sparse", "--file", work / "stock.tar", "--directory", files])
@@ -78,7 +84,6 @@ async def stock(bench: Bench) -> Path:
         settle = (BOOT_STOCK, files, bench.work / "stock", "settle")
         await programs.run(settle, environment=_environment(bench), deadline_s=SETTLE_DEADLINE_S)
         files.rename(built)
-    return built
 
 
 async def _arguments() -> list[str]:

@@ -111,7 +111,7 @@ def _send(port: int, size: int) -> int:
     """Send so many bytes; returns how many the guest says have arrived."""
     with socket.create_connection((LOOPBACK, port), STREAM_DEADLINE_S) as connection:
         answer = b""
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):  # what arrived is what counts
             for at in range(0, size, len(CHUNK)):
                 connection.sendall(memoryview(CHUNK)[: size - at])
             connection.shutdown(socket.SHUT_WR)
