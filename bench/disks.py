@@ -7,7 +7,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import zipfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -39,7 +38,7 @@ async def measure(bench: Bench) -> None:
     directory = bench.work / "disks"
     directory.mkdir()
     rootfs = await asyncio.to_thread(_rootfs, bench, directory)
-    archive = await asyncio.to_thread(_archive, bench, rootfs)
+    archive = await _archive(bench, rootfs)
     await _unpack(bench, rootfs, archive, directory)
     await _copy(bench, rootfs, directory)
     try:
@@ -145,21 +144,21 @@ def _rootfs(bench: Bench, directory: Path) -> Path:
     return part
 
 
-def _archive(bench: Bench, rootfs: Path) -> Path:
+async def _archive(bench: Bench, rootfs: Path) -> Path:
     """It, zipped; kept for the next run if it is the image's."""
-    if (given := bench.image / f"{ROOTFS}.zip").exists() and bench.scale.rootfs_mib is None:
-        return given
-    whole = bench.scale.rootfs_mib is None
+    name, whole = f"{ROOTFS}.zip", bench.scale.rootfs_mib is None
     digest = load_image(bench.image).sha256["rootfs"][:16]
-    archive = (bench.cache / f"rootfs-{digest}" if whole else rootfs.parent) / f"{ROOTFS}.zip"
-    if not archive.exists():
-        archive.parent.mkdir(exist_ok=True)
-        bench.tell("packing the root file system, once")
-        part = archive.with_name(f".{archive.name}.new")
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as opened:
-            opened.write(rootfs, ROOTFS)
-        part.replace(archive)
-    return archive
+    given = bench.image / name
+    kept = bench.cache / f"rootfs-{digest}" / name if whole else rootfs.with_name(name)
+    for archive in (given, kept) if whole else ():
+        if archive.exists():
+            return archive
+    bench.tell("packing the root file system, once")
+    kept.parent.mkdir(exist_ok=True)
+    part = kept.with_name(f".{name}.new")
+    await programs.run(programs.python("-m", "zipfile", "-c", os.fspath(part), os.fspath(rootfs)))
+    part.rename(kept)
+    return kept
 
 
 def _data_bytes(path: Path) -> int:

@@ -26,12 +26,13 @@ from ovm.process import logs
 from ovm.state import TRANSITIONS, VMState
 
 ROOT = Path(__file__).parents[2]
-TEXTS = ("src", "tests", "bench", "docs", "examples", "scripts", ".ci", "*.md", "Makefile", "pyproject.toml", ".gitignore")
+DIRECTORIES = ("src", "tests", "bench", "docs", "examples", "scripts", ".ci")
+TEXTS = (*DIRECTORIES, "*.md", "Makefile", "pyproject.toml", ".gitignore")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 DEVELOPERS_PATH = re.compile(r"(?<![\w.}])/(?:work|root|tmp/w|Users/\w+)/")
 HOST_IN_URL = re.compile(r"\b(?:https?|git|ftp)://(?:[\w.-]+@)?([A-Za-z0-9.-]+)")
-SITES = {"keepachangelog.com", "semver.org", "www.apache.org", "gateway.containers.internal"}
+SITES = {"keepachangelog.com", "semver.org", "www.apache.org", "www.w3.org", "gateway.containers.internal"}
 PACKAGE_HOST = re.compile(
     r"\b(?:deb|security|ftp|archive|mirrors?|snapshot|registry|proxy|pypi|files|packages|index|sum)"
     r"\.[a-z0-9-]+(?:\.[a-z0-9-]+)?\.(?:org|com|net|io|dev)\b"
