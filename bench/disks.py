@@ -45,7 +45,7 @@ async def measure(bench: Bench) -> None:
         async with _btrfs(rootfs, directory) as mounted:
             await _clone(bench, rootfs, mounted)
     except NotHereError as error:
-        bench.missing[ROWS[-1]] = str(error)
+        bench.missing["clone: ovm, btrfs"] = str(error)
     await asyncio.to_thread(shutil.rmtree, directory)
 
 

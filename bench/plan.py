@@ -40,12 +40,13 @@ async def _cold(bench: Bench) -> None:
 
 
 async def _running(bench: Bench) -> None:
-    async with await starts.create(bench) as machine:
+    machine = await starts.create(bench)
+    async with machine:
         await running.measure(bench, machine)
         try:
             await starts.warm(bench, machine)
         except NotHereError as error:
-            bench.missing["warm start"] = str(error)
+            bench.missing |= dict.fromkeys(starts.WARM_ROWS, str(error))
 
 
 GROUPS = (

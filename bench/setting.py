@@ -22,7 +22,7 @@ class Scale:
     commands: int = 15
     """Runs of commands that take milliseconds."""
     resumes: int = 20
-    stream_mib: int = 96
+    stream_mib: int = 32
     """What is sent to the guest at once."""
     idle_s: float = 60.0
     machines: int = 50

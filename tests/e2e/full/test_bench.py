@@ -22,6 +22,9 @@ pytestmark = pytest.mark.skipif(under.MAC, reason="the benchmark measures QEMU's
 
 ROOT = Path(__file__).parents[3]
 DEADLINE_S = 300.0
+MAY_BE_MISSING = {"cold start: stock", "clone: ovm, btrfs", "suspend", "warm start"}
+"""What is left out of a smoke run, takes root, or a machine that can be suspended."""
+HELPERS = 3
 
 
 @pytest.fixture
@@ -50,10 +53,8 @@ async def test_a_smoke_run(image, environment, tmp_path):
     told = out.decode() + err.decode()
     assert process.returncode == 0, told
     result = Result.load(wanted[0])
-    absent = plan.ROWS - set(result.rows)
-    assert absent == set(result.missing) - {"warm start"} | ({"warm start", "suspend"} & absent), told
-    assert "cold start: stock" in absent
-    assert {name for name, why in result.missing.items() if "not supported" not in why} == {"cold start: stock"}, told
+    assert plan.ROWS - set(result.rows) == set(result.missing), told
+    assert set(result.missing) <= MAY_BE_MISSING, told
     assert all(f"\n{goal.name} " in out.decode() for goal in GOALS)
     ET.fromstring(wanted[1].read_text())
     assert left() == before
@@ -68,11 +69,11 @@ async def test_an_interrupted_run_leaves_nothing(image, environment):
         while (line := await process.stderr.readline()) and b"cold starts" not in line:
             pass
         (work,) = set(left()) - set(before)
-        while not any(holders(work)):  # until something has been started
+        while len(holders(work)) <= HELPERS:  # until the machine boots
             await asyncio.sleep(0.05)
         process.send_signal(signal.SIGINT)
         await process.communicate()
     assert process.returncode == 130
     assert left() == before
-    assert list(holders(work)) == []
+    assert holders(work) == []
     assert str(work) not in Path("/proc/self/mounts").read_text()
