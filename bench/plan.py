@@ -46,7 +46,7 @@ async def _running(bench: Bench) -> None:
         try:
             await starts.warm(bench, machine)
         except NotHereError as error:
-            bench.missing |= dict.fromkeys(starts.WARM_ROWS, str(error))
+            bench.missing.update(dict.fromkeys(starts.WARM_ROWS, str(error)))
 
 
 GROUPS = (
