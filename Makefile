@@ -22,10 +22,10 @@ lint: ## Check style, types and who imports whom
 	@scripts/setup test
 	@scripts/lint
 
-bench: ## Measure starts side by side with booting by hand
+bench: ## Measure what people wait for, side by side with what they would do without ovm
 	@scripts/setup test
-	@.venv/bin/python scripts/bench.py $(BENCH_ARGS)
+	@.venv/bin/python -m bench $(if $(BASE),--base '$(BASE)') $(BENCH_ARGS)
 
 clean: ## Remove what was made in this directory (machines and images stay)
 	@rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
-	@find src tests examples scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find src tests bench examples scripts -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -26,7 +26,8 @@ from ovm.process import logs
 from ovm.state import TRANSITIONS, VMState
 
 ROOT = Path(__file__).parents[2]
-TEXTS = ("src", "tests", "docs", "examples", "scripts", ".ci", "*.md", "Makefile", "pyproject.toml", ".gitignore")
+DIRECTORIES = ("src", "tests", "bench", "docs", "examples", "scripts", ".ci")
+TEXTS = (*DIRECTORIES, "*.md", "Makefile", "pyproject.toml", ".gitignore")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 DEVELOPERS_PATH = re.compile(r"(?<![\w.}])/(?:work|root|tmp/w|Users/\w+)/")

@@ -1,0 +1,91 @@
+"""Starts: cold beside the opponents', and warm."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+
+import ovm
+from bench import opponents
+from bench.samples import Measure, alternate, timed
+from bench.setting import CPUS, MEMORY_MIB, Bench, NotHereError
+from ovm.errors import UnsupportedError
+
+COLD_ROWS = ("cold start: ovm", "cold start: bare", "cold start: stock", "stop", "guest memory at ready")
+WARM_ROWS = ("suspend", "warm start")
+
+
+async def create(bench: Bench) -> ovm.OVM:
+    """The machine that is measured, with directories of its own."""
+    home = bench.work / "machine"
+    return await ovm.create_ovm(
+        "bench",
+        image=bench.image,
+        cpus=CPUS,
+        memory_mib=MEMORY_MIB,
+        target_dir=home / "target",
+        log_dir=home / "log",
+        ssh_key_dir=home / "ssh",
+        socket_dir=home / "socket",
+    )
+
+
+async def cold(bench: Bench, machine: ovm.OVM) -> None:
+    """Of all sides by turns. The first start formats the data disk, so it is one that warms up."""
+    sides: dict[str, Measure] = {
+        "cold start: ovm": partial(_start, bench, machine),
+        "cold start: bare": partial(opponents.boot_bare, bench),
+    }
+    if bench.scale.stock:
+        try:
+            sides["cold start: stock"] = partial(opponents.boot_stock, bench, await opponents.stock(bench))
+        except NotHereError as error:
+            bench.missing["cold start: stock"] = str(error)
+    else:
+        bench.missing["cold start: stock"] = "it takes minutes to build, and this is a smoke run"
+    bench.tell("cold starts")
+    await alternate(sides, bench.recorder, runs=bench.scale.runs, warm_ups=bench.scale.warm_ups)
+
+
+async def _start(bench: Bench, machine: ovm.OVM) -> float:
+    try:
+        ms = await timed(machine.start())
+        bench.recorder.add("guest memory at ready", await _memory_in_use(machine), "MiB")
+    finally:
+        stopped = await timed(machine.stop())
+    bench.recorder.add("stop", stopped)
+    return ms
+
+
+async def _memory_in_use(machine: ovm.OVM) -> float:
+    text = (await machine.exec(["cat", "/proc/meminfo"])).text
+    kib = {name: int(value) for name, value in re.findall(r"(\w+): +(\d+) kB", text)}
+    return (kib["MemTotal"] - kib["MemAvailable"]) / 1024
+
+
+async def warm(bench: Bench, machine: ovm.OVM) -> None:
+    """Suspend the running ``machine`` and start it again, until it has gone on each time.
+
+    Raises:
+        NotHereError: this ovm, or this machine, cannot be suspended; or a start did not go on from the memory.
+    """
+    suspend = getattr(machine, "suspend", None)
+    if suspend is None:
+        raise NotHereError("not supported: this ovm cannot suspend a machine")
+    bench.tell("warm starts")
+    boot = await _boot_id(machine)
+    for run in range(-bench.scale.warm_ups, bench.scale.runs):
+        try:
+            suspended = await timed(suspend())
+        except UnsupportedError as error:
+            raise NotHereError(f"not supported: {error.message}") from error
+        started = await timed(machine.start())
+        if await _boot_id(machine) != boot:
+            raise NotHereError(f"the guest was booted instead: {getattr(machine.info, 'not_resumed', '')}")
+        if run >= 0:
+            bench.recorder.add("suspend", suspended)
+            bench.recorder.add("warm start", started)
+
+
+async def _boot_id(machine: ovm.OVM) -> str:
+    return (await machine.exec(["cat", "/proc/sys/kernel/random/boot_id"])).text
