@@ -367,7 +367,7 @@ class OVM:
         for port in lost:
             self._events.emit("error", port)
         if session.profile.engine:
-            self._in_background(session.kick_chrony())
+            self._in_background(session.settle())  # it may have been suspended before it was
 
     def _boots_instead(self, why: str) -> None:
         self._not_resumed = why
@@ -685,6 +685,8 @@ class OVM:
                 if self._state is VMState.SAVING:
                     self._to(before)
                     self._attend(session)
+                    if session.profile.engine and before is VMState.RUNNING:
+                        self._in_background(session.settle())  # which may not have been done
                 if isinstance(error, asyncio.CancelledError):
                     raise StateError("suspend: the machine was stopped meanwhile") from None
                 raise
