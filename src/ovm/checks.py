@@ -20,9 +20,13 @@ PORT_MAX = 65535
 DNS_MOST = 3
 """How many name servers of a resolv.conf a C library looks at."""
 
+ORIGINS = ("gvproxy", "kernel", "initrd", "rootfs", "vfkit")
+"""The files a machine may be made from, by their names in ``versions``."""
+
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _ZONE = re.compile(r"[A-Za-z0-9_+/-]+")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def check_kind(name: str, value: Any, kind: type[Any], words: str) -> None:
@@ -130,6 +134,16 @@ def _dns(name: str, value: Any) -> None:
             raise OptionError(f"{name}: {server} is the guest itself", hint="there the host is 192.168.127.254")
 
 
+def _digests(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise OptionError(f"{name}={value!r} is not a mapping")
+    for origin, digest in value.items():
+        if origin not in ORIGINS:
+            raise OptionError(f"{name}: there is no origin {origin!r}", hint=f"one of {', '.join(ORIGINS)}")
+        if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+            raise OptionError(f"{name}: {digest!r} is no SHA-256", hint="64 hexadecimal digits, in lower case")
+
+
 CHECKS: Mapping[str, Check] = {
     "cpus": _whole(1, 255),
     "memory_mib": _whole(MEMORY_MIN_MIB, 1 << 24),
@@ -148,6 +162,7 @@ CHECKS: Mapping[str, Check] = {
     "foreign_arch": _yes_or_no,
     "rosetta": _yes_or_no,
     "pause_on_sleep": _yes_or_no,
+    "sha256": _digests,
     "network_loss": _one_of(*get_args(NetworkLoss)),
     "guest": _one_of(*get_args(GuestProfile)),
 }

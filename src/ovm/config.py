@@ -150,6 +150,9 @@ class Options:
     """Whether x86_64 programs run translated by Apple's Rosetta; Macs with Apple's chips only."""
     pause_on_sleep: bool = True
     """Whether the machine is paused before the host sleeps, and resumed and clock-synced when it has woken."""
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    """The SHA-256 of origins, in hexadecimal, by their names in ``versions``, where it is known. A plain copy of such
+    a file is not read for a digest of its own: it is verified by this one."""
     network_loss: NetworkLoss = "restart"
     """What is done when gvproxy has died and the running guest cannot be given another, as under vfkit: ``restart`` the
     machine, or ``stop`` it."""

@@ -156,7 +156,12 @@ async def _make_files(
     """One after the other: both sweep away what a dead run has left half-written in the directory."""
     target = TargetPaths(options.target_dir)
     files = await materialize.prepare(
-        options.origin_path, options.versions, options.target_dir, force=force, progress=progress
+        options.origin_path,
+        options.versions,
+        options.target_dir,
+        sha256=options.sha256,
+        force=force,
+        progress=progress,
     )
     if without_data:
         await data.remove_data(target)

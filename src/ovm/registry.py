@@ -104,6 +104,7 @@ async def create_ovm(
     defaults = {
         "origin_path": origin,
         "versions": versions,
+        "sha256": guest.sha256,
         "target_dir": home / "target",
         "log_dir": home / "log",
         "ssh_key_dir": home / "ssh",

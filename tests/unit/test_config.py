@@ -138,6 +138,10 @@ WRONG = [
     ({"versions": {**SEED["versions"], "kernel": 6}}, "versions: kernel is not a string"),
     ({"versions": {k: v for k, v in SEED["versions"].items() if k != "vfkit"}}, "versions lacks vfkit"),
     ({"versions": {**SEED["versions"], "qemu": "1"}}, "there is no option 'qemu'"),
+    ({"sha256": "0" * 64}, "is not a mapping"),
+    ({"sha256": {"qemu": "0" * 64}}, "sha256: there is no origin 'qemu'"),
+    ({"sha256": {"kernel": "0" * 63}}, "is no SHA-256"),
+    ({"sha256": {"kernel": "A" * 64}}, "is no SHA-256"),
 ]
 
 

@@ -294,3 +294,43 @@ def test_a_machine_is_given_only_to_be_verified(home, capsys):
         cli.main(["doctor", "default"])
     assert ended.value.code == 2
     assert "--verify" in capsys.readouterr().err
+
+
+# --- what is known beforehand
+
+
+def known(origin: OriginPath) -> dict[str, str]:
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in origin.named().items()}
+
+
+async def test_a_known_digest_saves_reading(origin, target, monkeypatch):
+    """What is recorded is what was said, and what is there is held against it."""
+    monkeypatch.setattr(digest, "read", lambda _fd: pytest.fail("it was read"))
+    await prepare(origin, all_of("1"), target, sha256=known(origin))
+    made = records.load(TargetPaths(target)).made
+    assert {name: one.digest for name, one in made.items()} == {n: f"sha256:{d}" for n, d in known(origin).items()}
+    monkeypatch.undo()
+    assert await states(target) == WHOLE
+    with (target / "rootfs").open("r+b") as opened:
+        opened.seek(MIB)
+        opened.write(b"x")
+    assert await states(target) == WHOLE | {"rootfs": "damaged"}
+
+
+async def test_an_origin_that_was_damaged_before_is_found_out(origin, target):
+    sha256 = known(origin)
+    (origin.kernel).write_bytes(b"damaged " * 1000)
+    await prepare(origin, all_of("1"), target, sha256=sha256)
+    assert await states(target) == WHOLE | {"kernel": "damaged"}
+
+
+async def test_what_is_unpacked_is_another_content(origin, target, tmp_path):
+    """The digest that is known is the archive's."""
+    packed = tmp_path / "rootfs.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("rootfs", ROOTFS)
+    origin = OriginPath(**(origin.named() | {"rootfs": packed}))
+    await prepare(origin, all_of("1"), target, sha256=known(origin))
+    made = records.load(TargetPaths(target)).made
+    assert made["rootfs"].digest == of_bytes(ROOTFS)
+    assert await states(target) == WHOLE

@@ -9,12 +9,31 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from typing import Protocol
 
 from ovm.disks.copying import data_ranges
 
 PIECE_BYTES = 1024 * 1024
 
+PLAIN = "sha256:"
+"""What a digest begins with that is a file's plain SHA-256, known from elsewhere."""
+
 _ZEROS = bytes(PIECE_BYTES)
+
+
+class Hash(Protocol):
+    """Of what it is fed with."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take in what comes next."""
+
+    def hexdigest(self) -> str:
+        """Of everything."""
+
+
+def of_kind(recorded: str) -> Hash:
+    """What takes a digest of the kind of ``recorded``."""
+    return hashlib.sha256() if recorded.startswith(PLAIN) else Digest()
 
 
 class Digest:

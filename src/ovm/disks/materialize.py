@@ -18,12 +18,13 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Event
+from types import MappingProxyType
 from typing import BinaryIO
 
 from ovm.config import OriginPath, Versions
@@ -72,12 +73,14 @@ async def prepare(
     versions: Versions,
     target_dir: Path,
     *,
+    sha256: Mapping[str, str] = MappingProxyType({}),
     force: bool = False,
     progress: Progress | None = None,
 ) -> Files:
     """Make every file be in ``target_dir`` in its wanted version: all of them or, if anything fails, none anew.
 
-    ``origin`` has passed ``assets.check_origins``; the caller holds the directory's lock.
+    ``origin`` has passed ``assets.check_origins``; the caller holds the directory's lock. ``sha256`` has the digests of
+    origins, as far as they are known.
 
     Raises:
         SpaceError: the file system has too little room.
@@ -95,7 +98,7 @@ async def prepare(
         if progress is not None:
             loop.call_soon_threadsafe(progress, name, done, total)
 
-    batch = _Batch(origin, versions, TargetPaths(target_dir), tell, go_on)
+    batch = _Batch(origin, versions, TargetPaths(target_dir), sha256=sha256, tell=tell, go_on=go_on)
     try:
         await in_thread(partial(batch.begin, force=force), stop)
         async with asyncio.TaskGroup() as group:
@@ -127,6 +130,8 @@ class _Copy:
     """Bytes it will have."""
     unpack: Unpacker | None
     """``None`` for a plain copy."""
+    sha256: str | None
+    """Of the origin, if it is known."""
     tell: Progress
     go_on: Callable[[], None]
     """Raises if the copy was told to stop."""
@@ -149,7 +154,7 @@ class _Copy:
 
     def read(self) -> None:
         """Take the digest of what is not unpacked, which passes us by; another thread's work, for it takes longer."""
-        if self.unpack:
+        if self.unpack or self.sha256:
             return
         with disk_errors(f"{self.item.source} cannot be read"):
             for piece in digest.read(self.source):
@@ -170,7 +175,9 @@ class _Copy:
 
     def made(self, version: str) -> Made:
         """What is recorded of it."""
-        return Made(file=self.item.target, version=version, size=self.size, digest=self.digest.hexdigest())
+        known = self.sha256 if not self.unpack else None
+        taken = digest.PLAIN + known if known else self.digest.hexdigest()
+        return Made(file=self.item.target, version=version, size=self.size, digest=taken)
 
     def most_room(self) -> int:
         """Bytes it will take at most; holes take none."""
@@ -217,10 +224,13 @@ class _Batch:
         origin: OriginPath,
         versions: Versions,
         target: TargetPaths,
+        *,
+        sha256: Mapping[str, str],
         tell: Progress,
         go_on: Callable[[], None],
     ) -> None:
         self.origins, self.wanted, self.target = origin.named(), versions.named(), target
+        self.sha256 = sha256
         self.tell, self.go_on = tell, go_on
         self.targets = {n: target.directory / assets.target_name(n, path) for n, path in self.origins.items()}
         self.copies: list[_Copy] = []
@@ -281,7 +291,7 @@ class _Batch:
             size, unpack = _packed(item) or (before.st_size, None)
             new = NewFile(self.target.directory, item.name)
             undo.pop_all()
-        copy = _Copy(item, source, before, new, size, unpack, self.tell, self.go_on)
+        copy = _Copy(item, source, before, new, size, unpack, self.sha256.get(item.name), self.tell, self.go_on)
         self._cleanup.callback(copy.discard)
         copy.begin()
         return copy

@@ -26,7 +26,7 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     size: int
     digest: str
-    """As :mod:`ovm.disks.digest` makes it."""
+    """As :mod:`ovm.disks.digest` makes it, or ``sha256:`` and the one that was known."""
 
 
 @dataclass(frozen=True, slots=True)
