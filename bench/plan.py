@@ -20,7 +20,7 @@ from ovm.errors import OVMError
 from ovm.hypervisors import accel
 
 BUDGET_S = 20 * 60.0
-"""For all of it, but for what is made once and kept."""
+"""For all of it, what is made once and kept included."""
 STOP_DEADLINE_S = 60.0
 """Of the budget, kept for ending what is under way when it is over."""
 SCRATCH = Path("/var/tmp")  # noqa: S108 - on a disk, where /tmp may be memory; and short, for sockets

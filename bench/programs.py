@@ -17,7 +17,7 @@ from pathlib import Path
 from bench.setting import NotHereError
 
 DEADLINE_S = 300.0
-END_GRACE_S = 5.0
+END_GRACE_S = 15.0
 TAIL_LINES = 20
 NOBODY = "nobody"
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
