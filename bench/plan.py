@@ -82,6 +82,7 @@ async def carry_out(image: Path, cache: Path, scale: Scale, tell: Callable[[str]
         for group in GROUPS:
             await _measure(group, bench, clock + BUDGET_S - STOP_DEADLINE_S)
         after = await host.noise()
+    measured = bench.recorder.rows()
     return Result(
         format=FORMAT,
         at=began.isoformat(timespec="seconds"),
@@ -91,7 +92,7 @@ async def carry_out(image: Path, cache: Path, scale: Scale, tell: Callable[[str]
         host=described,
         before=before,
         after=after,
-        rows=bench.recorder.rows(),
+        rows={row: measured[row] for group in GROUPS for row in group.rows if row in measured},
         missing=bench.missing,
     )
 

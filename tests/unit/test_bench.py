@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import re
+from fnmatch import fnmatch
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import msgspec
 import pytest
 
 from bench import __main__ as program
-from bench import comparison, picture, report
+from bench import comparison, picture, plan, report
 from bench.goals import GOALS, Goal, Verdict, missed
 from bench.result import FORMAT, Host, Noise, Result
 from bench.samples import Recorder, Samples, alternate, timed
@@ -308,7 +311,16 @@ def test_the_picture_has_each_bar():
 
 def test_every_bar_has_a_row_that_is_measured():
     """A chart of what nobody measures would stay empty without anybody noticing."""
-    from bench import plan
-
     assert {row for chart in picture.CHARTS for _, row in chart.bars} <= plan.ROWS
     assert {row for goal in GOALS for row in (goal.row, goal.over) if row} <= plan.ROWS
+
+
+def test_every_row_is_explained():
+    """From where to where it goes; none is that is not measured."""
+    page = (Path(__file__).parents[2] / "docs" / "numbers.md").read_text(encoding="utf-8")
+    table = page.partition("\n## The rows\n")[2].partition("\n## ")[0]
+    firsts = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    explained = [name for first in firsts for name in re.findall("`([^`]+)`", first)]
+    unexplained = {row for row in plan.ROWS if not any(fnmatch(row, name.replace("…", "*")) for name in explained)}
+    assert unexplained == set()
+    assert [name for name in explained if not any(fnmatch(row, name.replace("…", "*")) for row in plan.ROWS)] == []
