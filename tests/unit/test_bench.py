@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from bench import __main__ as program
-from bench import comparison, picture, plan, report
+from bench import comparison, picture, plan, programs, report
 from bench.goals import GOALS, Goal, Verdict, missed
 from bench.result import FORMAT, Host, Noise, Result
 from bench.samples import Recorder, Samples, alternate, timed
@@ -116,6 +116,24 @@ async def test_time_is_in_milliseconds():
         return None
 
     assert 0 <= await timed(work()) < 1000
+
+
+# Programs
+
+
+async def test_what_takes_too_long_is_ended_with_all_it_started(tmp_path):
+    """A machine that a script booted does not outlive it."""
+    pid_file = tmp_path / "pid"
+    with pytest.raises(programs.ProgramError, match="sh was not done"):
+        await programs.run(["sh", "-c", f"sleep 1000 & echo $! >{pid_file}; wait"], deadline_s=0.1)
+    status = Path(f"/proc/{pid_file.read_text().strip()}/stat")
+    assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+async def test_what_fails_is_told_with_its_last_words():
+    """And what it was asked to do."""
+    with pytest.raises(programs.ProgramError, match=r"sh -c .* ended with 3:\nalas"):
+        await programs.run(["sh", "-c", "echo alas; exit 3"])
 
 
 # Goals
