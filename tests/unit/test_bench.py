@@ -131,15 +131,25 @@ def runs(process: Path) -> bool:
         return False
 
 
-async def test_what_takes_too_long_is_ended_with_all_it_started(tmp_path):
+async def test_what_is_given_up_is_ended_with_all_it_started(tmp_path):
     """A machine that a script booted does not outlive it."""
-    pid_file = tmp_path / "pid"
-    with pytest.raises(programs.ProgramError, match="sh was not done"):
-        await programs.run(["sh", "-c", f"sleep 1000 & echo $! >{pid_file}; wait"], deadline_s=0.5)
-    process = Path("/proc") / pid_file.read_text().strip()
+    pid = tmp_path / "pid"
+    script = f"sleep 1000 & echo $! >{pid}.new; mv {pid}.new {pid}; wait"
+    running = asyncio.create_task(programs.run(["sh", "-c", script]))
     async with asyncio.timeout(DEADLINE_S):
-        while runs(process):  # what was killed needs a moment to go
+        while not pid.exists():
             await asyncio.sleep(0.01)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        while runs(Path("/proc") / pid.read_text().strip()):  # what was killed needs a moment to go
+            await asyncio.sleep(0.01)
+
+
+async def test_what_takes_too_long_is_told():
+    """And for how long it could run."""
+    with pytest.raises(programs.ProgramError, match=r"sleep was not done within 0\.01 s"):
+        await programs.run(["sleep", "1000"], deadline_s=0.01)
 
 
 async def test_what_fails_is_told_with_its_last_words():
