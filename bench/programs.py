@@ -17,7 +17,7 @@ from pathlib import Path
 from bench.setting import NotHereError
 
 DEADLINE_S = 300.0
-END_GRACE_S = 5.0
+END_GRACE_S = 15.0
 TAIL_LINES = 20
 NOBODY = "nobody"
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
@@ -68,11 +68,18 @@ async def run(
     Raises:
         ProgramError: it failed, or took longer.
     """
-    process = await asyncio.create_subprocess_exec(
-        *(("setpriv", "--pdeathsig", "TERM") if bound else ()), *argv,
-        env=environment, cwd=cwd, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, start_new_session=True,
-        user=user, group=user and pwd.getpwnam(user).pw_gid, extra_groups=user and (),
+    spawning = asyncio.create_task(
+        asyncio.create_subprocess_exec(
+            *(("setpriv", "--pdeathsig", "TERM") if bound else ()), *argv,
+            env=environment, cwd=cwd, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, start_new_session=True,
+            user=user, group=user and pwd.getpwnam(user).pw_gid, extra_groups=user and (),
+        )
     )  # fmt: skip
+    try:
+        process = await asyncio.shield(spawning)
+    except asyncio.CancelledError:  # asyncio itself would end it alone, and not what it has started by then
+        await _end(await spawning)
+        raise
     try:
         async with asyncio.timeout(deadline_s):
             output, _ = await process.communicate()

@@ -58,7 +58,7 @@ async def measure(bench: Bench, machine: ovm.OVM) -> None:
         size = bench.scale.stream_mib << 20
         sides = {row: partial(_throughput, port, size) for row, port in zip(ROWS[4:], (ours, raw), strict=True)}
         await alternate(
-            sides, bench.recorder, runs=bench.scale.runs, warm_ups=bench.scale.warm_ups, unit="MiB/s"
+            sides, bench.recorder, runs=bench.scale.streams, warm_ups=bench.scale.warm_ups, unit="MiB/s"
         )  # fmt: skip
 
 

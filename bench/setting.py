@@ -22,6 +22,8 @@ class Scale:
     commands: int = 15
     """Runs of commands that take milliseconds."""
     resumes: int = 20
+    streams: int = 10
+    """How often the guest is sent something: what two ports let through differs by little."""
     stream_mib: int = 32
     """What is sent to the guest at once."""
     idle_s: float = 60.0
@@ -34,7 +36,16 @@ class Scale:
 
 FULL = Scale()
 SMOKE = Scale(
-    runs=1, warm_ups=0, commands=1, resumes=1, stream_mib=4, idle_s=0.5, machines=5, rootfs_mib=32, stock=False
+    runs=1,
+    warm_ups=0,
+    commands=1,
+    resumes=1,
+    streams=1,
+    stream_mib=4,
+    idle_s=0.5,
+    machines=5,
+    rootfs_mib=32,
+    stock=False,
 )
 
 

@@ -23,6 +23,7 @@ QEMU_ALONE = pytest.mark.parametrize("hypervisor", ["qemu"], indirect=True)
 VFKIT_ALONE = pytest.mark.parametrize("hypervisor", ["vfkit"], indirect=True)
 LINUX_ALONE = {
     "test_arm64.py": "QEMU emulates its processor",
+    "test_bench.py": "it measures machines under QEMU",
     "test_double.py": "the double of vfkit is a program for Linux",
     "test_frozen.py": "it watches processes by pidfds and /proc",
     "test_image_build.py": "images are built on Linux",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import re
+from fnmatch import fnmatch
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import msgspec
 import pytest
 
 from bench import __main__ as program
-from bench import comparison, picture, report
+from bench import comparison, picture, plan, programs, report
 from bench.goals import GOALS, Goal, Verdict, missed
 from bench.result import FORMAT, Host, Noise, Result
 from bench.samples import Recorder, Samples, alternate, timed
@@ -27,6 +31,7 @@ HOST = Host(
     guest_cpus=2,
     guest_memory_mib=2048,
 )
+DEADLINE_S = 10.0
 QUIET = Noise(load=0.1, busy=0.01)
 
 
@@ -113,6 +118,44 @@ async def test_time_is_in_milliseconds():
         return None
 
     assert 0 <= await timed(work()) < 1000
+
+
+# Programs
+
+
+def runs(process: Path) -> bool:
+    """Whether it is there, and no zombie."""
+    try:
+        return bool((process / "cmdline").read_bytes())
+    except OSError:
+        return False
+
+
+async def test_what_is_given_up_is_ended_with_all_it_started(tmp_path):
+    """A machine that a script booted does not outlive it."""
+    pid = tmp_path / "pid"
+    script = f"sleep 1000 & echo $! >{pid}.new; mv {pid}.new {pid}; wait"
+    running = asyncio.create_task(programs.run(["sh", "-c", script]))
+    async with asyncio.timeout(DEADLINE_S):
+        while not pid.exists():
+            await asyncio.sleep(0.01)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        while runs(Path("/proc") / pid.read_text().strip()):  # what was killed needs a moment to go
+            await asyncio.sleep(0.01)
+
+
+async def test_what_takes_too_long_is_told():
+    """And for how long it could run."""
+    with pytest.raises(programs.ProgramError, match=r"sleep was not done within 0\.01 s"):
+        await programs.run(["sleep", "1000"], deadline_s=0.01)
+
+
+async def test_what_fails_is_told_with_its_last_words():
+    """And what it was asked to do."""
+    with pytest.raises(programs.ProgramError, match=r"sh -c .* ended with 3:\nalas"):
+        await programs.run(["sh", "-c", "echo alas; exit 3"])
 
 
 # Goals
@@ -308,7 +351,16 @@ def test_the_picture_has_each_bar():
 
 def test_every_bar_has_a_row_that_is_measured():
     """A chart of what nobody measures would stay empty without anybody noticing."""
-    from bench import plan
-
     assert {row for chart in picture.CHARTS for _, row in chart.bars} <= plan.ROWS
     assert {row for goal in GOALS for row in (goal.row, goal.over) if row} <= plan.ROWS
+
+
+def test_every_row_is_explained():
+    """From where to where it goes; none is that is not measured."""
+    page = (Path(__file__).parents[2] / "docs" / "numbers.md").read_text(encoding="utf-8")
+    table = page.partition("\n## The rows\n")[2].partition("\n## ")[0]
+    firsts = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    explained = [name for first in firsts for name in re.findall("`([^`]+)`", first)]
+    unexplained = {row for row in plan.ROWS if not any(fnmatch(row, name.replace("…", "*")) for name in explained)}
+    assert unexplained == set()
+    assert [name for name in explained if not any(fnmatch(row, name.replace("…", "*")) for row in plan.ROWS)] == []

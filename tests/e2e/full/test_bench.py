@@ -12,13 +12,12 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-import under
 from bench import plan
 from bench.goals import GOALS
 from bench.result import Result
 from processes import holders
 
-pytestmark = pytest.mark.skipif(under.MAC, reason="the benchmark measures QEMU's machines")
+pytestmark = pytest.mark.full
 
 ROOT = Path(__file__).parents[3]
 DEADLINE_S = 300.0
