@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from queue import Queue
 from threading import Event
 from typing import TypeVar
 
 _T = TypeVar("_T")
+
+AHEAD = 4
+"""So many items wait at most for who takes them."""
 
 
 async def in_thread(work: Callable[[], _T], stop: Event | None = None) -> _T:
@@ -29,3 +35,30 @@ async def in_thread(work: Callable[[], _T], stop: Event | None = None) -> _T:
         running.exception()  # taken note of; being cancelled is what the caller asked for
         raise cancelled
     return running.result()
+
+
+def ahead(items: Generator[_T, None, None]) -> Iterator[_T]:
+    """The same ``items``, made by a thread of their own while others are taken; it ends with whoever takes them."""
+    made: Queue[_T | None] = Queue(AHEAD)
+    wanted = True
+
+    def make() -> None:
+        try:
+            with closing(items):
+                for item in items:
+                    made.put(item)
+                    if not wanted:
+                        return
+        finally:
+            made.put(None)
+
+    with ThreadPoolExecutor(1) as thread:
+        making = thread.submit(make)
+        taken = iter(made.get, None)
+        try:
+            yield from taken
+        finally:
+            wanted = False
+            for _ in taken:
+                pass  # it may wait to be rid of them
+        making.result()

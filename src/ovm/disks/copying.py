@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ovm.disks.durable import write_at
+from ovm.disks.durable import start_writing, write_at
 
 if TYPE_CHECKING:
     import ctypes
@@ -105,6 +105,16 @@ def write(target: int, size: int, pieces: Iterable[bytes]) -> Iterator[int]:
         write_at(target, data, offset)
         yield offset + len(data)
     yield size
+
+
+def written_early(target: int, steps: Iterable[int]) -> Iterator[int]:
+    """The same ``steps``, how far ``target`` is, while the disk begins on what is there: less is left for the flush."""
+    begun = 0
+    for done in steps:
+        if done - begun >= CHUNK_BYTES:
+            start_writing(target, begun, done - begun)
+            begun = done
+        yield done
 
 
 def data_runs(pieces: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from functools import cache
 from typing import Protocol
 
 from ovm.disks.copying import data_ranges
@@ -42,7 +43,6 @@ class Digest:
     def __init__(self) -> None:
         self._of_pieces = hashlib.sha256()
         self._rest = b""
-        self._of_zeros = hashlib.sha256(_ZEROS).digest()
 
     def update(self, data: bytes) -> None:
         """Take in what comes next."""
@@ -60,7 +60,12 @@ class Digest:
         return self._of_pieces.hexdigest()
 
     def _add(self, piece: bytes) -> None:
-        self._of_pieces.update(self._of_zeros if piece == _ZEROS else hashlib.sha256(piece).digest())
+        self._of_pieces.update(_of_zeros() if piece == _ZEROS else hashlib.sha256(piece).digest())
+
+
+@cache
+def _of_zeros() -> bytes:
+    return hashlib.sha256(_ZEROS).digest()
 
 
 def read(fd: int) -> Iterator[bytes]:

@@ -54,22 +54,12 @@ class NewFile:
             os.close(fd)
 
 
-def new_file(directory: Path, name: str, content: bytes, mode: int) -> NewFile:
-    """A durable file with ``content`` that does not bear its name yet."""
-    new = NewFile(directory, name)
+def write_whole(path: Path, content: bytes, mode: int) -> None:
+    """Replace ``path`` by ``content``: after a crash it is the old one or the new one, and after return the new one."""
+    new = NewFile(path.parent, path.name)
     try:
         write_at(new.fd, content, 0)
         new.seal(mode)
-    except OSError:
-        new.discard()
-        raise
-    return new
-
-
-def write_whole(path: Path, content: bytes, mode: int) -> None:
-    """Replace ``path`` by ``content``: after a crash it is the old one or the new one, and after return the new one."""
-    new = new_file(path.parent, path.name, content, mode)
-    try:
         new.place(path)
         sync_directory(path.parent)
     finally:
@@ -82,6 +72,16 @@ def write_at(fd: int, content: bytes, offset: int) -> None:
     while rest:
         written = os.pwrite(fd, rest, offset)
         rest, offset = rest[written:], offset + written
+
+
+def start_writing(fd: int, offset: int, count: int) -> None:
+    """Have the disk begin on these bytes of ``fd``. Makes nothing durable and is only a hint: ``sync`` has less to do.
+
+    What Linux is told it may forget it writes first, and keeps it in memory as long as it writes.
+    """
+    if advise := getattr(os, "posix_fadvise", None):
+        with suppress(OSError):
+            advise(fd, offset, count, os.POSIX_FADV_DONTNEED)
 
 
 def sync(fd: int) -> None:

@@ -18,8 +18,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,14 +29,14 @@ from typing import BinaryIO
 
 from ovm.config import OriginPath, Versions
 from ovm.disks import archive, assets, copying, digest, kernel, records
-from ovm.disks.blocking import in_thread
+from ovm.disks.blocking import ahead, in_thread
 from ovm.disks.digest import Digest
 from ovm.disks.durable import (
     NewFile,
     disk_errors,
-    new_file,
     sweep,
     sync_directory,
+    write_at,
     write_whole,
 )
 from ovm.disks.records import Made, Records
@@ -101,10 +101,9 @@ async def prepare(
     batch = _Batch(origin, versions, TargetPaths(target_dir), sha256=sha256, tell=tell, go_on=go_on)
     try:
         await in_thread(partial(batch.begin, force=force), stop)
-        async with asyncio.TaskGroup() as group:
-            for copy in batch.copies:
-                group.create_task(in_thread(copy.fill, stop))
-                group.create_task(in_thread(copy.read, stop))
+        await _at_once([work for copy in batch.copies for work in (copy.fill, copy.read)], stop)
+        await in_thread(batch.stage)
+        await _at_once(batch.flushes(), stop)  # a file system takes what comes at once to the disk together
         await in_thread(batch.publish)
     except BaseExceptionGroup as failed:
         first = failed.exceptions[0]
@@ -112,6 +111,12 @@ async def prepare(
     finally:
         await in_thread(batch.discard)
     return Files(**batch.targets)
+
+
+async def _at_once(works: Iterable[Callable[[], None]], stop: Event) -> None:
+    async with asyncio.TaskGroup() as group:
+        for work in works:
+            group.create_task(in_thread(work, stop))
 
 
 class _StoppedError(Exception):
@@ -145,11 +150,15 @@ class _Copy:
         self.cloned = self.unpack is None and copying.clone(self.source, self.new.fd, self.new.path)
 
     def fill(self) -> None:
-        """Write the file in full and make it durable."""
-        with disk_errors(f"{self.item.source} cannot be copied to {self.new.path.parent}"):
-            for done in self._steps():
+        """Write the file in full."""
+        with self._disk_errors():
+            for done in copying.written_early(self.new.fd, self._steps()):
                 self.done = done
                 self.tell(self.item.name, done, self.size)
+
+    def flush(self) -> None:
+        """Make it durable."""
+        with self._disk_errors():
             self.new.seal(PROGRAM_MODE if self.item.name in assets.HELPERS else FILE_MODE)
 
     def read(self) -> None:
@@ -203,10 +212,13 @@ class _Copy:
         if self.cloned:
             return iter([self.size])
         if self.unpack:
-            return copying.write(self.new.fd, self.size, self._digested(self._pieces(self.unpack)))
+            return copying.write(self.new.fd, self.size, self._digested(ahead(self._pieces(self.unpack))))
         return copying.copy(self.source, self.new.fd, self.size)
 
-    def _pieces(self, unpack: Unpacker) -> Iterator[bytes]:
+    def _disk_errors(self) -> AbstractContextManager[None]:
+        return disk_errors(f"{self.item.source} cannot be copied to {self.new.path.parent}")
+
+    def _pieces(self, unpack: Unpacker) -> Generator[bytes, None, None]:
         with open(self.source, "rb", closefd=False) as opened:
             yield from unpack(opened)
 
@@ -235,6 +247,7 @@ class _Batch:
         self.targets = {n: target.directory / assets.target_name(n, path) for n, path in self.origins.items()}
         self.copies: list[_Copy] = []
         self._recorded = Records({}, {})
+        self._records: dict[str, NewFile] = {}
         self._cleanup = ExitStack()
 
     def begin(self, *, force: bool) -> None:
@@ -258,26 +271,35 @@ class _Batch:
                 write_whole(self.target.versions, records.encode(self._kept()), FILE_MODE)
             self._recorded = Records(self._kept(), self._recorded.made)
 
-    def publish(self) -> None:
-        """Let the new files take their names, and record their versions."""
+    def stage(self) -> None:
+        """See that the origins are what was copied, and write the records of that."""
         if not self.copies:
             return
         for copy in self.copies:
             copy.check_unchanged()
-        with disk_errors(f"{self.target.directory} cannot be written to"):
-            forget = None
+        with self._disk_errors():
             if self._kept() != self._recorded.versions:
-                forget = self._staged("kept", records.encode(self._kept()))
-            made = self._staged("digests", records.encode(self._made()))
-            versions = self._staged("versions", records.encode(self._versions()))
-            if forget:
+                self._stage("kept", self._kept())
+            self._stage("digests", self._made())
+            self._stage("versions", self._versions())
+
+    def flushes(self) -> list[Callable[[], None]]:
+        """What makes durable all that was written, in any order."""
+        return [*(partial(self._flush, record) for record in self._records.values()), *(c.flush for c in self.copies)]
+
+    def publish(self) -> None:
+        """Let the new files take their names, and record their versions."""
+        if not self.copies:
+            return
+        with self._disk_errors():
+            if forget := self._records.get("kept"):
                 forget.place(self.target.versions)
                 sync_directory(self.target.directory)
             for copy in self.copies:
                 copy.new.place(self.targets[copy.item.name])
-            made.place(self.target.digests)
+            self._records["digests"].place(self.target.digests)
             sync_directory(self.target.directory)
-            versions.place(self.target.versions)
+            self._records["versions"].place(self.target.versions)
             sync_directory(self.target.directory)
 
     def discard(self) -> None:
@@ -324,10 +346,17 @@ class _Batch:
         new = {copy.item.name: copy.made(self.wanted[copy.item.name]) for copy in self.copies}
         return {**self._recorded.made, **new}
 
-    def _staged(self, name: str, content: bytes) -> NewFile:
-        new = new_file(self.target.directory, name, content, FILE_MODE)
+    def _stage(self, name: str, record: Mapping[str, str | Made]) -> None:
+        new = self._records[name] = NewFile(self.target.directory, name)
         self._cleanup.callback(new.discard)
-        return new
+        write_at(new.fd, records.encode(record), 0)
+
+    def _flush(self, record: NewFile) -> None:
+        with self._disk_errors():
+            record.seal(FILE_MODE)
+
+    def _disk_errors(self) -> AbstractContextManager[None]:
+        return disk_errors(f"{self.target.directory} cannot be written to")
 
 
 def _packed(item: assets.Item) -> tuple[int, Unpacker] | None:
