@@ -9,6 +9,7 @@ import os
 import random
 import resource
 import subprocess
+import threading
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ import pytest
 
 from ovm.config import OriginPath, Versions
 from ovm.disks import copying
+from ovm.disks.blocking import AHEAD_THREAD
 from ovm.disks.durable import TEMPORARY_PREFIX
 from ovm.disks.materialize import prepare
 from ovm.errors import ArchiveError, FileError, SpaceError
@@ -371,6 +373,18 @@ async def test_a_cancelled_copy_leaves_nothing_and_no_thread(one, two, target, m
         await running
     assert ended
     untouched(target, "1")
+
+
+async def test_a_cancelled_unpacking_leaves_nothing_and_no_thread(one, two, target):
+    await prepare(one, all_of("1"), target)
+    unpacking, packed = asyncio.Event(), zipped(two, os.urandom(8 * MIB) + bytes(256 * MIB))
+    running = asyncio.create_task(prepare(packed, all_of("2"), target, progress=lambda *_: unpacking.set()))
+    await unpacking.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    untouched(target, "1")
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(AHEAD_THREAD)]
 
 
 # --- room

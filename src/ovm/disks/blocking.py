@@ -14,6 +14,8 @@ _T = TypeVar("_T")
 
 AHEAD = 4
 """So many items wait at most for who takes them."""
+AHEAD_THREAD = "ovm: ahead"
+"""What the thread is called that makes them."""
 
 
 async def in_thread(work: Callable[[], _T], stop: Event | None = None) -> _T:
@@ -52,7 +54,7 @@ def ahead(items: Generator[_T, None, None]) -> Iterator[_T]:
         finally:
             made.put(None)
 
-    with ThreadPoolExecutor(1) as thread:
+    with ThreadPoolExecutor(1, AHEAD_THREAD) as thread:
         making = thread.submit(make)
         taken = iter(made.get, None)
         try:
