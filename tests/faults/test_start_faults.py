@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,9 +30,13 @@ STEPS = ("guard", "network", "hypervisor")
 
 def helper(m: tiny.Machine, name: str) -> int:
     """The process id of a helper of its start that is under way; all of them hold its lock."""
-    holders = processes.holders(m.ovm.options.target_dir)
-    (found,) = [pid for pid in holders if name in processes.command(pid).partition(" ")[0]]
-    return found
+    for _ in range(500):
+        holders = processes.holders(m.ovm.options.target_dir)
+        found = [pid for pid in holders if name in processes.command(pid).partition(" ")[0]]
+        if len(found) == 1:
+            return found[0]
+        time.sleep(0.01)  # its child goes by its name until it has become a program of its own
+    pytest.fail(f"{len(found)} processes are {name}")
 
 
 async def fails(
