@@ -33,8 +33,8 @@ CHARTS = (
         ("ovm", "unpack: ovm"), ("unzip", "unpack: unzip"), ("bsdtar", "unpack: bsdtar"),
     )),
     Chart("copying it", (
-        ("ovm, on btrfs", "clone: ovm, btrfs"), ("ovm", "copy: ovm"),
-        ("cp --sparse=always", "copy: cp --sparse=always"),
+        ("ovm, on btrfs", "clone: ovm, btrfs"), ("ovm", "copy: ovm"), ("cp, then sync", "copy: cp, then sync"),
+        ("ovm, not flushed", "copy: ovm, not flushed"), ("cp --sparse=always", "copy: cp --sparse=always"),
     )),
     Chart("listing machines", (
         ("ovm ls", "ovm ls, 1 machine"), ("ovm ls, 50 of them", "ovm ls, 50 machines"),

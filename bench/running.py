@@ -36,6 +36,7 @@ async def measure(bench: Bench, machine: ovm.OVM) -> None:
     """All of it, of a machine that runs."""
     bench.tell("pausing and resuming")
     for run in range(-bench.scale.warm_ups, bench.scale.resumes):
+        await asyncio.sleep(bench.scale.rested_s)
         paused = await timed(machine.vm_pause())
         await asyncio.sleep(PAUSED_S)
         resumed = await timed(machine.vm_resume())

@@ -22,9 +22,11 @@ class Scale:
     commands: int = 15
     """Runs of commands that take milliseconds."""
     resumes: int = 20
-    streams: int = 10
+    rested_s: float = 2.0
+    """Before each pause: what the guest does after its boot, or after the last resume, is not what is measured."""
+    streams: int = 20
     """How often the guest is sent something: what two ports let through differs by little."""
-    stream_mib: int = 32
+    stream_mib: int = 16
     """What is sent to the guest at once."""
     idle_s: float = 60.0
     machines: int = 50
@@ -40,6 +42,7 @@ SMOKE = Scale(
     warm_ups=0,
     commands=1,
     resumes=1,
+    rested_s=0.0,
     streams=1,
     stream_mib=4,
     idle_s=0.5,
