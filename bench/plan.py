@@ -94,6 +94,7 @@ async def carry_out(image: Path, cache: Path, scale: Scale, tell: Callable[[str]
         after=after,
         rows={row: measured[row] for group in GROUPS for row in group.rows if row in measured},
         missing=bench.missing,
+        spoiled={row: whys for row, whys in bench.recorder.spoiled.items() if whys},
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.goals import GOALS, Goal, Verdict
 from bench.result import Host, Result
-from bench.samples import Unit
+from bench.samples import AGAIN, Unit
 
 QUIET = 0.1
 """The share of the processors that may be in use by others."""
@@ -23,9 +23,9 @@ def limit(goal: Goal) -> str:
 
 
 def report(result: Result) -> str:
-    """The whole of it: the machine, the goals, the rows, what is missing and what casts doubt on it."""
-    parts = [_host(result), _goals(result), _rows(result), _missing(result), "\n".join(doubts(result))]
-    return "\n\n".join(part for part in parts if part)
+    """The whole of it: the machine, the goals, the rows, what is not in them and what casts doubt on them."""
+    parts = (_host, _goals, _rows, _missing, _spoiled, lambda result: "\n".join(doubts(result)))
+    return "\n\n".join(text for part in parts if (text := part(result)))
 
 
 def doubts(result: Result) -> list[str]:
@@ -80,6 +80,12 @@ def _rows(result: Result) -> str:
 
 def _missing(result: Result) -> str:
     return "\n".join(f"not measured here: {what}: {why}" for what, why in result.missing.items())
+
+
+def _spoiled(result: Result) -> str:
+    lines = [f"not counted: {row}: {why}" for row, whys in result.spoiled.items() for why in whys]
+    given_up = [row for row, whys in result.spoiled.items() if len(whys) > AGAIN]
+    return "\n".join([*lines, *(f"given up: {row}" for row in given_up)])
 
 
 def summary(result: Result) -> str:

@@ -53,6 +53,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     rows: dict[str, Samples]
     missing: dict[str, str]
     """What was not measured, by the name of its group, and why."""
+    spoiled: dict[str, list[str]] = {}
+    """Runs that were not counted, by their row, and why."""
 
     def save(self, path: Path) -> None:
         """Write it to a file."""

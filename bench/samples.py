@@ -14,8 +14,14 @@ Unit = Literal["ms", "x", "%", "MiB", "MiB/s"]
 Measure = Callable[[], Awaitable[float]]
 """Does it once; returns the number."""
 
+AGAIN = 2
+"""How many runs of one row may be spoiled; with the next one it is given up."""
 COMPARABLE = 3
 """Below so many values, nothing is known of how they vary."""
+
+
+class SpoiledError(Exception):
+    """What was measured is not to be counted, and may be measured once more; says why."""
 
 
 class Samples(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,10 +56,22 @@ class Recorder:
 
     def __init__(self) -> None:
         self._values: dict[str, tuple[Unit, list[float]]] = {}
+        self.spoiled: dict[str, list[str]] = {}
+        """Why which runs of a row are not counted."""
 
     def add(self, row: str, value: float, unit: Unit = "ms") -> None:
         """One more number of ``row``."""
         self._values.setdefault(row, (unit, []))[1].append(value)
+
+    async def unspoiled(self, row: str, measure: Measure) -> float | None:
+        """Measure until it counts; ``None`` once ``row`` is given up."""
+        spoiled = self.spoiled.setdefault(row, [])
+        while len(spoiled) <= AGAIN:
+            try:
+                return await measure()
+            except SpoiledError as error:
+                spoiled.append(str(error))
+        return None
 
     def rows(self) -> dict[str, Samples]:
         """All of them."""
@@ -65,13 +83,13 @@ async def alternate(
 ) -> None:
     """Measure each side ``runs`` times, by turns: there and back again, so that none always comes after the other.
 
-    Before them each is done ``warm_ups`` times without being counted.
+    Before them each is done ``warm_ups`` times without being counted. A side that is given up ends none of the others.
     """
     order = list(sides.items())
     for run in range(-warm_ups, runs):
         for row, measure in order:
-            value = await measure()
-            if run >= 0:
+            value = await recorder.unspoiled(row, measure)
+            if run >= 0 and value is not None:
                 recorder.add(row, value, unit)
         order.reverse()
 

@@ -7,12 +7,14 @@ from functools import partial
 
 import ovm
 from bench import opponents
-from bench.samples import Measure, alternate, timed
-from bench.setting import CPUS, MEMORY_MIB, Bench, NotHereError
-from ovm.errors import UnsupportedError
+from bench.samples import Measure, SpoiledError, alternate, timed
+from bench.setting import BOOT_DEADLINE_S, CPUS, MEMORY_MIB, Bench, NotHereError
+from ovm.errors import GuestError, StartError, UnsupportedError
 
 COLD_ROWS = ("cold start: ovm", "cold start: bare", "cold start: stock", "stop", "guest memory at ready")
 WARM_ROWS = ("suspend", "warm start")
+FELL_EARLY_MS = 1000.0
+"""A start that took so much longer than its own timings tell had begun anew."""
 
 
 async def create(bench: Bench) -> ovm.OVM:
@@ -49,10 +51,16 @@ async def cold(bench: Bench, machine: ovm.OVM) -> None:
 
 async def _start(bench: Bench, machine: ovm.OVM) -> float:
     try:
-        ms = await timed(machine.start())
-        bench.recorder.add("guest memory at ready", await _memory_in_use(machine), "MiB")
+        ms = await timed(machine.start(timeout_s=BOOT_DEADLINE_S))
+    except (StartError, GuestError) as error:
+        raise SpoiledError(error.message) from error
+    try:
+        memory, last_try_ms = await _memory_in_use(machine), machine.info.timings[-1].ms
     finally:
         stopped = await timed(machine.stop())
+    if ms - last_try_ms > FELL_EARLY_MS:
+        raise SpoiledError("the guest's kernel fell before its first word, and was started once more")
+    bench.recorder.add("guest memory at ready", memory, "MiB")
     bench.recorder.add("stop", stopped)
     return ms
 

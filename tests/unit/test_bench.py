@@ -13,10 +13,12 @@ import msgspec
 import pytest
 
 from bench import __main__ as program
-from bench import comparison, picture, plan, programs, report
+from bench import comparison, opponents, picture, plan, programs, report
 from bench.goals import GOALS, Goal, Verdict, missed
 from bench.result import FORMAT, Host, Noise, Result
-from bench.samples import Recorder, Samples, alternate, timed
+from bench.samples import AGAIN, Recorder, Samples, SpoiledError, alternate, timed
+from bench.setting import SMOKE, Bench
+from ovm.helpers import Helper
 
 HOST = Host(
     cpu="A & B <CPU>",
@@ -109,6 +111,59 @@ async def test_what_ends_a_run_early_loses_nothing():
     with pytest.raises(ValueError, match="broken"):
         await alternate({"a": works, "b": fails}, recorder, runs=5, warm_ups=0)
     assert recorder.rows()["a"].values == (1.0,)
+
+
+async def test_a_spoiled_run_is_made_again():
+    """At once, and it is known."""
+    recorder = Recorder()
+    values = iter((SpoiledError("it hung"), 1.0, 2.0, SpoiledError("it fell"), 3.0))
+
+    async def now_and_then() -> float:
+        value = next(values)
+        if isinstance(value, SpoiledError):
+            raise value
+        return value
+
+    await alternate({"a": now_and_then}, recorder, runs=3, warm_ups=0)
+    assert recorder.rows()["a"].values == (1, 2, 3)
+    assert recorder.spoiled == {"a": ["it hung", "it fell"]}
+
+
+async def test_a_side_that_is_always_spoiled_is_given_up_and_the_others_go_on():
+    """It is measured as often as it may be spoiled, and no more."""
+    recorder, tried = Recorder(), itertools.count()
+
+    async def never() -> float:
+        raise SpoiledError(f"it hung, {next(tried)}")
+
+    async def works() -> float:
+        return 1.0
+
+    await alternate({"a": never, "b": works}, recorder, runs=5, warm_ups=1)
+    assert {row: samples.values for row, samples in recorder.rows().items()} == {"b": (1,) * 5}
+    assert len(recorder.spoiled["a"]) == AGAIN + 1 == next(tried)
+
+
+async def test_a_boot_that_hangs_or_fails_is_spoiled(tmp_path, monkeypatch):
+    """An opponent's; what it has started is gone."""
+    monkeypatch.setattr(opponents, "BOOT_DEADLINE_S", 0.5)
+    bench = Bench(
+        scale=SMOKE,
+        image=tmp_path,
+        gvproxy=Helper(tmp_path, (0,)),
+        qemu=Helper(tmp_path, (0,)),
+        accelerator="tcg",
+        cache=tmp_path,
+        work=tmp_path,
+        tell=print,
+    )
+    for text, why in (("exec sleep 1000", "was not done within 0.5 s"), ("echo panic; exit 1", "panic")):
+        script = tmp_path / "boot"
+        script.write_text(f"#!/bin/sh\n{text}\n")
+        script.chmod(0o700)
+        monkeypatch.setattr(opponents, "BOOT_STOCK", script)
+        with pytest.raises(SpoiledError, match=why):
+            await opponents.boot_stock(bench, tmp_path)
 
 
 async def test_time_is_in_milliseconds():
@@ -266,6 +321,16 @@ def test_the_report_tells_everything():
     assert "it cannot be suspended" in text
     assert HOST.cpu in text
     assert "not quiet" not in text
+
+
+def test_the_report_tells_what_was_not_counted():
+    """Each run with its reason, and which rows were given up."""
+    text = report.report(result(spoiled={"stop": ["it hung"], "pause": ["it fell"] * (AGAIN + 1)}))
+    assert text.count("not counted: pause: it fell") == AGAIN + 1
+    assert "not counted: stop: it hung" in text
+    assert "given up: pause" in text
+    assert "given up: stop" not in text
+    assert "not counted" not in report.report(result())
 
 
 def test_a_noisy_machine_is_told():
