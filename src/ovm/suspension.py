@@ -208,14 +208,14 @@ async def save(session: Session, *, runs: bool, timeout_s: float) -> None:
     # the guest is to see that they end: whatever it still believes to be connected is in the way of the next
     await session.clock.close()
     await session.ssh.close()
-    memory = await in_thread(lambda: suspended.new_memory(target))
+    opened: list[NewFile] = []  # also what is opened while we are being cancelled
     try:
+        await in_thread(lambda: opened.append(suspended.new_memory(target)))
+        (memory,) = opened
         await session.vm.save(memory.fd, timeout_s=timeout_s)
         await in_thread(lambda: _keep(session, target, memory))
     except BaseException as error:
-        full = await in_thread(lambda: _is_full(target))
-        await in_thread(memory.discard)
-        await in_thread(lambda: suspended.discard(target))
+        full = await in_thread(lambda: _give_up(target, opened))
         if runs and session.vm.child.running:
             with contextlib.suppress(OVMError):
                 await session.vm.resume()
@@ -247,6 +247,10 @@ def _keep(session: Session, target: TargetPaths, memory: NewFile) -> None:
     )
 
 
-def _is_full(target: TargetPaths) -> bool:
+def _give_up(target: TargetPaths, opened: list[NewFile]) -> bool:
+    """Remove what was written, all at once: a cancel would come between. Returns whether the disk was full of it."""
     room = os.statvfs(target.directory)
+    for memory in opened:
+        memory.discard()
+    suspended.discard(target)
     return room.f_bavail * room.f_frsize <= NO_ROOM_BYTES
