@@ -272,8 +272,8 @@ class Machine:
         self.errors: list[ovm.OVMError] = []
         self.healths: list[ovm.Health] = []
         self.transitions: list[str] = []
-        self._move = machine._to
-        machine._to = self._moved  # type: ignore[method-assign]
+        self._move = machine._life.to
+        machine._life.to = self._moved  # type: ignore[method-assign]
         for name in EVENT_NAMES:
             machine.on(name, functools.partial(self._heard, name))
 
@@ -293,8 +293,8 @@ class Machine:
 
     def helper(self, name: str) -> int:
         """The process id of a running helper."""
-        assert self.ovm._session is not None
-        return next(child.pid for child in self.ovm._session.children if child.name == name)
+        assert self.ovm._life.session is not None
+        return next(child.pid for child in self.ovm._life.session.children if child.name == name)
 
     async def tell(self, line: str) -> str:
         return await tell(self.ovm.info.ssh_port, line)
@@ -321,7 +321,7 @@ class Machine:
         """Until a start that was just asked for has done the step ``name``."""
         await asyncio.sleep(0)
         async with asyncio.timeout(120):
-            while not any(stage.name == name for stage in self.ovm._stages):
+            while not any(stage.name == name for stage in self.ovm._life.stages):
                 await asyncio.sleep(0)
 
 

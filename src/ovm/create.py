@@ -7,7 +7,8 @@ from typing import Any
 
 from ovm import prepare
 from ovm.config import Options
-from ovm.machine import OVM, first_error
+from ovm.life import first_error
+from ovm.machine import OVM
 
 
 async def create_linux_ovm(

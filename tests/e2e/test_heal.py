@@ -17,7 +17,7 @@ import pytest
 import ovm
 import tiny
 import under
-from ovm import machine as machine_module
+from ovm import life
 from ovm.hypervisors.qemu import QEMU
 
 pytestmark = pytest.mark.tiny
@@ -120,8 +120,8 @@ async def test_a_network_that_is_lost_again_at_once_stops_the_machine(machines: 
         await machine.until(event="ready", count=count)
         os.kill(machine.helper("gvproxy"), signal.SIGKILL)
         await machine.until(event="close", count=count)
-    assert machine.ovm._keeper is not None
-    await asyncio.wait_for(asyncio.shield(machine.ovm._keeper), 30)
+    assert machine.ovm._life._keeper is not None
+    await asyncio.wait_for(asyncio.shield(machine.ovm._life._keeper), 30)
     assert machine.state == "Stopped"
     assert machine.events.count("ready") == 2
 
@@ -153,7 +153,7 @@ async def test_a_dead_guard_ends_the_machine_at_once(machines: tiny.Machines) ->
     """From then on nothing would end the helpers if the manager died: they end now, within 2 s."""
     machine = await machines("m")
     await machine.ovm.start()
-    helpers = [child.pid for child in machine.ovm._session.children if child.name != "guard"]  # type: ignore[union-attr]
+    helpers = [child.pid for child in machine.ovm._life.session.children if child.name != "guard"]  # type: ignore[union-attr]
     killed_at = time.monotonic()
     os.kill(machine.helper("guard"), signal.SIGKILL)
     while any(Path(f"/proc/{pid}").exists() for pid in helpers):
@@ -197,7 +197,7 @@ async def test_a_full_host_stops_the_guest_until_there_is_room(
     small_disk: Path, machines: tiny.Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """State, event and error say why; with room again it goes on by itself, and nothing of what it wrote is lost."""
-    monkeypatch.setattr(machine_module, "ROOM_AGAIN_S", 0.5)
+    monkeypatch.setattr(life, "ROOM_AGAIN_S", 0.5)
     machine = await machines("m")
     await machine.ovm.start()
     filler = small_disk / "filler"
@@ -268,8 +268,8 @@ async def test_a_kernel_that_falls_before_its_first_word_is_given_a_second_try(
 ) -> None:
     """And no third: one that has no program to run falls again."""
     machine = await machines("m")
-    machine.ovm._prepared = dataclasses.replace(
-        machine.ovm._prepared, options=dataclasses.replace(machine.ovm.options, kernel_cmdline="rdinit=/nowhere")
+    machine.ovm._life.prepared = dataclasses.replace(
+        machine.ovm._life.prepared, options=dataclasses.replace(machine.ovm.options, kernel_cmdline="rdinit=/nowhere")
     )
     with pytest.raises(ovm.StartError, match="kernel panic"):
         await machine.ovm.start()
@@ -285,7 +285,7 @@ async def test_a_kernel_that_hangs_before_its_first_word_is_given_a_second_try(
     machines: tiny.Machines, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As one on a busy host may; nobody has to wait until the start's deadline for it."""
-    monkeypatch.setattr("ovm.machine.FIRST_WORD_S", 20.0)
+    monkeypatch.setattr("ovm.life.FIRST_WORD_S", 20.0)
     machine = await machines("m")
     with (machine.ovm.options.target_dir / "data.img").open("r+b") as disk:
         disk.write(b"hang")  # which the guest takes away before it does it

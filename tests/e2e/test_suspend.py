@@ -260,7 +260,7 @@ async def test_a_disk_that_is_too_small_is_told_and_nothing_lost(machines: tiny.
 async def test_a_stop_meanwhile_wins(machines: tiny.Machines, monkeypatch: pytest.MonkeyPatch) -> None:
     m = await machines()
     await m.ovm.start()
-    session = m.ovm._session
+    session = m.ovm._life.session
     assert session is not None
     saving, never = asyncio.Event(), asyncio.Event()
     save = type(session.vm).save

@@ -61,7 +61,7 @@ def is_told(error: ovm.OVMError) -> bool:
 @pytest.mark.parametrize("step", ["guard", "network", "hypervisor"])
 async def test_between_two_steps_of_a_start(machines: tiny.Machines, others: frozenset[int], step: str) -> None:
     m = await machines()
-    done, killed = m.ovm._done, 0.0
+    done, killed = m.ovm._life._done, 0.0
 
     def kill(name: str) -> None:
         nonlocal killed
@@ -69,7 +69,7 @@ async def test_between_two_steps_of_a_start(machines: tiny.Machines, others: fro
         if name == step:
             killed = kill_guard(others)
 
-    m.ovm._done = kill  # type: ignore[method-assign]
+    m.ovm._life._done = kill  # type: ignore[method-assign]
     starting = m.start_soon()
     await m.until_step(step)
     await gone_within_what_is_promised(killed, others)

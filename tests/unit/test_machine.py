@@ -11,8 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ovm import machine as machine_module
-from ovm import prepare
+from ovm import life, prepare
 from ovm.config import Options
 from ovm.errors import (
     FileError,
@@ -116,14 +115,14 @@ class Stage:
 async def stage(tmp_path, monkeypatch):
     stage = Stage(tmp_path)
     for name in ("power_on", "come_up", "shut_down"):
-        monkeypatch.setattr(machine_module, name, getattr(stage, name))
+        monkeypatch.setattr(life, name, getattr(stage, name))
 
-    monkeypatch.setattr(machine_module.power, "watch", stage.watch)
+    monkeypatch.setattr(life.power, "watch", stage.watch)
 
     async def blame(_session, noticed):
         return noticed
 
-    monkeypatch.setattr(machine_module, "blame", blame)
+    monkeypatch.setattr(life, "blame", blame)
     return stage
 
 
@@ -384,7 +383,7 @@ async def test_a_reset_on_the_way_out_changes_nothing(running, stage, monkeypatc
     async def shut_down(_session, _how) -> None:
         stage.watcher(Happening.REBOOTED, "guest-reset")
 
-    monkeypatch.setattr(machine_module, "shut_down", shut_down)
+    monkeypatch.setattr(life, "shut_down", shut_down)
     async with asyncio.timeout(5):
         await running.stop()
     assert running.heard == ["ready", "close"]
@@ -507,13 +506,13 @@ async def test_a_pause_that_has_to_wait_is_undone_too(running, stage):
     changing_back = asyncio.create_task(running.vm_resume())
     stage.may_pause.set()
     await asyncio.gather(changing, changing_back)
-    await running._turn.acquire()  # as somebody's clocksync would
+    await running._life.standstill._turn.acquire()  # as somebody's clocksync would
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.02):
             await stage.on_sleep()
     waking = asyncio.create_task(stage.on_wake())
     await asyncio.sleep(0)
-    running._turn.release()
+    running._life.standstill._turn.release()
     await waking
     assert running.state is VMState.RUNNING
 

@@ -84,6 +84,28 @@ class OVM(Local):
         """
         self._loop.run(self._async.stop, force=force, timeout_s=timeout_s, progress=progress)
 
+    def suspend(self, *, timeout_s: float = SUSPEND_TIMEOUT_S) -> None:
+        """Keep the guest's memory on disk and end every process; the next :meth:`start` goes on from it.
+
+        Containers go on where they were; who was connected to one has to connect again. A paused machine runs after
+        that start. The memory goes with this machine as it is, and is removed by the next start in any case: if files,
+        options, QEMU or the data disk have changed meanwhile, the guest boots, as after a power failure. What it had
+        written by now is synced first. It takes up to ``memory_mib`` of disk.
+
+        Once begun it is finished, even if the caller is cancelled; a :meth:`stop` meanwhile wins.
+
+        Args:
+            timeout_s: Seconds the hypervisor may take.
+
+        Raises:
+            UnsupportedError: it runs under vfkit, or shares a folder.
+            StateError: it is neither running nor paused.
+            SpaceError: the disk has no room for the memory.
+            GuestError: the hypervisor could not do it. After an error the machine does what it did before.
+            StopError: a helper could not be ended.
+        """
+        self._loop.run(self._async.suspend, timeout_s=timeout_s)
+
     def wait_closed(self) -> None:
         """Until it is down for good, and not only to be started again because its network was lost."""
         self._loop.run(self._async.wait_closed)
@@ -133,28 +155,6 @@ class OVM(Local):
             GuestError: the hypervisor did not do as asked, or it runs again, but its clock could not be set.
         """
         self._loop.run(self._async.vm_resume)
-
-    def suspend(self, *, timeout_s: float = SUSPEND_TIMEOUT_S) -> None:
-        """Keep the guest's memory on disk and end every process; the next :meth:`start` goes on from it.
-
-        Containers go on where they were; who was connected to one has to connect again. A paused machine runs after
-        that start. The memory goes with this machine as it is, and is removed by the next start in any case: if files,
-        options, QEMU or the data disk have changed meanwhile, the guest boots, as after a power failure. What it had
-        written by now is synced first. It takes up to ``memory_mib`` of disk.
-
-        Once begun it is finished, even if the caller is cancelled; a :meth:`stop` meanwhile wins.
-
-        Args:
-            timeout_s: Seconds the hypervisor may take.
-
-        Raises:
-            UnsupportedError: it runs under vfkit, or shares a folder.
-            StateError: it is neither running nor paused.
-            SpaceError: the disk has no room for the memory.
-            GuestError: the hypervisor could not do it. After an error the machine does what it did before.
-            StopError: a helper could not be ended.
-        """
-        self._loop.run(self._async.suspend, timeout_s=timeout_s)
 
     def clocksync(self) -> ClockSync:
         """Set the guest's clock to the host's, verify it, and have chrony look at its servers now.
