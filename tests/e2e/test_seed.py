@@ -22,7 +22,7 @@ import pytest
 import ovm
 import tiny
 import under
-from ovm import machine as machine_module
+from ovm import power
 from ovm.events import EVENT_NAMES
 from ovm.paths import SOCKET_NAMES
 
@@ -99,7 +99,7 @@ async def seed(root: Path, host: Host) -> AsyncIterator[Seed]:
     example = program(0, root)
     example["create_darwin_ovm"] = create
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine_module.power, "watch", host.watch)
+        patch.setattr(power, "watch", host.watch)
         await example["main"]()
     yield made[0]
     await made[0].machine.stop()
