@@ -2,8 +2,8 @@
 
 General layout, and who may import whom (import-linter holds it)::
 
-    cli → image → registry → create → machine, boot, session, prepare → helpers → hypervisors | network | guest | disks
-        → process → wire → errors, config, state, events, paths
+    cli → image → registry → create → machine, life, boot, session, prepare → helpers
+        → hypervisors | network | guest | disks → process → wire → errors, config, state, events, paths
 
 The names below are resolved when first used, so that ``import ovm`` stays cheap.
 """
