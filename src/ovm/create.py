@@ -7,7 +7,7 @@ from typing import Any
 
 from ovm import prepare
 from ovm.config import Options
-from ovm.life import first_error
+from ovm.errors import first_error
 from ovm.machine import OVM
 
 

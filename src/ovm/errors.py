@@ -231,3 +231,10 @@ def from_dict(told: Mapping[str, Any]) -> OVMError:
         exit_reason=str(told.get("exit_reason", "")),
         log_tail=tuple(map(str, told.get("log_tail", ()))),
     )
+
+
+def first_error(error: BaseException) -> BaseException:
+    """The first real error of a task group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -27,7 +27,16 @@ from ovm.boot import (
 )
 from ovm.care import Care
 from ovm.disks.suspended import Unfit, is_there
-from ovm.errors import GuestError, HelperExited, OVMError, StartError, StateError, StopError, UnsupportedError
+from ovm.errors import (
+    GuestError,
+    HelperExited,
+    OVMError,
+    StartError,
+    StateError,
+    StopError,
+    UnsupportedError,
+    first_error,
+)
 from ovm.events import Events
 from ovm.hypervisors import Happening
 from ovm.info import Health, Stage
@@ -518,10 +527,3 @@ class Life:
         task = asyncio.create_task(work)
         self.background.add(task)
         task.add_done_callback(self.background.discard)
-
-
-def first_error(error: BaseException) -> BaseException:
-    """The first real error of a task group."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
