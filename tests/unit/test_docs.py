@@ -282,7 +282,7 @@ def test_links_lead_somewhere(page):
 
 def test_every_page_is_linked_from_the_readme():
     """Nobody has to look for a page."""
-    linked = set(re.findall(r"\]\((docs/[^)#]+)", read("README.md")))
+    linked = set(re.findall(r"\]\((docs/[^)#]+\.md)", read("README.md")))
     assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} == linked
 
 
