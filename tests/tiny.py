@@ -66,6 +66,7 @@ order=$(dd if=/dev/vdb bs=16 count=1 2>/dev/null | tr -d '\0')
 [ -z "$order" ] || { dd if=/dev/zero of=/dev/vdb bs=16 count=1; busybox sync; } 2>/dev/null
 echo "tiny: booted"
 
+[ "$order" != fall ] || echo c >/proc/sysrq-trigger
 [ "$order" != hang ] || while :; do sleep 1000; done
 stage initrd
 ! word warn || say warn "$value"
