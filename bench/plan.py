@@ -41,7 +41,7 @@ async def _cold(bench: Bench) -> None:
 
 async def _running(bench: Bench) -> None:
     machine = await starts.create(bench)
-    async with machine:
+    async with starts.running(bench, machine):
         await running.measure(bench, machine)
         try:
             await starts.warm(bench, machine)

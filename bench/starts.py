@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import AsyncIterator
 from functools import partial
 
 import ovm
@@ -13,6 +15,8 @@ from ovm.errors import GuestError, StartError, UnsupportedError
 
 COLD_ROWS = ("cold start: ovm", "cold start: bare", "cold start: stock", "stop", "guest memory at ready")
 WARM_ROWS = ("suspend", "warm start")
+RUNNING = "boot of the running machine"
+"""It is no row, and told of only if it had to be made again."""
 
 
 async def create(bench: Bench) -> ovm.OVM:
@@ -62,6 +66,21 @@ async def boot(machine: ovm.OVM) -> float:
         await machine.stop()
         raise SpoiledError("the guest's kernel fell before its first word, and was started once more")
     return ms
+
+
+@contextlib.asynccontextmanager
+async def running(bench: Bench, machine: ovm.OVM) -> AsyncIterator[None]:
+    """``machine``, booted; stopped on the way out.
+
+    Raises:
+        NotHereError: its boot was given up.
+    """
+    if await bench.recorder.unspoiled(RUNNING, partial(boot, machine)) is None:
+        raise NotHereError("the machine did not come up")
+    try:
+        yield
+    finally:
+        await machine.stop()
 
 
 async def _start(bench: Bench, machine: ovm.OVM) -> float:

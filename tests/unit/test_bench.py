@@ -291,6 +291,15 @@ def test_a_result_survives_its_file(tmp_path):
     assert Result.load(path) == result()
 
 
+def test_a_result_from_before_boots_were_made_again_can_be_read(tmp_path):
+    """An older file does not say what was not counted."""
+    path = tmp_path / "result.json"
+    told = msgspec.to_builtins(result())
+    del told["spoiled"]
+    path.write_bytes(msgspec.json.encode(told))
+    assert Result.load(path) == result()
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"\xff", b'{"format": 1}'])
 def test_what_is_no_result_is_refused(tmp_path, content):
     """With the name of the file."""
