@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from ovm.errors import StateError as StateError
     from ovm.errors import StopError as StopError
     from ovm.errors import UnsupportedError as UnsupportedError
+    from ovm.errors import UntrustedError as UntrustedError
     from ovm.events import Event as Event
     from ovm.guest.ssh import ExecResult as ExecResult
     from ovm.info import Health as Health
@@ -83,6 +84,7 @@ _HOME = {
     "InputError": "errors",
     "OptionError": "errors",
     "FileError": "errors",
+    "UntrustedError": "errors",
     "SettingsError": "errors",
     "ArchiveError": "errors",
     "HelperError": "errors",

@@ -7,6 +7,7 @@
     │   ├── OptionError       an option is unknown, missing or out of range
     │   ├── SettingsError     a machine's settings say something that cannot be; with its line
     │   ├── FileError         a given file or directory is missing, unreadable or of the wrong kind
+    │   │   └── UntrustedError  another user made it, or could change it
     │   ├── ArchiveError      an archive is damaged or hostile
     │   ├── HelperError       a helper program is missing, not executable or too old
     │   ├── SocketPathError   a socket's path would not fit the kernel's limit
@@ -35,6 +36,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from ovm.text import printable
+
 
 class OVMError(Exception):
     """The base of everything ovm raises on purpose."""
@@ -50,16 +53,17 @@ class OVMError(Exception):
         exit_reason: str = "",
         log_tail: tuple[str, ...] = (),
     ) -> None:
+        message = printable(message)  # its evidence may be the words of a guest or a server
         super().__init__(message)
         self.message = message
         """What failed, in one sentence."""
-        self.hint = hint
+        self.hint = printable(hint)
         """What to do next; empty where there is nothing to advise."""
         self.stage = stage
         """The step of a start or stop at which it happened; empty outside of one."""
-        self.exit_reason = exit_reason
+        self.exit_reason = printable(exit_reason)
         """How a helper ended ("exit status 1", "killed by SIGKILL"); empty if none did."""
-        self.log_tail = log_tail
+        self.log_tail = tuple(printable(line) for line in log_tail)
         """The last lines of the log that tells about it, oldest first."""
 
     def __str__(self) -> str:
@@ -106,6 +110,12 @@ class FileError(InputError):
     """A given file or directory is missing, unreadable or of the wrong kind."""
 
     code = "invalid-file"
+
+
+class UntrustedError(FileError):
+    """Another user of the host made a directory or socket, or could change it; the message says which."""
+
+    code = "untrusted"
 
 
 class ArchiveError(InputError):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from ovm.errors import OVMError
-from ovm.process import logs
+from ovm.text import printable
 
 if TYPE_CHECKING:
     import asyncssh
@@ -117,7 +117,7 @@ class Publisher:
             except h11.RemoteProtocolError as error:
                 status, words = 400, str(error)
             if status != 200:
-                log.warning("port announcement refused: %s", logs.printable(words))
+                log.warning("port announcement refused: %s", printable(words))
             if connection.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
                 content = words.encode()
                 headers = [("content-length", str(len(content))), ("connection", "close")]

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovm.errors import GuestRefused
-from ovm.process import logs
+from ovm.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ class ReadyChannel:
                         log.debug("somebody in the guest who has not its key speaks to us")
                         return
                     continue
-                self.hear(logs.printable(line.decode(errors="replace").strip()))  # people will see it
+                self.hear(printable(line.decode(errors="replace").strip()))  # people will see it
 
 
 def refusal(code: str, words: str) -> GuestRefused:

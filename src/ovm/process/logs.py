@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from ovm.paths import LOG_GENERATIONS
+from ovm.text import printable
 
 TAIL_LINES = 15
 _TAIL_BYTES = 16 * 1024
@@ -87,8 +88,3 @@ class Reader:
 
 def _lines(content: bytes) -> list[str]:
     return [printable(line.rstrip("\r")) for line in content.decode(errors="replace").split("\n")] if content else []
-
-
-def printable(text: str) -> str:
-    """``text`` of untrusted origin without what could move a terminal's cursor or worse."""
-    return "".join(c if c.isprintable() or c == "\t" else "·" for c in text)
