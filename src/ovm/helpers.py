@@ -6,6 +6,7 @@ one that is new enough is taken.
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 from ovm import paths
-from ovm.errors import HelperError, UnsupportedError
+from ovm.errors import FileError, HelperError, UnsupportedError
 from ovm.process.probe import GVPROXY, QEMU, VFKIT, VIRTIOFSD, Program, Version, check_helper, show_version
+from ovm.trust import directories as trust
 
 Flavour = Literal["rust", "c"]
 
@@ -118,8 +120,10 @@ async def _first(program: Program, file_name: str, directories: Iterable[Path]) 
     refused: list[str] = []
     for path in _candidates(file_name, directories):
         try:
+            if path.parent == own_bin_dir():
+                await asyncio.to_thread(trust.check, path.parent)
             return Helper(path, await check_helper(path, program))
-        except HelperError as error:
+        except (HelperError, FileError) as error:
             refused += [error.message, *error.log_tail]
     what = file_name if program.name == file_name else f"{program.name} ({file_name})"
     if not refused:

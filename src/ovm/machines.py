@@ -17,10 +17,11 @@ from typing import Literal
 
 from ovm import paths
 from ovm.disks.durable import disk_errors, write_whole
-from ovm.errors import FileError, InUseError, OptionError, StateError
+from ovm.errors import FileError, InUseError, OptionError, StateError, UntrustedError
 from ovm.process import identity
 from ovm.records import Ended, ServiceRecord, read
 from ovm.settings import RESTART_KEYS, Settings, parse
+from ovm.trust import directories
 
 SETTINGS = "machine.toml"
 SERVICE_LOCK = "service.lock"
@@ -64,12 +65,23 @@ class Machine:
         return paths.KeyPaths(self.directory / "ssh")
 
     @property
-    def sockets(self) -> paths.SocketPaths:
-        """Its sockets: where its service has them, or else where they would be made now."""
+    def socket_dir(self) -> Path:
+        """Where its service has its sockets, or else where they would be made now; nobody has looked at it yet."""
         record = read(self.service_record, ServiceRecord)
         if record is not None and _is_locked(self.service_lock):
-            return paths.SocketPaths(Path(record.socket_dir))
-        return paths.SocketPaths(paths.default_socket_dir(self.name))
+            return Path(record.socket_dir)
+        return paths.default_socket_dir(self.name)
+
+    @property
+    def sockets(self) -> paths.SocketPaths:
+        """Its sockets, in a directory that no other user can have made or can change.
+
+        Raises:
+            UntrustedError: one can.
+            FileError: it cannot be looked at.
+        """
+        directories.check(self.socket_dir)
+        return paths.SocketPaths(self.socket_dir)
 
     @property
     def service_socket(self) -> Path:
@@ -140,7 +152,7 @@ class Machine:
         """
         self.check_settings(text)
         with disk_errors(f"{self.settings_path} cannot be written"):
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directories.make(self.directory)
             write_whole(self.settings_path, text.encode(), 0o600)
 
 
@@ -163,12 +175,17 @@ def _is_name(text: str) -> bool:
 
 
 def names() -> list[str]:
-    """The names of all machines, in order."""
-    try:
-        with os.scandir(paths.machine_dir("x").parent) as entries:
-            return sorted(entry.name for entry in entries if _is_name(entry.name) and entry.is_dir())
-    except FileNotFoundError:
+    """The names of all machines, in order.
+
+    Raises:
+        UntrustedError: another user could have made them, or could change them.
+        FileError: they cannot be looked at.
+    """
+    home = paths.machines_dir()
+    if not directories.check(home):
         return []
+    with os.scandir(home) as entries:
+        return sorted(entry.name for entry in entries if _is_name(entry.name) and entry.is_dir())
 
 
 def of(name: str) -> Machine:
@@ -176,8 +193,12 @@ def of(name: str) -> Machine:
 
     Raises:
         OptionError: no machine can be called so.
+        UntrustedError: another user made its directory, or could change it.
+        FileError: its directory cannot be looked at.
     """
-    return Machine(check_name(name), paths.machine_dir(name))
+    machine = Machine(check_name(name), paths.machine_dir(name))
+    directories.check(machine.directory)
+    return machine
 
 
 def find(name: str) -> Machine:
@@ -185,6 +206,8 @@ def find(name: str) -> Machine:
 
     Raises:
         OptionError: no machine can be called so.
+        UntrustedError: another user made its directory, or could change it.
+        FileError: its directory cannot be looked at.
         StateError: there is none.
     """
     machine = of(name)
@@ -311,17 +334,28 @@ def remove(machine: Machine) -> None:
     if machine.directory.is_symlink():
         raise FileError(f"{machine.directory} is a symbolic link", hint="remove what it leads to, then the link")
     doomed = machine.directory.with_name(f".ovm-removed.{machine.name}")
+    socket_dir = machine.socket_dir
     try:
         with _nobody_else(machine):
             if doomed.exists():  # of one that was killed
                 shutil.rmtree(doomed)
             machine.directory.rename(doomed)
-            shutil.rmtree(machine.sockets.directory, ignore_errors=True)
+            _remove_sockets(socket_dir)
             shutil.rmtree(doomed)
     except OSError as error:
         raise FileError(
             f"{error.filename or machine.directory} cannot be removed: {error.strerror or error}"
         ) from error
+
+
+def _remove_sockets(directory: Path) -> None:
+    """Remove a directory of ours; what another user has laid out in its place is not touched."""
+    import shutil
+
+    with contextlib.suppress(OSError, UntrustedError):
+        directories.check(directory)
+        with directories.opened(directory.parent) as above:
+            shutil.rmtree(directory.name, dir_fd=above)
 
 
 def forget_memory(machine: Machine) -> None:

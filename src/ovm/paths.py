@@ -223,9 +223,14 @@ def images_dir() -> Path:
     return home() / "images"
 
 
+def machines_dir() -> Path:
+    """Where machines live."""
+    return home() / "machines"
+
+
 def machine_dir(name: str) -> Path:
     """Where the machine called ``name`` lives."""
-    return home() / "machines" / name
+    return machines_dir() / name
 
 
 def cache_dir() -> Path:

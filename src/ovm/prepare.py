@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-import stat
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from ovm.hypervisors.virtiofsd import Virtiofsd
 from ovm.paths import KeyPaths, SocketPaths, TargetPaths
 from ovm.process import lock
 from ovm.process.probe import GVPROXY, QEMU, VFKIT, VIRTIOFSD, check_helper, show_version
+from ovm.trust import directories
 
 if TYPE_CHECKING:
     from ovm.helpers import Helper
@@ -240,24 +240,13 @@ def make_directories(options: Options) -> None:
     """Make the four directories, private to this user.
 
     Raises:
-        FileError: one cannot be made, or is not to be trusted.
+        FileError: one cannot be made.
+        UntrustedError: another user made one, or could change it.
     """
-    for directory in (options.target_dir, options.log_dir, options.socket_dir, options.ssh_key_dir):
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileError(f"{directory} cannot be made: {error.strerror}") from error
-    status = options.socket_dir.stat()
-    if status.st_uid != os.getuid():  # somebody else could swap our sockets
-        raise FileError(f"socket_dir {options.socket_dir} belongs to another user", hint="give a directory of your own")
-    for (
-        ancestor
-    ) in options.socket_dir.parents:  # the same for a directory on the way that anybody could have made first
-        if ancestor.parent.stat().st_mode & stat.S_IWOTH and ancestor.lstat().st_uid not in {0, os.getuid()}:
-            raise FileError(
-                f"socket_dir {options.socket_dir} lies in another user's {ancestor}", hint="give another one"
-            )
-    options.socket_dir.chmod(0o700)
+    for directory in (options.target_dir, options.log_dir):
+        directories.make(directory)
+    for directory in (options.socket_dir, options.ssh_key_dir):
+        directories.make(directory, private=True)
 
 
 def boot_config(

@@ -13,6 +13,7 @@ import msgspec
 from ovm import hypervisors, paths
 from ovm.errors import ImageError, OptionError, UnsupportedError
 from ovm.machines import DEFAULT_MACHINE, check_name
+from ovm.trust import directories
 
 if TYPE_CHECKING:
     from ovm.config import OriginPath, Versions
@@ -82,6 +83,7 @@ async def create_ovm(
         OptionError: the name or an option cannot be used.
         ImageError: there is no guest image; build one with ``ovm image build``.
         HelperError: gvproxy or the hypervisor (QEMU on Linux, vfkit on macOS) is missing.
+        UntrustedError: another user made a directory of the machine or of the images, or could change it.
         UnsupportedError: machines do not run on this system.
     """
     check_name(name)
@@ -97,6 +99,7 @@ async def create_ovm(
     from ovm import create
     from ovm.config import Options
 
+    await asyncio.to_thread(directories.check, paths.home())
     directory = default_image_dir(host_arch()) if image is None else Path(image)
     guest = await asyncio.to_thread(load_image, directory)
     origin, versions = _files(guest)

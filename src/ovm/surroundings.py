@@ -18,6 +18,7 @@ from ovm import paths
 from ovm.errors import FileError
 from ovm.network.gvproxy import HOST_ALIAS
 from ovm.process.probe import probe_output
+from ovm.trust import directories
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ def _keep(pem: str) -> tuple[Path, ...]:
         return ()
     path = paths.cache_dir() / KEYCHAIN_CERTIFICATES
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        directories.make(path.parent)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
             file.write(pem)
         Path(file.name).replace(path)  # another machine's start may be reading it

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ovm.errors import UntrustedError
+from ovm.errors import FileError, UntrustedError
 from ovm.trust import directories
 
 
@@ -29,7 +29,7 @@ def test_what_is_missing_is_made_private(short_path):
     """Each directory on the way, whatever the umask."""
     before = os.umask(0)
     try:
-        directories.check(short_path / "a" / "b", make=True)
+        directories.make(short_path / "a" / "b")
     finally:
         os.umask(before)
     assert [stat.S_IMODE(p.stat().st_mode) for p in (short_path / "a", short_path / "a" / "b")] == [0o700, 0o700]
@@ -38,7 +38,7 @@ def test_what_is_missing_is_made_private(short_path):
 def test_a_directory_of_ours_becomes_private(short_path):
     """If that was asked for."""
     (short_path / "open").mkdir(mode=0o755)
-    directories.check(short_path / "open", private=True)
+    directories.make(short_path / "open", private=True)
     assert stat.S_IMODE((short_path / "open").stat().st_mode) == 0o700
 
 
@@ -60,7 +60,7 @@ def test_a_way_that_others_can_write_to_is_refused(short_path, weak, below):
     """The directory itself, and any above it; nothing is made."""
     way = weak(short_path / "weak")
     with pytest.raises(UntrustedError, match=str(way)):
-        directories.check(way / below, make=True)
+        directories.make(way / below)
     assert list(way.iterdir()) == []
 
 
@@ -71,7 +71,7 @@ def test_a_way_of_another_user_is_refused(short_path, stranger, below):
     theirs = short_path / "theirs"
     stranger.does(theirs.mkdir)
     with pytest.raises(UntrustedError, match="belongs to the user"):
-        directories.check(theirs / below, make=True)
+        directories.make(theirs / below)
     assert list(theirs.iterdir()) == []
 
 
@@ -83,7 +83,7 @@ def test_a_link_of_another_user_is_refused(short_path, stranger, below):
     victims.chmod(0o755)
     stranger.does((short_path / "link").symlink_to, victims)
     with pytest.raises(UntrustedError, match="is a link"):
-        directories.check(short_path / "link" / below, make=True, private=True)
+        directories.make(short_path / "link" / below, private=True)
     assert list(victims.iterdir()) == []
     assert stat.S_IMODE(victims.stat().st_mode) == 0o755
 
@@ -116,8 +116,8 @@ def test_what_is_exchanged_during_the_look_is_never_followed(short_path, strange
     with stranger.doing(exchange):
         for _ in range(300):
             try:
-                directories.check(contested / "below", make=True)
-            except (UntrustedError, OSError):
+                directories.make(contested / "below")
+            except FileError:  # it belongs to them, or was gone again
                 refused += 1
             else:  # ours was there first, so it stays ours
                 assert (contested / "below").stat().st_uid == os.geteuid()

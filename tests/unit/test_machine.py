@@ -14,7 +14,6 @@ import pytest
 from ovm import life, prepare
 from ovm.config import Options
 from ovm.errors import (
-    FileError,
     GuestError,
     HelperExited,
     OptionError,
@@ -22,6 +21,7 @@ from ovm.errors import (
     StartError,
     StateError,
     StopError,
+    UntrustedError,
 )
 from ovm.guest.profiles import PROFILES
 from ovm.hypervisors import Happening
@@ -433,7 +433,7 @@ async def test_sockets_live_in_a_private_directory(vm):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's directory")
-@pytest.mark.parametrize(("foreign", "words"), [("", "belongs to another user"), ("..", "lies in another user's")])
+@pytest.mark.parametrize(("foreign", "words"), [("", "ovm-0/default belongs to"), ("..", "ovm-0 belongs to")])
 async def test_nobody_else_can_lay_out_the_socket_directory(vm, short_path, foreign, words):
     """A socket directory that another user made, or the way to it, is refused: its sockets could be swapped."""
     short_path.chmod(0o1777)
@@ -441,7 +441,7 @@ async def test_nobody_else_can_lay_out_the_socket_directory(vm, short_path, fore
     chosen.mkdir(parents=True)
     os.chown((chosen / foreign).resolve(), 65534, 65534)
     options = dataclasses.replace(vm.options, socket_dir=chosen)
-    with pytest.raises(FileError, match=words):
+    with pytest.raises(UntrustedError, match=words):
         prepare.make_directories(options)
 
 

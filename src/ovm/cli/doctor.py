@@ -302,17 +302,19 @@ def check_home() -> Check:
 
 
 def _private(name: str, directory: Path, *, may_read: bool = False) -> Check:
+    from ovm.errors import FileError
+    from ovm.trust import directories
+
+    try:
+        exists = directories.check(directory)
+    except FileError as error:
+        return Check(name, "missing", error.message, error.hint)
     existing = _existing(directory)
     if not os.access(existing, os.W_OK | os.X_OK):
         return Check(name, "missing", f"{existing} cannot be written", "change its owner, or choose another: OVM_HOME")
-    if existing == directory:
-        state = directory.stat()
-        forbidden = stat.S_IWGRP | stat.S_IWOTH if may_read else stat.S_IRWXG | stat.S_IRWXO
-        if state.st_uid != os.geteuid():
-            return Check(name, "missing", f"{directory} belongs to somebody else", f"remove it: {directory}")
-        if state.st_mode & forbidden:
-            mode = stat.S_IMODE(state.st_mode)
-            return Check(name, "warn", f"{directory} is open to others ({mode:o})", f"chmod 700 {directory}")
+    mode = stat.S_IMODE(directory.stat().st_mode) if exists else 0
+    if mode & (stat.S_IRWXG | stat.S_IRWXO) and not may_read:
+        return Check(name, "warn", f"{directory} is open to others ({mode:o})", f"chmod 700 {directory}")
     return Check(name, "ok", str(directory))
 
 

@@ -13,10 +13,11 @@ def ssh_port(machine: Machine) -> int:
 
     Raises:
         StateError: it is not running.
+        UntrustedError: another user listens there, or could exchange the socket.
     """
     import msgspec
 
-    from ovm.errors import StateError
+    from ovm.errors import StateError, UntrustedError
     from ovm.network import gvproxy
     from ovm.wire import plain
     from ovm.wire.error import WireError
@@ -26,6 +27,8 @@ def ssh_port(machine: Machine) -> int:
         with plain.request(machine.sockets.network_api, "GET", "/services/forwarder/all") as answer:
             forwards = msgspec.json.decode(answer.read(), type=list[dict[str, str]])
         return next(int(f["local"].rpartition(":")[2]) for f in forwards if f.get("remote") == sshd)
+    except UntrustedError:  # which is a ValueError, too
+        raise
     except (WireError, msgspec.DecodeError, UnicodeDecodeError, StopIteration, KeyError, ValueError) as error:
         raise StateError(f"{machine.name} is not running", hint=f"start it: ovm start {machine.name}") from error
 

@@ -22,6 +22,7 @@ def command(name: tuple[str, ...], *, yes: bool) -> None:
     from ovm import hooks, machines
     from ovm.errors import OVMError
     from ovm.hooks import autostart
+    from ovm.paths import SocketPaths
 
     doomed = [machines.find(one) for one in dict.fromkeys(name)]
     for machine in doomed:  # all or none
@@ -29,7 +30,7 @@ def command(name: tuple[str, ...], *, yes: bool) -> None:
     if not yes:
         _ask(doomed)
     for machine in doomed:
-        problems = list(hooks.remove(machine.name, machine.sockets.podman).problems)
+        problems = list(hooks.remove(machine.name, SocketPaths(machine.socket_dir).podman).problems)
         try:
             autostart.remove(machine.name)
         except OVMError as error:

@@ -15,6 +15,7 @@ from ovm.disks import archive, kernel
 from ovm.disks.durable import TEMPORARY_PREFIX
 from ovm.errors import ArchiveError, FileError, HelperError, InputError, UnsupportedError
 from ovm.paths import DATA_DISK, DIGESTS, LOCK, MACHINE, SCRATCH_DISK, VERSIONS
+from ovm.trust import directories
 
 HELPERS = frozenset({"gvproxy", "vfkit"})
 """The origins that are programs."""
@@ -125,13 +126,15 @@ def check_origins(origin: OriginPath, *, arch: str | None = None, rootfs_must_be
     _check_rootfs(origin.rootfs, must_be_btrfs=rootfs_must_be_btrfs)
 
 
-def check_directories(directories: Mapping[str, Path]) -> None:
-    """Refuse directories, by the name of their option, that are something else or cannot be written to.
+def check_directories(named: Mapping[str, Path]) -> None:
+    """Refuse directories, by the name of their option, that cannot be trusted or written to, or are something else.
 
     Raises:
         FileError: says which, and why.
+        UntrustedError: another user made one, or could change it.
     """
-    for name, directory in directories.items():
+    for name, directory in named.items():
+        directories.check(directory)
         nearest = next(path for path in (directory, *directory.parents) if os.path.lexists(path))
         if not nearest.is_dir():
             raise FileError(f"{name}: {nearest} is not a directory", hint="choose another, or move that file away")

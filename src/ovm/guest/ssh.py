@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ovm.errors import ExecTimeout, FileError, GuestError, HostKeyMismatch, PortError
 from ovm.paths import KeyPaths, public
+from ovm.trust import directories
 
 if TYPE_CHECKING:
     import asyncssh
@@ -55,12 +56,12 @@ def make_keys(keys: KeyPaths) -> None:
 
     Raises:
         FileError: they cannot be written.
+        UntrustedError: another user made their directory, or could change it.
     """
     import asyncssh
 
     try:
-        keys.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        keys.directory.chmod(0o700)
+        directories.make(keys.directory, private=True)
         for path, comment in ((keys.user_key, "ovm"), (keys.host_key, "ovm guest")):
             if not (path.exists() and public(path).exists()):
                 key = asyncssh.generate_private_key("ssh-ed25519", comment=comment)

@@ -18,6 +18,7 @@ from ovm import hooks, paths
 from ovm.errors import FileError, HelperError, StateError, UnsupportedError
 from ovm.process import guard
 from ovm.process.child import users_environment
+from ovm.trust import directories
 
 STOP_TIMEOUT_S = 100
 """A guest has 90 s to shut down."""
@@ -70,7 +71,7 @@ def add(name: str) -> str:
         raise StateError(f"{file} is there, and was not made for this machine", hint="remove it, if nobody needs it")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        _log(name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directories.make(_log(name).parent)
         hooks.write(file, agent(name) if sys.platform == "darwin" else unit(name), 0o644)
     except OSError as error:
         raise FileError(f"{file} cannot be written: {error.strerror}") from error

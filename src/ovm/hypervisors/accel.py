@@ -19,9 +19,10 @@ from typing import Literal
 
 import msgspec
 
-from ovm.errors import UnsupportedError
+from ovm.errors import FileError, UnsupportedError
 from ovm.hypervisors import Arch
 from ovm.process.child import process_group
+from ovm.trust import directories
 
 Accel = Literal["kvm", "hvf", "tcg"]
 
@@ -109,10 +110,11 @@ def _kvm_obstacle() -> str:
 async def _remembered(fast: Accel, emulator: Emulator, kernel: Path, cache_dir: Path) -> Answer:
     key = await asyncio.to_thread(_key, fast, emulator, kernel)
     memory = cache_dir / f"accelerator-{key}.json"
-    with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    with contextlib.suppress(OSError, FileError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        await asyncio.to_thread(directories.check, cache_dir)
         return msgspec.json.decode(await asyncio.to_thread(memory.read_bytes), type=Answer)
     answer = await probe(fast, emulator, kernel)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, FileError):
         await asyncio.to_thread(_write, memory, msgspec.json.encode(answer))
     return answer
 
@@ -125,7 +127,7 @@ def _key(fast: Accel, emulator: Emulator, kernel: Path) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    directories.make(path.parent)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
         file.write(content)
     Path(file.name).replace(path)

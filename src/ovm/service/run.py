@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import socket
-import stat
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from ovm.service import preload
 from ovm.service.app import app
 from ovm.service.host import Host
 from ovm.service.openapi import document
+from ovm.trust import directories
 
 if TYPE_CHECKING:
     from ovm.info import Info
@@ -146,12 +146,7 @@ def _take(fd: int, machine: Machine) -> None:
 def _listening(path: Path) -> Iterator[socket.socket]:
     """A socket at ``path`` that nobody else of this host can reach; removed on the way out."""
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = path.parent.stat()
-        if status.st_uid != os.geteuid():
-            raise FileError(f"{path.parent} belongs to another user", hint="remove it, or set XDG_RUNTIME_DIR")
-        if stat.S_IMODE(status.st_mode) != 0o700:
-            path.parent.chmod(0o700)
+        directories.make(path.parent, private=True)
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX)
         before = os.umask(0o177)  # the mode of a socket is that of its making
@@ -271,7 +266,7 @@ def _detach(machine: Machine) -> None:
     if os.fork():
         os._exit(0)
     os.setsid()
-    machine.log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directories.make(machine.log_dir)
     with logs.rotate(machine.log_dir, "service").open("ab") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)

@@ -386,6 +386,7 @@ def create_ovm(
         OptionError: the name or an option cannot be used.
         ImageError: there is no guest image; build one with ``ovm image build``.
         HelperError: gvproxy or the hypervisor (QEMU on Linux, vfkit on macOS) is missing.
+        UntrustedError: another user made a directory of the machine or of the images, or could change it.
         UnsupportedError: machines do not run on this system.
     """
     loop = Loop.current()

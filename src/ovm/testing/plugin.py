@@ -62,7 +62,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         return
     from ovm import paths, testing
 
-    if any(paths.machine_dir(DEFAULT_NAME).parent.glob(f"*/{testing.LOCK}")):
+    if any(paths.machines_dir().glob(f"*/{testing.LOCK}")):
         from ovm.testing import sharing
 
         sharing.stop_unused(_configured(config))

@@ -20,6 +20,7 @@ from ovm.errors import InUseError, OVMError, StateError
 from ovm.service import client, launch
 from ovm.state import VMState
 from ovm.testing import LOCK
+from ovm.trust import directories
 
 if TYPE_CHECKING:
     from ovm.machines import Machine
@@ -129,7 +130,7 @@ def _write(fd: int, mark: bytes) -> None:
 
 @contextlib.contextmanager
 def _lock(machine: Machine) -> Iterator[int]:
-    machine.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directories.make(machine.directory)
     fd = os.open(machine.directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         yield fd

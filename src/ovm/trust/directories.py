@@ -16,7 +16,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from ovm.errors import UntrustedError
+from ovm.errors import FileError, UntrustedError
 
 LINKS_MAX = 40
 """As many links as the kernel itself follows."""
@@ -58,24 +58,39 @@ def opened(path: Path, *, make: bool = False, private: bool = False) -> Iterator
         os.close(fd)
 
 
-def check(path: Path, *, make: bool = False, private: bool = False) -> None:
-    """Refuse ``path`` as :func:`opened` does, and leave it closed. Afterwards its name is safe to use."""
-    with opened(path, make=make, private=private):
-        pass
+def make(path: Path, *, private: bool = False) -> None:
+    """Make what is missing of ``path``. Its name is safe to use then.
 
-
-def check_as_far_as_there(path: Path) -> bool:
-    """Refuse ``path`` where what exists of it is not safe; whether all of it exists.
+    Args:
+        path: Made absolute if it is not.
+        private: It must be this user's own, and gets mode 0700 if it has another.
 
     Raises:
-        UntrustedError: another user made, or could change, a directory on the way.
+        UntrustedError: another user made, or could change, the directory or one that leads to it.
+        FileError: it cannot be made.
     """
     try:
-        check(path)
+        with opened(path, make=True, private=private):
+            pass
+    except OSError as error:
+        raise FileError(
+            f"{path} cannot be made: {error.strerror}", hint="choose a directory of your own, on a disk with room"
+        ) from error
+
+
+def check(path: Path) -> bool:
+    """Refuse ``path`` if what exists of it is not safe; whether all of it exists. Its name is safe to use then.
+
+    Raises:
+        UntrustedError: another user made, or could change, the directory or one that leads to it.
+        FileError: it cannot be looked at.
+    """
+    try:
+        os.close(_walk(path, make=False))
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except PermissionError as error:
-        raise UntrustedError(f"{path} cannot be looked at: {error.strerror}", hint="check who owns it") from error
+    except OSError as error:
+        raise FileError(f"{path} cannot be reached: {error.strerror}", hint="check who owns the way to it") from error
     return True
 
 

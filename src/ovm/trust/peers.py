@@ -27,8 +27,9 @@ def check_way(path: Path) -> None:
 
     Raises:
         UntrustedError: another user made, or could change, a directory on the way.
+        FileError: a directory on the way cannot be looked at.
     """
-    directories.check_as_far_as_there(path.parent)
+    directories.check(path.parent)
 
 
 def check_peer(connection: socket.socket, path: Path) -> None:

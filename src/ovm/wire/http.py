@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from ovm.errors import UntrustedError
+from ovm.trust import peers
 from ovm.wire.error import WORDS_MAX, WireError
 
 if TYPE_CHECKING:
@@ -24,8 +27,9 @@ ANSWER_MAX_BYTES = 1 << 20
 class UnixHTTP:
     """A client of the server behind one unix socket; :func:`connect` makes one."""
 
-    def __init__(self, client: httpx2.AsyncClient) -> None:
+    def __init__(self, client: httpx2.AsyncClient, socket_path: Path) -> None:
         self._client = client
+        self._extensions = {"trace": partial(_check_peer, socket_path)}
 
     async def get(self, path: str, answer: type[T], *, timeout_s: float = REQUEST_TIMEOUT_S) -> T:
         """What GET ``path`` answers, decoded as ``answer``.
@@ -52,7 +56,9 @@ class UnixHTTP:
 
         try:
             async with asyncio.timeout(timeout_s):  # the client's own deadlines are for each piece alone
-                request = self._client.stream(method, f"http://localhost{path}", content=content, timeout=None)
+                request = self._client.stream(
+                    method, f"http://localhost{path}", content=content, timeout=None, extensions=self._extensions
+                )
                 async with request as response:
                     answer = bytearray()
                     async for piece in response.aiter_raw():  # nobody was asked to pack it
@@ -61,6 +67,8 @@ class UnixHTTP:
                             raise WireError(f"{method} {path}: an answer of more than {ANSWER_MAX_BYTES} bytes")
         except TimeoutError as error:
             raise WireError(f"{method} {path}: no answer within {timeout_s:g} s") from error
+        except UntrustedError:  # which is a ValueError, too
+            raise
         except (httpx2.HTTPError, ValueError) as error:  # the latter for a cookie that is none, for example
             raise WireError(f"{method} {path}: {str(error)[:WORDS_MAX] or type(error).__name__}") from error
         if not response.is_success:
@@ -81,23 +89,42 @@ class UnixHTTP:
         content = None if body is None else msgspec.json.encode(body)
         try:
             async with self._client.stream(
-                method, f"http://localhost{path}", content=content, timeout=None
+                method, f"http://localhost{path}", content=content, timeout=None, extensions=self._extensions
             ) as response:
                 if not response.is_success:
                     answer = await response.aread()
                     words = answer.decode(errors="replace").strip()[:WORDS_MAX]
                     raise WireError(words or f"{method} {path}", response.status_code, answer)
                 yield response.aiter_lines()
+        except UntrustedError:
+            raise
         except (httpx2.HTTPError, ValueError) as error:
             raise WireError(f"{method} {path}: {str(error)[:WORDS_MAX] or type(error).__name__}") from error
 
 
 @contextlib.asynccontextmanager
 async def connect(socket_path: Path) -> AsyncIterator[UnixHTTP]:
-    """A client for ``socket_path``; connections are made when needed and closed on the way out."""
+    """A client for ``socket_path``; connections are made when needed and closed on the way out.
+
+    Raises:
+        UntrustedError: another user could exchange the socket. Requests raise it if another user listens there.
+    """
     import httpx2
 
+    await asyncio.to_thread(peers.check_way, socket_path)
     transport = httpx2.AsyncHTTPTransport(uds=str(socket_path), verify=False)
     headers = {"accept-encoding": "identity"}
     async with httpx2.AsyncClient(transport=transport, trust_env=False, headers=headers) as client:
-        yield UnixHTTP(client)
+        yield UnixHTTP(client, socket_path)
+
+
+async def _check_peer(socket_path: Path, event: str, told: dict[str, Any]) -> None:
+    """Called by httpx2 at each step of a request: once connected, and before a byte is sent, look who listens."""
+    if event != "connection.connect_unix_socket.complete":
+        return
+    stream = told["return_value"]
+    try:
+        peers.check_peer(stream.get_extra_info("socket"), socket_path)
+    except BaseException:
+        await stream.aclose()
+        raise

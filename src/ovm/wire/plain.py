@@ -8,6 +8,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from ovm.errors import UntrustedError
+from ovm.trust import peers
 from ovm.wire.error import WORDS_MAX, WireError
 
 REQUEST_TIMEOUT_S = 10.0
@@ -20,9 +22,11 @@ class _Connection(http.client.HTTPConnection):
         self._socket_path = socket_path
 
     def connect(self) -> None:
+        peers.check_way(self._socket_path)
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._socket_path))
+        peers.check_peer(self.sock, self._socket_path)
 
 
 class Answer:
@@ -72,10 +76,13 @@ def request(
 ) -> Iterator[Answer]:
     """Ask the server behind ``socket_path``; hangs up on the way out.
 
+    Nothing is sent to, or believed of, a server of another user.
+
     ``timeout_s`` counts for each silence, in seconds; ``None`` waits for ever.
 
     Raises:
         WireError: nobody listens there, or nothing came back.
+        UntrustedError: another user listens there, or could exchange the socket.
     """
     what = f"{method} {path}"
     headers = {"accept-encoding": "identity"} | ({"content-type": "application/json"} if content is not None else {})
@@ -91,6 +98,8 @@ def request(
 def _wire_errors(what: str) -> Iterator[None]:
     try:
         yield
+    except UntrustedError:  # which is a ValueError, too
+        raise
     except TimeoutError as error:
         raise WireError(f"{what}: no answer in time") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
