@@ -13,8 +13,8 @@ from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -23,6 +23,7 @@ from ovm.disks.blocking import in_thread
 from ovm.disks.durable import disk_errors, write_at, write_whole
 from ovm.errors import ImageError
 from ovm.image.place import check_space
+from ovm.redaction import Redactor, credentials_of, shown_url
 
 if TYPE_CHECKING:
     import httpx2
@@ -45,7 +46,8 @@ _WRITE_BYTES = 1024 * 1024
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _TRY_AGAIN = frozenset({408, 425, 429})
 """And whatever a server blames on itself."""
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-[0-9]{1,19}/([0-9]{1,19}|\*)")
+_CONTENT_LENGTH = re.compile("[0-9]{1,19}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,19 +65,13 @@ def url_complaint(url: str, *, has_digest: bool) -> str:
     try:
         parts = urlsplit(url)
         host = parts.hostname
-    except ValueError as error:
-        return str(error)
+    except ValueError:  # whose message quotes parts of the URL, a password for one
+        return "it is no http or https URL"
     if parts.scheme not in {"http", "https"} or not host:
         return "it is no http or https URL"
     if parts.scheme == "http" and not has_digest and host not in _LOOPBACK:
         return "what comes over plain http could be anybody's"
     return ""
-
-
-def shown(url: str) -> str:
-    """The URL without what may be a secret: user, password and query."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def discard(directory: Path) -> None:
@@ -115,7 +111,7 @@ async def download(
         if wanted.sha256 and part.sha256 != wanted.sha256:
             await in_thread(partial(discard, directory))
             raise ImageError(
-                f"{shown(wanted.url)} has the SHA-256 {part.sha256} instead of {wanted.sha256}",
+                f"{shown_url(wanted.url)} has the SHA-256 {part.sha256} instead of {wanted.sha256}",
                 hint="it is damaged, or another file than the one that was meant",
             )
     return part.path
@@ -129,8 +125,8 @@ class _Note(msgspec.Struct, frozen=True):
     """What the partial file is a part of."""
 
     key: str = ""
-    size: int = 0
-    validator: str = ""
+    size: Annotated[int, msgspec.Meta(ge=0, le=SIZE_MAX_BYTES)] = 0
+    validator: Annotated[str, msgspec.Meta(pattern=r"\A[ -~]{0,1000}\Z")] = ""
     """The server's word for this very content, for If-Range."""
 
 
@@ -208,9 +204,16 @@ def _client() -> httpx2.AsyncClient:
         )
     except (OSError, ValueError, ImportError, httpx2.InvalidURL) as error:
         raise ImageError(
-            f"the proxy or the certificates that the environment names cannot be used: {error}",
+            f"the proxy or the certificates that the environment names cannot be used: {_without_proxies(error)}",
             hint="look at http_proxy, https_proxy, all_proxy, SSL_CERT_FILE and SSL_CERT_DIR",
         ) from error
+
+
+def _without_proxies(error: Exception) -> str:
+    """What ``error`` says, without the credentials of the proxies in the environment."""
+    from urllib.request import getproxies
+
+    return Redactor(secret for proxy in getproxies().values() for secret in credentials_of(proxy))(str(error))
 
 
 async def _fetch_persistently(
@@ -226,7 +229,7 @@ async def _fetch_persistently(
             failures += 1
             if failures == ATTEMPTS:
                 raise ImageError(
-                    f"{shown(part.wanted.url)} cannot be fetched: {error}",
+                    f"{shown_url(part.wanted.url)} cannot be fetched: {error}",
                     hint="pull again: what has come is kept" if part.size else "check the URL and the network",
                 ) from error
             await asyncio.sleep(BACKOFF_S * 2 ** (failures - 1))
@@ -247,14 +250,14 @@ async def _fetch(client: httpx2.AsyncClient, part: _Partial, room: int, progress
             progress(part.size, part.note.size)
             await _receive(response, part, progress)
     except httpx2.InvalidURL as error:
-        raise ImageError(f"{shown(part.wanted.url)} is no URL: {error}") from error
+        raise ImageError(f"{shown_url(part.wanted.url)} is no URL") from error  # the error quotes it
     except httpx2.RequestError as error:
         if certificate := _certificate_problem(error):
             raise ImageError(
-                f"{shown(part.wanted.url)}: the server's certificate is not trusted: {certificate}",
+                f"{shown_url(part.wanted.url)}: the server's certificate is not trusted: {certificate}",
                 hint="if a proxy of yours opens TLS, SSL_CERT_FILE names the file with its certificate authority",
             ) from error
-        raise _DroppedError(str(error) or type(error).__name__) from error
+        raise _DroppedError(_without_proxies(error) or type(error).__name__) from error
     if not part.is_whole:
         raise _DroppedError(f"it ended after {part.size} of {part.note.size} bytes")
 
@@ -270,11 +273,11 @@ async def _answer(client: httpx2.AsyncClient, part: _Partial) -> AsyncIterator[h
                 yield response
                 return
         if response.next_request is None:
-            raise ImageError(f"{shown(part.wanted.url)} redirects to what is no URL")
+            raise ImageError(f"{shown_url(part.wanted.url)} redirects to what is no URL")
         request = response.next_request
         if why := url_complaint(str(request.url), has_digest=bool(part.wanted.sha256)):
-            raise ImageError(f"{shown(part.wanted.url)} redirects to {shown(str(request.url))}: {why}")
-    raise ImageError(f"{shown(part.wanted.url)} redirects more than {REDIRECTS_MAX} times")
+            raise ImageError(f"{shown_url(part.wanted.url)} redirects to {shown_url(str(request.url))}: {why}")
+    raise ImageError(f"{shown_url(part.wanted.url)} redirects more than {REDIRECTS_MAX} times")
 
 
 def _conditions(part: _Partial) -> dict[str, str]:
@@ -300,20 +303,20 @@ def _accept(response: httpx2.Response, part: _Partial) -> None:
         if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             part.clear()
         elif status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _TRY_AGAIN:
-            raise ImageError(f"{shown(part.wanted.url)}: {answer}", hint="check the URL")
+            raise ImageError(f"{shown_url(part.wanted.url)}: {answer}", hint="check the URL")
         raise _DroppedError(answer)
     part.begin(_size(response, part.wanted), _validator(response))
 
 
 def _size(response: httpx2.Response, wanted: Wanted) -> int:
     told = response.headers.get("Content-Length", "")
-    size = int(told) if told.isdecimal() else wanted.size
+    size = int(told) if _CONTENT_LENGTH.fullmatch(told) else wanted.size
     if not size:
-        raise ImageError(f"{shown(wanted.url)}: the server does not say how large it is", hint="use another server")
+        raise ImageError(f"{shown_url(wanted.url)}: the server does not say how large it is", hint="use another server")
     if wanted.size and size != wanted.size:
-        raise ImageError(f"{shown(wanted.url)} has {size} bytes instead of {wanted.size}")
+        raise ImageError(f"{shown_url(wanted.url)} has {size} bytes instead of {wanted.size}")
     if size > SIZE_MAX_BYTES:
-        raise ImageError(f"{shown(wanted.url)} has {size} bytes, which no image has")
+        raise ImageError(f"{shown_url(wanted.url)} has {size} bytes, which no image has")
     return size
 
 
@@ -338,7 +341,9 @@ async def _receive(response: httpx2.Response, part: _Partial, progress: Callable
             if done > part.note.size:
                 pending.clear()
                 part.clear()
-                raise ImageError(f"{shown(part.wanted.url)} has more than the {part.note.size} bytes it should have")
+                raise ImageError(
+                    f"{shown_url(part.wanted.url)} has more than the {part.note.size} bytes it should have"
+                )
             if len(pending) >= _WRITE_BYTES:
                 await write()
             progress(done, part.note.size)

@@ -1,0 +1,183 @@
+"""Text without its secrets: a URL for a message, and text that is sent to somebody else.
+
+Values that are known to be secret are removed wherever they stand, however they are encoded. Other secrets are
+recognized by their place: in a URL, behind a name such as ``password``, in a key block, or by their length. For that
+reason a password that stands alone in a sentence is not recognized unless its value is known.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterable, Iterator
+from urllib.parse import quote, quote_plus, unquote
+
+REMOVED = "[removed]"
+SECRET_MIN_CHARS = 4
+"""A shorter value stands in too many innocent words to be looked for."""
+
+_HARMLESS_KEYS = frozenset(
+    {
+        *(
+            "audit",
+            "bits",
+            "bogomips",
+            "bytes",
+            "code",
+            "comm",
+            "console",
+            "count",
+            "cpu",
+            "cpus",
+            "earlycon",
+            "entries",
+        ),
+        *(
+            "error",
+            "exit",
+            "fd",
+            "gid",
+            "index",
+            "init",
+            "inode",
+            "irq",
+            "level",
+            "lpj",
+            "major",
+            "mem",
+            "minor",
+            "mode",
+        ),
+        *("msg", "mtu", "nr_cpu_ids", "nr_cpus", "order", "panic", "pid", "port", "ppid", "quiet", "reboot", "result"),
+        *("ro", "root", "rootflags", "rootfstype", "rw", "size", "status", "time", "tsc", "type", "uid", "vcpus"),
+    }
+)
+"""Names whose ``=`` is followed by nothing secret: of the kernel, of systemd and of the logs of helper processes."""
+_NAMED_SECRET = re.compile(
+    r"passw|passphrase|passcode|\bpass\b|\bpw\b|\bpwd\b|secret|token|credential|(?:api|access|private|signing).?key"
+    r"|authorization|\bauth\b|bearer|\bbasic\s|cookie|session.?id|(?:\b|_)pat\b|signature|webhook",
+    re.IGNORECASE,
+)
+_KEY_BEFORE = re.compile(r"([\w.-]+)$")
+_CREDENTIALS = re.compile(r"(://)(.*)@(\S*)")
+_CREDENTIALS_ALONE = re.compile(r"()([^\s\"'=(\[<:/@]+:(?!//)\S*)@([\w\[]\S*)")
+_QUERY = re.compile(r"(://[^\s?#\"'<>]*)[?#][^\s\"'<>]*")
+_PEM = re.compile(r"-----BEGIN [^-\n]*-----.*?(?:-----END [^-\n]*-----|\Z)", re.DOTALL)
+_PEM_END = re.compile(r"(?:^[A-Za-z0-9+/=]+\r?\n)*^.*-----END [^-\n]*-----", re.MULTILINE)
+_WORD = re.compile(r"[^\s\"'<>(){}\[\],;]+")
+_TOKEN = re.compile(r"(?<![A-Za-z0-9])(?!0x)(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{20,}")
+_BASE64 = re.compile(r"(?=[^A-Z]*[A-Z])(?=[^a-z]*[a-z])(?=\D*\d)(?!/)[A-Za-z0-9+/=_-]{32,}")
+
+
+def shown_url(url: str) -> str:
+    """Return ``url`` without its user, password, query and fragment; what cannot be told apart is removed too.
+
+    A password may contain ``/``, ``@``, ``?`` and ``#``. For that reason the host begins after the last ``@``; where
+    that may as well be part of a query, only the scheme is left.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, rest = "", url
+    credentials, at, rest = rest.rpartition("@")
+    if _is_ambiguous(credentials):
+        return f"{scheme}{separator}{REMOVED}"
+    place = re.split(r"[?#]", rest, maxsplit=1)
+    marker = f"{REMOVED}@" if at and credentials else ""
+    return f"{scheme}{separator}{marker}{place[0]}" + (f"?{REMOVED}" if len(place) > 1 else "")
+
+
+def _is_ambiguous(before_at: str) -> bool:
+    """Whether what stands before an ``@`` may be a password, or else a host and the beginning of a query."""
+    return "?" in before_at or "#" in before_at
+
+
+def credentials_of(url: str) -> Iterator[str]:
+    """Yield the user and password in ``url`` together and each alone, as they are written and decoded."""
+    rest = url.partition("://")[2] or url
+    together, at, _ = rest.rpartition("@")
+    if not at:
+        return
+    for part in (together, *together.split(":", 1)):
+        yield part
+        yield unquote(part)
+
+
+def without_credentials(line: str) -> str:
+    """Return a line of text without the users and passwords of its URLs."""
+    if "@" not in line:
+        return line
+    return _CREDENTIALS_ALONE.sub(_cut_credentials, _CREDENTIALS.sub(_cut_credentials, line))
+
+
+def _cut_credentials(found: re.Match[str]) -> str:
+    separator, before_at, after = found.groups()
+    return f"{separator}{REMOVED}" if _is_ambiguous(before_at) else f"{separator}{REMOVED}@{after}"
+
+
+class Redactor:
+    """Removes the known ``secrets``, and what looks like a secret, from texts."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        known = {secret for secret in secrets if len(secret) >= SECRET_MIN_CHARS}
+        forms = {form for secret in known for form in _forms(secret) if len(form) >= SECRET_MIN_CHARS}
+        self._forms = sorted(forms, key=len, reverse=True)
+
+    def __call__(self, text: str) -> str:
+        """Return ``text`` without secrets; its lines stay lines."""
+        for form in self._forms:
+            text = text.replace(form, REMOVED)
+        text = _PEM.sub(REMOVED, text)
+        text = _PEM_END.sub(REMOVED, text)
+        return "\n".join(map(_clean_line, text.split("\n")))
+
+
+def _forms(secret: str) -> Iterator[str]:
+    """The ways in which programs write a value."""
+    yield secret
+    for escaped in (json.dumps(secret), json.dumps(secret, ensure_ascii=False), repr(secret)):
+        yield escaped[1:-1]
+    for encoded in (quote(secret, safe="", errors="replace"), quote(secret, errors="replace")):
+        yield encoded
+        yield re.sub("%..", lambda found: found[0].lower(), encoded)
+    yield quote_plus(secret, errors="replace")
+    raw = secret.encode(errors="surrogatepass")
+    yield raw.hex()
+    yield raw.hex().upper()
+    yield from _base64_forms(raw)
+
+
+def _base64_forms(raw: bytes) -> Iterator[str]:
+    """The characters of base64 that depend on ``raw`` alone, for each of its three places in a longer text."""
+    for before in range(3):
+        whole = base64.b64encode(b"\0" * before + raw).decode()
+        mixed = 1 if (before + len(raw)) % 3 else 0
+        found = whole.rstrip("=")[(0, 2, 3)[before] :]
+        found = found[: len(found) - mixed]
+        yield found
+        yield found.translate(str.maketrans("+/", "-_"))
+
+
+def _clean_line(line: str) -> str:
+    line = _QUERY.sub(rf"\1?{REMOVED}", without_credentials(line))
+    return _WORD.sub(_clean_word, _cut_at_names(line))
+
+
+def _cut_at_names(line: str) -> str:
+    """``line`` up to the first name that may have a secret behind it: an unknown ``name=``, or ``password``."""
+    end = len(line)
+    if found := _NAMED_SECRET.search(line):
+        end = found.end()
+        if name := re.match(r"\w*", line[end:]):
+            end += name.end()
+    for equals in re.finditer("=", line[:end]):
+        key = _KEY_BEFORE.search(line[: equals.start()].rstrip())
+        if key is None or key[1].lower() not in _HARMLESS_KEYS:
+            end = equals.end()
+            break
+    return line if not line[end:].strip(" \t\r.,:;)\"'") else f"{line[:end]} {REMOVED}"
+
+
+def _clean_word(found: re.Match[str]) -> str:
+    word = found[0]
+    return REMOVED if _TOKEN.search(word) or _BASE64.search(word) else word
