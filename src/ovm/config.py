@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from ovm.checks import CHECKS, Accelerator, GuestProfile, NetworkLoss, check_kind
 from ovm.errors import OptionError
+from ovm.paths import expanded
 
 PODMAN_PORT_FIRST = 58125
 SSH_PORT_FIRST = 2223
@@ -69,7 +70,7 @@ class Mount:
 
     def __post_init__(self) -> None:
         try:
-            host = Path(self.host_path).expanduser()
+            host = expanded(self.host_path)
         except TypeError as error:
             raise OptionError(f"mounts: host_path={self.host_path!r} is not a path") from error
         if not host.is_absolute():
@@ -248,4 +249,4 @@ def _converted(cls: type[Any], name: str, value: Any) -> Any:
 def _path(name: str, value: Any) -> Path:
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value) or "\0" in str(value):
         raise OptionError(f"{name}={value!r} is not a path")
-    return Path(value).expanduser().absolute()
+    return expanded(value).absolute()

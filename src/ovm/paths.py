@@ -39,10 +39,12 @@ from __future__ import annotations
 import os
 import re
 import sys
+import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovm.errors import SocketPathError
+from ovm.errors import OptionError, SocketPathError
 
 SOCKET_PATH_MAX_BYTES = 103 if sys.platform == "darwin" else 107
 """Longest path of a unix socket, without its final NUL (sun_path holds 104 and 108 bytes)."""
@@ -60,6 +62,8 @@ MEMORY = "memory.suspended"
 SUSPENDED = "suspended.json"
 
 SOCKET_NAMES = ("network.sock", "net.sock", "podman.sock", "ready.sock", "command.sock", "vfkit.sock")
+_NO_LINE = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Unicode's categories of what is no part of a line: controls, halves of characters (no UTF-8), separators of lines."""
 _LONGEST_SOCKET = "virtiofs-99.sock"
 _VFKITS_OWN = re.compile(r"vfkit-[0-9a-f]+-[0-9a-f]+\.sock")
 
@@ -209,13 +213,68 @@ def check_socket_paths(socket_dir: Path, *names: str) -> None:
         )
 
 
+def user_home() -> Path:
+    """The user's home directory.
+
+    Raises:
+        OptionError: the user has none.
+    """
+    return expanded("~")
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """``path`` with the home directory in place of ``~``.
+
+    Raises:
+        OptionError: there is no such home directory.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise OptionError(
+            f"{path}: there is no such home directory", hint="set HOME, and give the user an account"
+        ) from error
+
+
+def is_line(text: str) -> bool:
+    """Whether ``text`` is one line of UTF-8, and will be one in any file: without control characters, tabs included."""
+    return not any(unicodedata.category(character) in _NO_LINE for character in text)
+
+
+def usable(path: Path, variable: str) -> Path:
+    """``path`` if it can be written into units, scripts and configuration files of other programs: a line of text.
+
+    Raises:
+        OptionError: it has a control character or line separator in it, or is neither UTF-8 nor absolute.
+    """
+    if not is_line(str(path)):
+        raise OptionError(
+            f"{path} cannot be used: it has a control character in it, or is not UTF-8",
+            hint=f"choose another directory with {variable}",
+        )
+    if not path.is_absolute():
+        raise OptionError(f"{path} is not an absolute path", hint=f"set HOME or {variable}")
+    return path
+
+
+def _of_the_user(directory: Callable[[str], Path]) -> Path:
+    try:
+        return directory("ovm")
+    except RuntimeError as error:  # some versions of platformdirs return a relative path instead
+        raise OptionError(f"there is no home directory: {error}", hint="set HOME or OVM_HOME") from error
+
+
 def home() -> Path:
-    """Where images and machines live: ``$OVM_HOME``, else the user's data directory."""
+    """Where images and machines live: ``$OVM_HOME``, else the user's data directory.
+
+    Raises:
+        OptionError: it cannot be used, or there is no home directory.
+    """
     if chosen := os.environ.get("OVM_HOME"):
-        return Path(chosen).expanduser().absolute()
+        return usable(expanded(chosen).absolute(), "OVM_HOME")
     import platformdirs
 
-    return platformdirs.user_data_path("ovm")
+    return usable(_of_the_user(platformdirs.user_data_path), "OVM_HOME")
 
 
 def images_dir() -> Path:
@@ -234,12 +293,16 @@ def machine_dir(name: str) -> Path:
 
 
 def cache_dir() -> Path:
-    """What can be made again: downloads, the remembered answer of the accelerator's probe."""
-    if chosen := os.environ.get("OVM_HOME"):
-        return Path(chosen).expanduser().absolute() / "cache"
+    """What can be made again: downloads, the remembered answer of the accelerator's probe.
+
+    Raises:
+        OptionError: it cannot be used, or there is no home directory.
+    """
+    if os.environ.get("OVM_HOME"):
+        return home() / "cache"
     import platformdirs
 
-    return platformdirs.user_cache_path("ovm")
+    return usable(_of_the_user(platformdirs.user_cache_path), "XDG_CACHE_HOME")
 
 
 def default_socket_dir(name: str) -> Path:
@@ -247,15 +310,18 @@ def default_socket_dir(name: str) -> Path:
 
     ``$XDG_RUNTIME_DIR`` where there is one, else a directory of the user's own below the system's
     temporary one. macOS's own temporary directory is long but private and within the limit.
+
+    Raises:
+        OptionError: it cannot be used.
     """
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        base = Path(runtime) / "ovm"
+        base = usable(Path(runtime).absolute(), "XDG_RUNTIME_DIR") / "ovm"
     else:
         import tempfile
 
-        base = Path(tempfile.gettempdir()) / f"ovm-{os.getuid()}"
-    if chosen := os.environ.get("OVM_HOME"):  # two homes must not share the sockets of "default"
+        base = usable(Path(tempfile.gettempdir()), "TMPDIR") / f"ovm-{os.getuid()}"
+    if os.environ.get("OVM_HOME"):  # two homes must not share the sockets of "default"
         import hashlib
 
-        base /= hashlib.sha256(os.fsencode(Path(chosen).expanduser().absolute())).hexdigest()[:8]
+        base /= hashlib.sha256(os.fsencode(home())).hexdigest()[:8]
     return base / name

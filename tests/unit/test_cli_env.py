@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -76,7 +77,8 @@ def test_the_shell_takes_it_word_for_word(ovm_env: Env, runtime: Path, shell: st
     status, script, err = ovm_env("--shell", shell)
     assert (status, err) == (0, "")
     seen = after(shell, script)
-    (podman,) = {seen["DOCKER_HOST"], seen["CONTAINER_HOST"]}
+    podman = seen["DOCKER_HOST"]
+    assert unquote(seen["CONTAINER_HOST"]) == podman
     assert podman.startswith(f"unix://{runtime}/ovm/")
     assert podman.endswith("/default/podman.sock")
     assert seen["TESTCONTAINERS_DOCKER_SOCKET_OVERRIDE"] == "/var/run/docker.sock"

@@ -76,4 +76,7 @@ def _set(name: str, *, enabled: bool) -> str:
 def _user() -> str:
     import pwd
 
-    return pwd.getpwuid(os.getuid()).pw_name
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # loginctl takes the number as well
+        return str(os.getuid())

@@ -139,7 +139,7 @@ def _targets(machine: str) -> dict[str, Path]:
     from ovm import machines, paths
 
     if "/" in machine:
-        return {machine: Path(machine).expanduser().absolute()}
+        return {machine: paths.expanded(machine).absolute()}
     named = paths.machine_dir("x").parent
     names = [machines.check_name(machine)] if machine else sorted(path.name for path in named.glob("*"))
     return {name: paths.machine_dir(name) / "target" for name in names}
@@ -243,9 +243,7 @@ def check_build_tools(*, needed: bool) -> list[Check]:
 
 
 def _subordinate_ids(absent: Status, path: str) -> Check:
-    import getpass
-
-    user = getpass.getuser()
+    user = _user()
     if not shutil.which("newuidmap", path=path):
         return Check("user namespace", absent, "without newuidmap", "apt install uidmap")
     for table_of in (Path("/etc/subuid"), Path("/etc/subgid")):
@@ -258,6 +256,16 @@ def _subordinate_ids(absent: Status, path: str) -> Check:
                 f"sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}",
             )
     return Check("user namespace", "ok", "newuidmap and a range of ids; images are built without root")
+
+
+def _user() -> str:
+    """The user's name, or the number of one without an account."""
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def check_space() -> Check:

@@ -15,7 +15,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from ovm import hooks, paths
-from ovm.errors import FileError, HelperError, StateError, UnsupportedError
+from ovm.errors import FileError, HelperError, OptionError, StateError, UnsupportedError
 from ovm.process import guard
 from ovm.process.child import users_environment
 from ovm.trust import directories
@@ -30,9 +30,9 @@ CARRIED = ("OVM_HOME", "PATH")
 def path(name: str) -> Path:
     """The file that says so for the machine ``name``."""
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "LaunchAgents" / f"{_label(name)}.plist"
+        return paths.user_home() / "Library" / "LaunchAgents" / f"{_label(name)}.plist"
     chosen = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(chosen) if chosen else Path.home() / ".config") / "systemd" / "user" / f"ovm-{name}.service"
+    return (Path(chosen) if chosen else paths.user_home() / ".config") / "systemd" / "user" / f"ovm-{name}.service"
 
 
 def is_there(name: str) -> bool:
@@ -58,6 +58,7 @@ def add(name: str) -> str:
 
     Raises:
         StateError: there is a file of that name which is not ours.
+        OptionError: ``PATH`` has a control character in it, or is not UTF-8.
         UnsupportedError: this host has neither systemd nor launchd, or this is a frozen app.
         HelperError: systemd could not do it.
         FileError: the file cannot be written.
@@ -143,11 +144,21 @@ def agent(name: str) -> str:
 
 
 def _argv(name: str) -> list[str]:
-    return [sys.executable, "-P", "-m", "ovm.service", name]
+    return [_line(sys.executable, "the path of Python"), "-P", "-m", "ovm.service", name]
 
 
 def _environment() -> dict[str, str]:
-    return {key: os.environ[key] for key in CARRIED if os.environ.get(key)}
+    return {key: _line(os.environ[key], key) for key in CARRIED if os.environ.get(key)}
+
+
+def _line(value: str, what: str) -> str:
+    """``value`` if systemd and launchd can be told of it."""
+    if not paths.is_line(value):
+        raise OptionError(
+            f"{what} cannot be written for a login: it has a control character in it, or is not UTF-8",
+            hint=f"change {what}",
+        )
+    return value
 
 
 def _log(name: str) -> Path:
@@ -164,7 +175,7 @@ def _mark(name: str) -> str:
 
 def _quoted(word: str) -> str:
     """A word as systemd reads it in a command line with the prefix ``:``, which leaves dollars alone."""
-    return '"' + _specifiers(word).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+    return '"' + _specifiers(word).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _specifiers(text: str) -> str:

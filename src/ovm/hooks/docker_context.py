@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from ovm import hooks, paths
 from ovm.errors import FileError, StateError
 
 META_MAX_BYTES = 1 << 20
+_NO_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+"""docker decodes no path, but refuses one that could not be decoded."""
 
 
 def add(name: str, socket: Path) -> str:
@@ -27,10 +30,14 @@ def add(name: str, socket: Path) -> str:
 
     Raises:
         StateError: there is a context of that name which is not ours.
-        FileError: it cannot be read or written.
+        FileError: it cannot be read or written, or docker takes no such path.
     """
     context = hooks.label(name)
     path = _path(context)
+    if _NO_ESCAPE.search(str(socket)):
+        raise FileError(
+            f"docker cannot be told of {socket}: it has a % in it", hint="set XDG_RUNTIME_DIR to another directory"
+        )
     meta = {
         "Name": context,
         "Metadata": {"Description": _description(name)},
@@ -84,7 +91,7 @@ def _is_ours(meta: dict[str, Any], name: str) -> bool:
 
 def _config_dir() -> Path:
     chosen = os.environ.get("DOCKER_CONFIG")
-    return Path(chosen) if chosen else Path.home() / ".docker"
+    return Path(chosen) if chosen else paths.user_home() / ".docker"
 
 
 def _path(context: str) -> Path:

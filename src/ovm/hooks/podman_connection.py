@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ovm import hooks
 from ovm.errors import HelperError, StateError
+from ovm.hooks.environment import podman_url
 from ovm.process.child import users_environment
 
 PODMAN_TIMEOUT_S = 30.0
@@ -33,7 +34,7 @@ def add(name: str, socket: Path) -> str:
     """
     if not shutil.which("podman"):
         return ""
-    connection, uri = hooks.label(name), f"unix://{socket}"
+    connection, uri = hooks.label(name), podman_url(socket)
     there = _connections().get(connection)
     if there is None:
         _podman("add", connection, uri)
@@ -52,7 +53,7 @@ def remove(name: str, socket: Path) -> str:
         HelperError: podman could not do it.
     """
     connection = hooks.label(name)
-    if not shutil.which("podman") or _connections().get(connection) != f"unix://{socket}":
+    if not shutil.which("podman") or _connections().get(connection) != podman_url(socket):
         return ""
     _podman("remove", connection)
     return f"podman connection {connection}"

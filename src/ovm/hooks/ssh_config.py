@@ -18,7 +18,7 @@ from ovm.errors import FileError
 CONFIG = "ssh_config"
 KNOWN_HOSTS = "ssh_known_hosts"
 
-_UNTOLD = '"\\%$\n'
+_UNTOLD = '"\\%$'
 """What ssh takes for something else than itself in a path; how to keep it from that depends on its version."""
 
 

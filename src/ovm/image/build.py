@@ -47,6 +47,7 @@ from ovm.image.images import (
 )
 from ovm.image.place import check_target, into_place
 from ovm.process.child import users_environment
+from ovm.redaction import shown_url, without_credentials
 from ovm.registry import image_hint
 
 ROOTFS_SIZE = "1G"
@@ -103,7 +104,7 @@ class BuildOptions:
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.suite):
             raise OptionError(f"{self.suite!r} is no name of a Debian suite")
         if self.mirror and not re.fullmatch(r"[a-z0-9+]+:/\S+", self.mirror):
-            raise OptionError(f"{self.mirror!r} is no URL of a Debian archive")
+            raise OptionError(f"{shown_url(self.mirror)!r} is no URL of a Debian archive")
 
 
 async def build_image(options: BuildOptions, *, progress: Progress | None = None) -> GuestImage:
@@ -117,7 +118,7 @@ async def build_image(options: BuildOptions, *, progress: Progress | None = None
     report = progress or (lambda _stage, _detail: None)
     environment = _environment()
     await asyncio.to_thread(_check_host, options.arch, environment["PATH"])
-    target = (options.output or paths.images_dir() / f"default-{options.arch}").expanduser().absolute()
+    target = paths.expanded(options.output or paths.images_dir() / f"default-{options.arch}").absolute()
     check_target(target)
     with _workspace(target) as work:
         if os.geteuid() == 0:  # else the tree belongs to ids that may not come in here
@@ -203,7 +204,7 @@ class _Build:
         """Run a program to its end, its output in the log and its progress reported."""
         self._enter(stage, command[0] if stage != "install" else "mmdebstrap")
         with (self.work / "build.log").open("ab") as log:
-            log.write(f"+ {' '.join(command)}\n".encode())
+            log.write(without_credentials(f"+ {' '.join(command)}\n").encode())
             process = await asyncio.create_subprocess_exec(
                 *command,
                 cwd=self.work,
@@ -215,10 +216,11 @@ class _Build:
             )
             try:
                 assert process.stdout is not None
-                async for line in process.stdout:
-                    log.write(line)
+                async for output in process.stdout:
+                    line = without_credentials(output.decode(errors="replace"))
+                    log.write(line.encode())
                     log.flush()
-                    self._listen(line.decode(errors="replace").strip())
+                    self._listen(line.strip())
                 status = await process.wait()
             finally:
                 await _end(process)

@@ -70,7 +70,7 @@ async def pull_image(options: PullOptions, *, progress: PullProgress | None = No
         FileError: the directory cannot be written to.
     """
     report = progress or (lambda _stage, _done, _total: None)
-    target = (options.output or paths.images_dir() / f"default-{options.arch}").expanduser().absolute()
+    target = paths.expanded(options.output or paths.images_dir() / f"default-{options.arch}").absolute()
     check_target(target)
     wanted, room = _wanted(options)
     with disk_errors(f"{target} cannot be written"):

@@ -88,8 +88,13 @@ def rules(program: str, rights: Rights) -> list[str]:
 def _resolvers() -> Iterator[Path]:
     """Where /etc/resolv.conf leads on a host of another make: the directory, or if much else may be there, the file."""
     file = RESOLVERS.resolve()
-    crowded = len(file.parent.parts) < 3 or Path.home().is_relative_to(file.parent)  # /, /run, somebody's home
+    crowded = len(file.parent.parts) < 3 or _home().is_relative_to(file.parent)  # /, /run, somebody's home
     yield file if crowded else file.parent
+
+
+def _home() -> Path:
+    """The user's home; a path that nothing has where the user has neither ``HOME`` nor an account."""
+    return Path(os.path.expanduser("~"))  # noqa: PTH111 - Path.expanduser raises then
 
 
 def profile(rights: Rights) -> str:
@@ -117,7 +122,7 @@ def _below(name: str, paths: Sequence[Path]) -> Iterator[str]:
 def _parameters(program: str, rights: Rights) -> Iterator[str]:
     """What the profile's names stand for, without links: /tmp is one on macOS."""
     named: Mapping[str, str | os.PathLike[str]] = {
-        "HOME": Path.home(),
+        "HOME": _home(),
         "PROGRAM": program,
         **{f"READ{number}": path for number, path in enumerate(rights.reads)},
         **{f"SOCKETS{number}": path for number, path in enumerate(rights.sockets)},
