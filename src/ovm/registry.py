@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -31,17 +31,20 @@ _IMAGE_FILES = {"kernel": "kernel", "initrd": "initrd", "rootfs": "rootfs.btrfs"
 """What a machine needs of an image, and the file it is in."""
 
 
+_Word = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,31}\Z")]
+
+
 class _File(msgspec.Struct, frozen=True):
-    size: int
-    sha256: str
+    size: Annotated[int, msgspec.Meta(gt=0, le=1 << 40)]
+    sha256: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
 class _Manifest(msgspec.Struct, frozen=True):
     """What of ``image.json`` is read here."""
 
-    format: int
-    guest: str
-    arch: str
+    format: Annotated[int, msgspec.Meta(ge=0, le=1000)]
+    guest: _Word
+    arch: _Word
     files: dict[str, _File]
 
 
@@ -145,7 +148,7 @@ async def create_from_settings(machine: Machine, *, progress: Progress | None = 
 
 def image_dir(name: str) -> Path:
     """Where the image ``name`` lies: one of those of this user, or with a ``/`` in it a path."""
-    return Path(name).expanduser() if "/" in name else paths.images_dir() / name
+    return paths.expanded(name) if "/" in name else paths.images_dir() / name
 
 
 def host_arch() -> str:

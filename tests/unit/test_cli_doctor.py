@@ -58,7 +58,7 @@ def test_nothing_required_missing_is_success(capsys, bare_host, tmp_path):
         (bare_host / name).chmod(0o755)
     (bare_host / "qemu-system-aarch64").symlink_to("qemu-system-x86_64")
     for arch in ("amd64", "arm64"):
-        put_empty_image(tmp_path / "home" / "images" / f"default-{arch}", arch)
+        put_small_image(tmp_path / "home" / "images" / f"default-{arch}", arch)
     status, out = examine(capsys)
     assert status == 0, out
     assert "missing " not in out
@@ -76,11 +76,11 @@ def test_table_shows_hints_below_what_lacks_something():
     ]
 
 
-def put_empty_image(directory: Path, arch: str) -> None:
+def put_small_image(directory: Path, arch: str) -> None:
     directory.mkdir(parents=True)
     for name in ("kernel", "initrd", "rootfs.btrfs"):
-        (directory / name).touch()
-    files = {role: {"size": 0, "sha256": ""} for role in ("kernel", "initrd", "rootfs")}
+        (directory / name).write_bytes(b"x")
+    files = {role: {"size": 1, "sha256": "0" * 64} for role in ("kernel", "initrd", "rootfs")}
     (directory / "image.json").write_text(json.dumps({"format": 1, "guest": "ovm", "arch": arch, "files": files}))
 
 
@@ -154,7 +154,7 @@ def mac(bare_mac: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     put_program(bare_mac / "vfkit", "echo vfkit version: v0.6.4")
     put_program(bare_mac / "gvproxy", "echo gvproxy version v0.8.9")
     for arch in ("amd64", "arm64"):
-        put_empty_image(tmp_path / "home" / "images" / f"default-{arch}", arch)
+        put_small_image(tmp_path / "home" / "images" / f"default-{arch}", arch)
     return bare_mac
 
 

@@ -148,6 +148,7 @@ def ls(as_json: bool, template: str | None) -> None:
     """List the images there are."""
     from ovm import paths
     from ovm.image import list_images
+    from ovm.text import printable
 
     images = list_images(paths.images_dir())
     if as_json:
@@ -157,7 +158,9 @@ def ls(as_json: bool, template: str | None) -> None:
         return
     if template is not None:
         for found in images:
-            filled(_summary(found), template)
+            summary = _summary(found)
+            shown = {key: printable(summary[key]) for key in ("name", "directory")}
+            filled(summary | shown, template)
         return
     if not images:
         from ovm.registry import image_hint
@@ -166,7 +169,7 @@ def ls(as_json: bool, template: str | None) -> None:
     for found in images:
         versions = found.versions
         click.echo(
-            f"{found.directory.name:<20} {found.arch:<6} podman {versions.get('podman', '?')}"
+            f"{printable(found.directory.name):<20} {found.arch:<6} podman {versions.get('podman', '?')}"
             f"  kernel {versions.get('kernel', '?')}  {_mebibytes(found)} MiB"
         )
 
@@ -192,10 +195,13 @@ def rm(name: str) -> None:
 
 def _directory(name: str) -> Path:
     from ovm import paths
+    from ovm.errors import OptionError
     from ovm.image.build import host_arch
 
     if "/" in name:
-        return Path(name).expanduser().absolute()
+        return paths.expanded(name).absolute()
+    if name.startswith("."):
+        raise OptionError(f"{name!r} is no name of an image", hint="give one of `ovm image ls`, or a directory with /")
     return paths.images_dir() / (name or f"default-{host_arch()}")
 
 
@@ -205,11 +211,15 @@ def _show(built: GuestImage, as_json: bool) -> None:
 
         print(json.dumps(_summary(built)))
     else:
-        click.echo(f"{built.directory}: podman {built.versions.get('podman', '?')}, {_mebibytes(built)} MiB")
+        from ovm.text import printable
+
+        click.echo(
+            f"{printable(str(built.directory))}: podman {built.versions.get('podman', '?')}, {_mebibytes(built)} MiB"
+        )
 
 
 def _mebibytes(found: GuestImage) -> int:
-    return sum(file.data_bytes or file.size for file in found.files.values()) >> 20
+    return found.occupied >> 20
 
 
 def _summary(found: GuestImage) -> dict[str, Any]:

@@ -22,31 +22,52 @@ ZIPPED_ROOTFS = "rootfs.btrfs.zip"
 FILE_NAMES = {"kernel": "kernel", "initrd": "initrd", "rootfs": "rootfs.btrfs"}
 """What an image is made of, and what the files are called."""
 
+SIZE_MAX_BYTES = 1 << 40
+"""Of a file of an image. A sum of all its sizes is still far from what a file system or a JSON reader can count."""
+
 Arch = Literal["amd64", "arm64"]
-_Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Size = Annotated[int, msgspec.Meta(gt=0, le=SIZE_MAX_BYTES)]
+Word = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9.+:~_-]{0,127}\Z")]
+"""The name or the version of a package, of a suite or of a file: fit to print, and no path."""
+FormatNumber = Annotated[int, msgspec.Meta(ge=0, le=1000)]
 
 
 class ImageFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One file of an image."""
 
-    sha256: _Digest
-    size: Annotated[int, msgspec.Meta(gt=0)]
-    data_bytes: int = 0
+    sha256: Digest
+    size: Size
+    data_bytes: Annotated[int, msgspec.Meta(ge=0, le=SIZE_MAX_BYTES)] = 0
     """What it occupies on disk where it is sparse; 0 where it is not."""
+
+    def __post_init__(self) -> None:
+        if self.data_bytes > self.size:
+            raise ValueError(f"data_bytes is {self.data_bytes}, more than the size of {self.size}")
+
+    @property
+    def occupied(self) -> int:
+        """Bytes that it takes on disk."""
+        return self.data_bytes or self.size
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True):
     """What ``image.json`` says."""
 
-    format: int
-    guest: str
+    format: FormatNumber
+    guest: Word
     arch: Arch
-    suite: str
-    versions: dict[str, str]
-    tree_sha256: _Digest
+    suite: Word
+    versions: dict[Word, Word]
+    tree_sha256: Digest
     """Over every path, mode, owner, time, link target and content of the rootfs: the same packages, the same digest."""
-    packages: dict[str, str]
-    files: dict[str, ImageFile]
+    packages: dict[Word, Word]
+    files: dict[Word, ImageFile]
+
+    @property
+    def occupied(self) -> int:
+        """Bytes that the image takes on disk."""
+        return sum(file.occupied for file in self.files.values())
 
 
 class GuestImage(Description, frozen=True, kw_only=True):
@@ -96,8 +117,8 @@ def read_description(text: bytes, where: str) -> Description:
 class _Format(msgspec.Struct):
     """Read before the rest, which another format may name otherwise."""
 
-    format: int
-    guest: str
+    format: FormatNumber
+    guest: Word
 
 
 def _check_size(path: Path, expected: int) -> None:

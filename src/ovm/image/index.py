@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 
 from ovm.errors import ImageError
-from ovm.image.images import Arch
+from ovm.image.images import Arch, Digest, FormatNumber, Size, Word
 from ovm.registry import image_hint
 
 INDEX = "index.json"
@@ -19,18 +19,18 @@ INDEX_FORMAT = 1
 class Release(msgspec.Struct, frozen=True, kw_only=True):
     """An image that can be fetched."""
 
-    url: str
-    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-    size: Annotated[int, msgspec.Meta(gt=0)]
+    url: Annotated[str, msgspec.Meta(pattern=r"\Ahttps?://[!-~]{1,2000}\Z")]
+    sha256: Digest
+    size: Size
     """Of the release, in bytes."""
-    unpacked: Annotated[int, msgspec.Meta(gt=0)]
+    unpacked: Size
     """Bytes the image takes on disk."""
-    version: str
+    version: Word
     """Of the ovm it was released with."""
 
 
 class _Index(msgspec.Struct, frozen=True):
-    format: int
+    format: FormatNumber
     images: dict[Arch, Release]
 
 

@@ -83,12 +83,7 @@ def inspect_release(path: Path) -> Packed:
     with _opened(path) as archive:
         description = _description(archive)
     size = path.stat().st_size
-    return Packed(path=path, arch=description.arch, sha256=sha256(path), size=size, unpacked=occupied(description))
-
-
-def occupied(description: Description) -> int:
-    """Bytes an image takes on disk."""
-    return sum(file.data_bytes or file.size for file in description.files.values())
+    return Packed(path=path, arch=description.arch, sha256=sha256(path), size=size, unpacked=description.occupied)
 
 
 def unpack_release(path: Path, directory: Path, arch: Arch, progress: Callable[[int, int], object]) -> None:
@@ -105,7 +100,7 @@ def unpack_release(path: Path, directory: Path, arch: Arch, progress: Callable[[
             raise ImageError(
                 f"the image is for {description.arch} instead of {arch}", hint=f"to have it: --arch {description.arch}"
             )
-        check_space(directory.parent, occupied(description))
+        check_space(directory.parent, description.occupied)
         digests = {FILE_NAMES[name]: description.files[name].sha256 for name in FILE_NAMES}
         digests[MANIFEST] = description.tree_sha256
         total = sum(archive.getinfo(name).file_size for name in digests)
