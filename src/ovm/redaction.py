@@ -16,6 +16,8 @@ from urllib.parse import quote, quote_plus, unquote
 REMOVED = "[removed]"
 SECRET_MIN_CHARS = 4
 """A shorter value stands in too many innocent words to be looked for."""
+LINE_MAX_CHARS = 2000
+"""A longer line is removed as a whole: to look at it takes time that grows with the square of its length."""
 
 _HARMLESS_KEYS = frozenset(
     {
@@ -59,15 +61,17 @@ _NAMED_SECRET = re.compile(
     r"|authorization|\bauth\b|bearer|\bbasic\s|cookie|session.?id|(?:\b|_)pat\b|signature|webhook",
     re.IGNORECASE,
 )
-_KEY_BEFORE = re.compile(r"([\w.-]+)$")
-_CREDENTIALS = re.compile(r"(://)(.*)@(\S*)")
-_CREDENTIALS_ALONE = re.compile(r"()([^\s\"'=(\[<:/@]+:(?!//)\S*)@([\w\[]\S*)")
-_QUERY = re.compile(r"(://[^\s?#\"'<>]*)[?#][^\s\"'<>]*")
+_PAIR = re.compile(r"(?:(?<![\w.-])([\w.-]++)\s*+)?=")
+_UNSPACED = re.compile(r"\S*")
+_CREDENTIALS_ALONE = re.compile(r"(?<![^\s\"'=(\[<:/@])([^\s\"'=(\[<:/@]++:(?!//)\S*)@([\w\[]\S*)")
+_UNQUOTED = re.compile(r"[^\s\"'<>]+")
+_QUERY = re.compile("[?#]")
 _PEM = re.compile(r"-----BEGIN [^-\n]*-----.*?(?:-----END [^-\n]*-----|\Z)", re.DOTALL)
-_PEM_END = re.compile(r"(?:^[A-Za-z0-9+/=]+\r?\n)*^.*-----END [^-\n]*-----", re.MULTILINE)
+_PEM_END = "-----END "
+_PEM_LINE = re.compile(r"[A-Za-z0-9+/=]+\r?")
 _WORD = re.compile(r"[^\s\"'<>(){}\[\],;]+")
-_TOKEN = re.compile(r"(?<![A-Za-z0-9])(?!0x)(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{20,}")
-_BASE64 = re.compile(r"(?=[^A-Z]*[A-Z])(?=[^a-z]*[a-z])(?=\D*\d)(?!/)[A-Za-z0-9+/=_-]{32,}")
+_TOKEN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z0-9]{20,}")
+_BASE64 = re.compile(r"(?<![A-Za-z0-9+/=_-])[A-Za-z0-9+=_-][A-Za-z0-9+/=_-]{31,}")
 
 
 def shown_url(url: str) -> str:
@@ -107,12 +111,16 @@ def without_credentials(line: str) -> str:
     """Return a line of text without the users and passwords of its URLs."""
     if "@" not in line:
         return line
-    return _CREDENTIALS_ALONE.sub(_cut_credentials, _CREDENTIALS.sub(_cut_credentials, line))
+    begin, at = line.find("://") + len("://"), line.rfind("@")
+    if len("://") <= begin <= at:
+        line = line[:begin] + _credentials_cut(line[begin:at], line[at + 1 :])
+    return _CREDENTIALS_ALONE.sub(lambda found: _credentials_cut(found[1], found[2]), line)
 
 
-def _cut_credentials(found: re.Match[str]) -> str:
-    separator, before_at, after = found.groups()
-    return f"{separator}{REMOVED}" if _is_ambiguous(before_at) else f"{separator}{REMOVED}@{after}"
+def _credentials_cut(before_at: str, after: str) -> str:
+    if _is_ambiguous(before_at):
+        return REMOVED + _UNSPACED.sub("", after, count=1)
+    return f"{REMOVED}@{after}"
 
 
 class Redactor:
@@ -127,9 +135,8 @@ class Redactor:
         """Return ``text`` without secrets; its lines stay lines."""
         for form in self._forms:
             text = text.replace(form, REMOVED)
-        text = _PEM.sub(REMOVED, text)
-        text = _PEM_END.sub(REMOVED, text)
-        return "\n".join(map(_clean_line, text.split("\n")))
+        lines = _without_rest_of_key(_PEM.sub(REMOVED, text).split("\n"))
+        return "\n".join(map(_clean_line, lines))
 
 
 def _forms(secret: str) -> Iterator[str]:
@@ -158,9 +165,29 @@ def _base64_forms(raw: bytes) -> Iterator[str]:
         yield found.translate(str.maketrans("+/", "-_"))
 
 
+def _without_rest_of_key(lines: Iterable[str]) -> list[str]:
+    """The lines without those of a key block whose beginning is missing."""
+    kept: list[str] = []
+    for line in lines:
+        if _PEM_END in line:
+            while kept and _PEM_LINE.fullmatch(kept[-1]):
+                kept.pop()
+            line = REMOVED  # noqa: PLW2901
+        kept.append(line)
+    return kept
+
+
 def _clean_line(line: str) -> str:
-    line = _QUERY.sub(rf"\1?{REMOVED}", without_credentials(line))
+    if len(line) > LINE_MAX_CHARS:
+        return f"[removed: a line of {len(line)} characters]"
+    line = _UNQUOTED.sub(_without_query, without_credentials(line))
     return _WORD.sub(_clean_word, _cut_at_names(line))
+
+
+def _without_query(found: re.Match[str]) -> str:
+    word = found[0]
+    query = _QUERY.search(word, word.find("://")) if "://" in word else None
+    return f"{word[: query.start()]}?{REMOVED}" if query else word
 
 
 def _cut_at_names(line: str) -> str:
@@ -170,14 +197,21 @@ def _cut_at_names(line: str) -> str:
         end = found.end()
         if name := re.match(r"\w*", line[end:]):
             end += name.end()
-    for equals in re.finditer("=", line[:end]):
-        key = _KEY_BEFORE.search(line[: equals.start()].rstrip())
-        if key is None or key[1].lower() not in _HARMLESS_KEYS:
-            end = equals.end()
+    for pair in _PAIR.finditer(line, 0, end):
+        if (pair[1] or "").lower() not in _HARMLESS_KEYS:
+            end = pair.end()
             break
     return line if not line[end:].strip(" \t\r.,:;)\"'") else f"{line[:end]} {REMOVED}"
 
 
 def _clean_word(found: re.Match[str]) -> str:
     word = found[0]
-    return REMOVED if _TOKEN.search(word) or _BASE64.search(word) else word
+    return REMOVED if any(map(_is_token, _TOKEN.findall(word))) or any(map(_is_base64, _BASE64.findall(word))) else word
+
+
+def _is_token(run: str) -> bool:
+    return not (run.isalpha() or run.isdigit() or run.startswith("0x"))
+
+
+def _is_base64(run: str) -> bool:
+    return any(c.isupper() for c in run) and any(c.islower() for c in run) and any(c.isdigit() for c in run)
