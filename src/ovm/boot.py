@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -43,6 +44,9 @@ LOAD_TIMEOUT_S = 120.0
 """For gigabytes from a slow disk."""
 BLAME_WAIT_S = 0.5
 """gvproxy ends with its hypervisor and may be noticed first; wait to see who really was the first to go."""
+
+DISK_TROUBLE = re.compile(r"I/O error|BTRFS(?: error| critical|: error)|EXT4-fs error")
+"""What the guest's kernel writes to the console when a disk has failed it."""
 
 POWER_OFF = ("systemctl", "start", "--no-block", "--job-mode=replace-irreversibly", "poweroff.target")
 """What ``systemctl poweroff`` does where there is no logind to ask, which the guest has not."""
@@ -341,6 +345,8 @@ class Shutdown:
     tell: Callable[[str], None]
     """Called with each step, in words for people."""
     force_wanted: asyncio.Event
+    trouble: Callable[[], str] = str
+    """What the hypervisor has reported that may keep the guest from it; empty if nothing."""
     timeout_s: float = STOP_TIMEOUT_S
 
 
@@ -376,9 +382,14 @@ async def _shut_down(session: Session, how: Shutdown) -> None:
     try:
         await asyncio.wait({gone, force}, timeout=how.timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if not gone.done():
-            reason = "as was asked" if force.done() else f"it has not shut down within {how.timeout_s:g} s"
-            if force.done() and asking.done():
-                reason = "it cannot be asked to shut down"
+            if force.done() and not asking.done():
+                reason = how.trouble() or "as was asked"
+            else:
+                reason = f"it has not shut down within {how.timeout_s:g} s"
+                if force.done():
+                    reason = "it cannot be asked to shut down"
+                if trouble := how.trouble() or await _disk_trouble(session):
+                    reason = f"{reason}; {trouble}"
             log.warning("cutting the guest's power after %.1f s: %s", time.monotonic() - began, reason)
             how.tell(f"cutting the guest's power: {reason}")
             asking.cancel()
@@ -390,6 +401,13 @@ async def _shut_down(session: Session, how: Shutdown) -> None:
         for task in (gone, force, asking):
             task.cancel()
         await asyncio.wait({gone, force, asking})
+
+
+async def _disk_trouble(session: Session) -> str:
+    """What the guest's console says of a disk that failed since it was ready; empty if nothing."""
+    console = await in_thread(partial(logs.tail, session.console_log, PANIC_LINES, since=session.console_read))
+    told = [line for line in console if DISK_TROUBLE.search(line)]
+    return f"the guest's console says: {told[-1]}" if told else ""
 
 
 async def _ask_to_power_off(session: Session, how: Shutdown) -> None:

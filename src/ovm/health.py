@@ -25,6 +25,9 @@ TIMEOUT_S = 10.0
 LOW_MIB = 256
 """Less room than that, for the guest or for its data disk on the host, is told."""
 ENOUGH_MIB = 32
+NUMBER_MAX = 1 << 53
+"""Of what a guest reports: more than any disk has bytes, and no more than JSON can carry."""
+_SHOWN_BYTES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +79,10 @@ def parse(report: bytes) -> Health:
     try:
         size, free, mode, errors = report.split()
         size_bytes, free_bytes, error_count = int(size), int(free), int(errors)
-    except ValueError as error:
-        raise GuestError(f"the guest's report on its data disk is not understood: {report[:100]!r}") from error
+    except ValueError:
+        raise _not_understood(report) from None
+    if not all(0 <= number <= NUMBER_MAX for number in (size_bytes, free_bytes, error_count)):
+        raise _not_understood(report)
     problems = []
     if mode == b"ro":
         problems.append("the data disk is read-only: its file system has met an error")
@@ -86,6 +91,10 @@ def parse(report: bytes) -> Health:
     if size_bytes and free_bytes < LOW_MIB * MIB:
         problems.append(f"the data disk is almost full: {free_bytes // MIB} MiB are free")
     return Health(problems=tuple(problems), data_size_bytes=size_bytes or None, data_free_bytes=free_bytes or None)
+
+
+def _not_understood(report: bytes) -> GuestError:
+    return GuestError(f"the guest's report on its data disk is not understood: {report[:_SHOWN_BYTES]!r}")
 
 
 async def has_room(options: Options) -> bool:

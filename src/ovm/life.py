@@ -57,6 +57,8 @@ RESTART_AGAIN_S = 60.0
 ROOM_AGAIN_S = 5.0
 """How often it is looked whether the host has room again for a guest that stands still for want of it."""
 
+_TROUBLE = {Happening.FAILED, Happening.OUT_OF_SPACE, Happening.DISK_ERROR}
+
 Progress = Callable[[str], object]
 
 
@@ -149,6 +151,7 @@ class Life:
         self._powered_off, self._fallen = asyncio.Event(), asyncio.Event()
         self._happened: asyncio.Queue[tuple[Happening, str]] = asyncio.Queue()
         self._network_is_lost = self._fell_early = False
+        self._trouble = ""
         self.standstill.begin()
         self.to(first)
         return asyncio.get_running_loop().create_future()
@@ -255,7 +258,13 @@ class Life:
             return
         self.to(VMState.STOPPING)
         await shut_down(
-            session, Shutdown(tell=self._tell, force_wanted=self._force_wanted, timeout_s=self._stop_timeout_s)
+            session,
+            Shutdown(
+                tell=self._tell,
+                force_wanted=self._force_wanted,
+                trouble=lambda: self._trouble,
+                timeout_s=self._stop_timeout_s,
+            ),
         )
 
     async def _come_up(self, session: Session) -> None:
@@ -498,8 +507,17 @@ class Life:
                 log.exception("who was to be told of the progress failed")
 
     def _hear(self, what: Happening, words: str) -> None:
+        if what is Happening.DISK_ERROR and not self._trouble:  # the first will do: there may be one for each request
+            log.warning("%s; the guest runs on", words)
+        if what is Happening.RESUMED:
+            self._trouble = ""
+        if what in _TROUBLE:
+            self._trouble = words
+        if what is Happening.DISK_ERROR:
+            return
         if self.state is VMState.STOPPING and what in {Happening.FAILED, Happening.OUT_OF_SPACE}:
-            log.warning("the guest cannot shut down: %s", words)
+            if not self._force_wanted.is_set():
+                log.warning("the guest cannot shut down: %s", words)
             self._force_wanted.set()
         if what is Happening.POWERED_OFF:
             self._powered_off.set()

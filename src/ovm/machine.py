@@ -14,7 +14,7 @@ from ovm.disks.verify import FileState, verify
 from ovm.errors import GuestError, OptionError, StateError
 from ovm.events import Event, EventName, Events, Listener
 from ovm.guest.clock import ClockSync
-from ovm.guest.ssh import ExecResult
+from ovm.guest.ssh import COLLECTED_MAX_BYTES, ExecResult
 from ovm.info import Health, Info
 from ovm.life import Life
 from ovm.network.gvproxy import Forward, Protocol
@@ -272,6 +272,7 @@ class OVM:
         timeout_s: float | None = None,
         on_stdout: Callable[[bytes], object] | None = None,
         on_stderr: Callable[[bytes], object] | None = None,
+        max_output_bytes: int | None = COLLECTED_MAX_BYTES,
     ) -> ExecResult:
         """Run a command as root in the guest. A status other than 0 is a result, not an error.
 
@@ -282,17 +283,26 @@ class OVM:
             timeout_s: Seconds after which it is ended; no limit by default.
             on_stdout: Gets standard output piece by piece, which is then not collected.
             on_stderr: Likewise for standard error.
+            max_output_bytes: How much is collected of both outputs together, in bytes; 64 MiB by default, ``None`` for
+                no limit. What ``on_stdout`` and ``on_stderr`` get does not count.
 
         Raises:
             OptionError: ``argv`` is no list of words.
             StateError: it is not running.
             ExecTimeout: it ran too long.
-            GuestError: the guest cannot be reached.
+            GuestError: the guest cannot be reached, or the output was longer than ``max_output_bytes``; the command has
+                been ended.
         """
         if isinstance(argv, str) or not argv:
             raise OptionError("argv is the list of a command and its arguments", hint='for a shell: ["sh", "-c", "…"]')
         return await self._life.managed("exec").ssh.exec(
-            argv, stdin=stdin, environment=environment, timeout_s=timeout_s, on_stdout=on_stdout, on_stderr=on_stderr
+            argv,
+            stdin=stdin,
+            environment=environment,
+            timeout_s=timeout_s,
+            on_stdout=on_stdout,
+            on_stderr=on_stderr,
+            max_output_bytes=max_output_bytes,
         )
 
     @contextlib.asynccontextmanager

@@ -7,12 +7,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from ovm.errors import GuestError
 from ovm.guest.ssh import SSH
+from ovm.text import GuestText, tamed
 from ovm.wire import http
 from ovm.wire.error import WireError
 
@@ -29,7 +30,9 @@ _TRIM = (
     "sync; fstrim -v /var/lib/containers; status=$?; "  # without the sync, what was freed last is not free yet
     "[ ! -x /usr/lib/ovm/reserve ] || /usr/lib/ovm/reserve take; exit $status"
 )
-_TRIMMED = re.compile(rb"(\d+) bytes\)? trimmed")
+_TRIMMED = re.compile(rb"(?<![-\d])(\d{1,18}) bytes\)? trimmed")
+_Bytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+"""A size that podman may be believed, and that JSON can carry."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +55,7 @@ class _Item(msgspec.Struct, rename="pascal"):
 
     id: str = ""
     name: str = ""
-    size: int = 0
+    size: _Bytes = 0
     err: Any = None
     error: Any = None
 
@@ -60,7 +63,7 @@ class _Item(msgspec.Struct, rename="pascal"):
     def failure(self) -> str:
         """Why it is still there; empty if it is gone."""
         reason = self.err or self.error
-        return f"{self.id or self.name}: {reason}" if reason else ""
+        return str(GuestText(f"{self.id or self.name}: {reason}")) if reason else ""
 
 
 class _Report(msgspec.Struct):
@@ -95,8 +98,8 @@ async def prune(podman_socket: Path, ssh: SSH, *, everything: bool = False, volu
         report = msgspec.json.decode(answer, type=_Report)
     except WireError as error:
         raise GuestError(f"podman could not prune: {error.message}") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise GuestError(f"podman's answer to a prune makes no sense: {error}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise GuestError(f"podman's answer to a prune makes no sense: {GuestText.of(error)}") from tamed(error)
     return _summary(report, await trim(ssh))
 
 
@@ -109,7 +112,7 @@ async def trim(ssh: SSH) -> int | None:
     ended = await ssh.exec(["sh", "-c", _TRIM], timeout_s=TRIM_TIMEOUT_S)
     found = _TRIMMED.search(ended.stdout)
     if ended.exit_status != 0 or not found:
-        log.warning("the guest's free room could not be given back: %s", ended.stderr.decode(errors="replace").strip())
+        log.warning("the guest's free room could not be given back: %s", GuestText(ended.stderr))
         return None
     return int(found[1])
 

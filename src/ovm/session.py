@@ -13,7 +13,7 @@ from typing import Any
 from ovm.checks import check_address
 from ovm.config import PODMAN_PORT_FIRST, Options
 from ovm.errors import GuestError, HostKeyMismatch, OVMError, PortError
-from ovm.guest.clock import CORE_GOOD_ENOUGH_S, CORE_HELPER, CORE_KICK, Clock, ClockSync
+from ovm.guest.clock import CORE_GOOD_ENOUGH_S, CORE_HELPER, CORE_KICK, Clock, ClockSync, spoken
 from ovm.guest.ports import Published, Publisher
 from ovm.guest.profiles import PROFILES, Profile
 from ovm.guest.ready import ReadyChannel
@@ -22,6 +22,7 @@ from ovm.hypervisors import Control
 from ovm.network.gvproxy import Forward, Network, Protocol
 from ovm.paths import SocketPaths
 from ovm.process.child import Child
+from ovm.text import GuestText
 from ovm.wire import http
 from ovm.wire.error import WireError
 
@@ -190,7 +191,7 @@ class Session:
         added = "; ".join(f"add element {family} ovm blocked_host_ports {{ {self.ssh.port} }}" for family in FIREWALLED)
         told = await self.ssh.exec(["nft", added], timeout_s=ATTACH_TIMEOUT_S)
         if told.exit_status != 0:
-            raise GuestError(f"the guest's firewall did not take a port: {told.stderr.decode(errors='replace')}")
+            raise GuestError(f"the guest's firewall did not take a port: {GuestText(told.stderr)}")
 
     async def _until_ping(self) -> None:
         """Until podman answers: the guest may still think it is spoken to from a port of the last gvproxy's."""
@@ -264,7 +265,7 @@ class Session:
     async def sync_clock(self) -> ClockSync:
         """Set the guest's clock, and have chrony look at its servers without waiting for it."""
         result = await self.clock.sync()
-        log.debug("clock was %+.1f ms off", result.offset_before_s * 1000)
+        log.debug("clock was %s off", spoken(result.offset_before_s))
         return result
 
     async def settle(self) -> None:
@@ -285,8 +286,7 @@ class Session:
             log.warning("the guest could not be told to start its containers: %s", error.message)
         else:
             if told.exit_status != 0:
-                words = told.stderr.decode(errors="replace")
-                log.warning("the guest did not take us for its manager: %s", words)
+                log.warning("the guest did not take us for its manager: %s", GuestText(told.stderr))
 
     async def kick_chrony(self) -> None:
         """Best effort: a host without a network has no time servers either."""

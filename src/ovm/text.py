@@ -24,6 +24,24 @@ def printable_lines(text: str) -> str:
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
+class ForeignError(Exception):
+    """Stands for an exception whose words somebody else may have chosen; :func:`tamed` makes one."""
+
+
+def tamed(error: BaseException) -> BaseException:
+    """``error`` as the cause of one of ours: same traceback, printable words, and so on for its own causes.
+
+    Python prints the causes of an exception as they are, with the words of the server in them. What the operating
+    system raised stays as it is.
+    """
+    if isinstance(error, OSError):
+        return error
+    stand_in = ForeignError(f"{type(error).__name__}: {GuestText.of(error)}").with_traceback(error.__traceback__)
+    cause = error.__cause__ or error.__context__
+    stand_in.__cause__ = None if cause is None else tamed(cause)
+    return stand_in
+
+
 class GuestText:
     """Words of a guest, or of a server that answers in its name.
 

@@ -13,6 +13,7 @@ from typing import Literal
 from xml.sax.saxutils import escape
 
 from ovm.info import Stage
+from ovm.text import GuestText
 
 Where = Literal["host", "guest", "unit"]
 
@@ -104,7 +105,7 @@ def units(told: str, stages: Sequence[Stage], *, count: int = UNITS_SHOWN) -> li
         properties = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
         began, ended = (_microseconds(properties.get(name, "")) for name in UNIT_PROPERTIES[1:])
         if began and ended and ended >= began and kernel + began / 1000 < ready_ms:
-            name = properties.get(UNIT_PROPERTIES[0], "?")
+            name = str(GuestText(properties.get(UNIT_PROPERTIES[0], "?")))
             found.append(Phase(name, "unit", kernel + began / 1000, kernel + ended / 1000))
     longest = sorted(found, key=lambda unit: unit.took_ms, reverse=True)[:count]
     return sorted(longest, key=lambda unit: unit.began_ms)
@@ -115,8 +116,11 @@ SHOW_UNITS = ("systemctl", "show", "--type=service", "-p", ",".join(UNIT_PROPERT
 """Asks the guest for its units; what is done before it is ready is not slowed by it."""
 
 
+_DIGITS_MAX = 18
+
+
 def _microseconds(text: str) -> int:
-    return int(text) if text.isascii() and text.isdecimal() else 0
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _DIGITS_MAX else 0
 
 
 def table(found: Sequence[Phase]) -> str:

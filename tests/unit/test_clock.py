@@ -56,7 +56,7 @@ async def clock(ssh):
     await clock.close()
 
 
-@pytest.mark.parametrize("offset", [0.0, 0.5, -0.5, 86400.0, -1e8, 3e8])
+@pytest.mark.parametrize("offset", [0.0, 0.5, -0.5, 86400.0, -1e8, 3e8, -1.8e9, 2.4e9])
 async def test_a_wrong_clock_is_set(sshd, clock, offset):
     """However wrong, the offset is found, and afterwards the clock is right."""
     guest = GuestClock(offset)
@@ -176,7 +176,7 @@ async def test_a_clock_that_does_not_obey_is_told(sshd, clock):
     guest = GuestClock(2.0)
     guest.obeys = False
     sshd.serve = guest.serve
-    with pytest.raises(GuestError, match=r"clock stayed (1999|2000)\.\d ms off"):
+    with pytest.raises(GuestError, match=r"clock stayed \+(1999\.\d ms|2\.0 s) off"):
         await clock.sync()
 
 

@@ -174,7 +174,12 @@ def disk_error(**data: object) -> dict[str, object]:
             [disk_error(action="stop", nospace=False, reason="Input/output error")],
             (Happening.FAILED, "the disk ovm-data failed: Input/output error"),
         ),
-        ("io-error", [disk_error(action="report")], (Happening.FAILED, "QEMU has stopped it: io-error")),
+        (
+            "io-error",
+            [disk_error(action="report")],
+            (Happening.DISK_ERROR, "the disk ovm-data failed: No space left on device"),
+        ),
+        ("io-error", [disk_error(action="ignore")], (Happening.FAILED, "QEMU has stopped it: io-error")),
         ("internal-error", [], (Happening.FAILED, "QEMU has stopped it: internal-error")),
         ("internal-error", [disk_error(action="stop")], (Happening.FAILED, "QEMU has stopped it: internal-error")),
         ("paused", [], (Happening.PAUSED, "")),

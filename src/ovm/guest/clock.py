@@ -55,7 +55,20 @@ SAMPLES = 8
 ATTEMPTS = 4
 ANSWER_TIMEOUT_S = 10.0
 
-_NANOSECONDS = re.compile(r"-?[0-9]{1,20}")
+_NANOSECONDS = re.compile(r"-?[0-9]{1,21}")
+STEP_MAX_NS = 10**18 - 1
+"""About 31 years: the guest's helper takes 18 digits. More is more steps."""
+OFF_MAX_S = 9_000_000_000.0
+"""About 285 years: the kernel's clock has nanoseconds since 1970 in 64 bits, so no true one is further off."""
+_UNITS = ((365.25 * 86400, "years"), (86400.0, "days"), (3600.0, "hours"), (1.0, "s"))
+
+
+def spoken(offset_s: float) -> str:
+    """An offset in the unit that suits it: ``+1.5 ms``, ``-3.0 hours``, ``+73.1 years``."""
+    for unit_s, name in _UNITS:
+        if abs(offset_s) >= 2 * unit_s:
+            return f"{offset_s / unit_s:+.1f} {name}"
+    return f"{offset_s * 1000:+.1f} ms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +125,24 @@ class Clock:
             for _ in range(ATTEMPTS):
                 if abs(after.offset_s) <= CLOSE_ENOUGH_S:
                     break
-                after = await self._measured(f"s {round(-after.offset_s * 1e9)}")
+                after = await self._set_right(after.offset_s)
             if abs(after.offset_s) > max(self._good_enough_s, after.round_trip_s):
-                raise GuestError(f"the guest's clock stayed {after.offset_s * 1000:.1f} ms off")
+                raise GuestError(f"the guest's clock stayed {spoken(after.offset_s)} off")
             return ClockSync(before.offset_s, after.offset_s, after.round_trip_s)
+
+    async def _set_right(self, offset_s: float) -> _Sample:
+        """Take the offset away, in as few steps as the helper takes."""
+        if abs(offset_s) > OFF_MAX_S:
+            raise GuestError(
+                f"the guest's clock is {spoken(offset_s)} off, which no Linux clock can be",
+                hint="restart the machine: its clock begins with the host's",
+            )
+        left = round(-offset_s * 1e9)
+        while abs(left) > STEP_MAX_NS:
+            step = STEP_MAX_NS if left > 0 else -STEP_MAX_NS
+            await self._ask(f"s {step}")
+            left -= step
+        return await self._measured(f"s {left}")
 
     async def offset(self) -> float:
         """Guest minus host, in seconds."""

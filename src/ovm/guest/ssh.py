@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ovm.errors import ExecTimeout, FileError, GuestError, HostKeyMismatch, PortError
 from ovm.paths import KeyPaths, public
+from ovm.text import GuestText, tamed
 from ovm.trust import directories
 
 if TYPE_CHECKING:
@@ -27,7 +28,15 @@ CONNECT_TIMEOUT_S = 30.0
 """An emulated guest needs a while for the key exchange."""
 KEEPALIVE_S = 30
 CLOSE_TIMEOUT_S = 2.0
+OPEN_TIMEOUT_S = 60.0
+"""How long the guest may take to start a command."""
+FOLLOW_UP_TIMEOUT_S = 60.0
+"""For all that is done after each connect, before the connection is used."""
 READ_BYTES = 64 * 1024
+ANSWER_MAX_BYTES = 1 << 20
+"""Output of a command of ours in the guest, which is a line or a few; one that gives more is ended."""
+COLLECTED_MAX_BYTES = 64 << 20
+"""The same for a command of the user's, unless the user chooses another limit."""
 AGENT_SOCKET = "/run/ovm/ssh-agent.sock"
 """Where the user's ssh agent is in a guest that it is lent to."""
 
@@ -107,12 +116,21 @@ class SSH:
             if self._connection is None or self._connection.is_closed():
                 self._connection = await self._connect(timeout_s)
                 try:
-                    for action in self._on_connect:
-                        await action(self)
+                    await self._follow_up()
                 except BaseException:
                     await self.close()  # or the next caller would take it for one on which all has been done
                     raise
             return self._connection
+
+    async def _follow_up(self) -> None:
+        try:
+            async with asyncio.timeout(FOLLOW_UP_TIMEOUT_S):
+                for action in self._on_connect:
+                    await action(self)
+        except TimeoutError:
+            raise GuestError(
+                f"the guest's sshd did not answer within {FOLLOW_UP_TIMEOUT_S:g} s of the connection"
+            ) from None
 
     async def _connect(self, timeout_s: float) -> asyncssh.SSHClientConnection:
         await warm_up()
@@ -140,16 +158,16 @@ class SSH:
             raise HostKeyMismatch(
                 f"port {self.port} answered with a host key that is not this guest's",
                 hint="another program may have taken the port; stop the machine and start it again",
-            ) from error
+            ) from tamed(error)
         except asyncssh.PermissionDenied as error:
             raise GuestError(
                 f"the guest refused our key for {self._user}",
                 hint="start the machine again: keys are handed over at boot",
-            ) from error
+            ) from tamed(error)
         except TimeoutError as error:
             raise GuestError(f"no ssh connection to the guest within {timeout_s:g} s") from error
         except (asyncssh.Error, OSError) as error:
-            raise GuestError(f"no ssh connection to the guest: {error}") from error
+            raise GuestError(f"no ssh connection to the guest: {GuestText.of(error)}") from tamed(error)
         return connection
 
     async def exec(
@@ -161,61 +179,46 @@ class SSH:
         timeout_s: float | None = None,
         on_stdout: OnOutput | None = None,
         on_stderr: OnOutput | None = None,
+        max_output_bytes: int | None = ANSWER_MAX_BYTES,
     ) -> ExecResult:
         """Run a command in the guest; ``on_stdout`` and ``on_stderr`` get its output as it comes, uncollected.
 
         Raises:
             ExecTimeout: it ran longer than ``timeout_s`` seconds; it has been ended.
-            GuestError: the guest cannot be reached.
+            GuestError: the guest cannot be reached, or there were more than ``max_output_bytes`` to collect; the
+                command has been ended.
         """
         await warm_up()
         import asyncssh
 
+        collected = Collected(argv, max_output_bytes)
         try:
             async with asyncio.timeout(timeout_s) as deadline:  # a guest that hangs may not even let us begin
                 async with self.process(argv, environment=environment) as process:
                     with contextlib.suppress(OSError):  # a quick command may be over without having read anything
                         process.stdin.write(stdin)
                         process.stdin.write_eof()
-                    stdout, stderr = await asyncio.gather(
-                        _drain(process.stdout, on_stdout), _drain(process.stderr, on_stderr)
+                    await asyncio.gather(
+                        _drain(process.stdout, on_stdout or collected.stdout),
+                        _drain(process.stderr, on_stderr or collected.stderr),
                     )
-                    ended = await process.wait()
+                    await process.wait_closed()  # wait() would collect what follows without a limit
+                    status = process.returncode
         except (asyncssh.Error, OSError) as error:
             if deadline.expired():
                 raise ExecTimeout(f"{shlex.join(argv)!r} ran longer than {timeout_s:g} s in the guest") from None
-            raise GuestError(f"the connection to the guest was lost: {error}") from error
-        status = ended.returncode
+            raise GuestError(f"the connection to the guest was lost: {GuestText.of(error)}") from tamed(error)
         if status is None:
             raise GuestError(f"the connection was lost before {shlex.join(argv)!r} ended")
-        return ExecResult(128 - status if status < 0 else status, stdout, stderr)
+        return ExecResult(128 - status if status < 0 else status, *collected.whole)
 
     @contextlib.asynccontextmanager
     async def process(
         self, argv: Sequence[str], *, environment: Mapping[str, str] | None = None
     ) -> AsyncIterator[asyncssh.SSHClientProcess[bytes]]:
         """A command running in the guest, with its streams; ended on the way out. Raises as :meth:`exec` does."""
-        await warm_up()
-        import asyncssh
-
-        connection = await self.connect()
-        words = [*(["env", *(f"{k}={v}" for k, v in environment.items())] if environment else []), *argv]
-        try:
-            process: asyncssh.SSHClientProcess[bytes] = await connection.create_process(
-                shlex.join(words), encoding=None
-            )
-        except (asyncssh.Error, OSError) as error:
-            raise GuestError(f"{shlex.join(argv)!r} could not be started in the guest: {error}") from error
-        try:
+        async with _process(await self.connect(), argv, environment or {}) as process:
             yield process
-        finally:
-            if process.returncode is None:
-                with contextlib.suppress(OSError):  # the connection may be gone
-                    process.kill()
-            process.close()
-            with contextlib.suppress(TimeoutError):  # a guest that hangs does not confirm it
-                async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                    await process.wait_closed()
 
     async def listen_in_guest(self, port: int, handler: Handler, *, release: Sequence[str]) -> None:
         """Serve connections made in the guest to its 127.0.0.1:``port``, for as long as the connection lasts.
@@ -238,10 +241,12 @@ class SSH:
             try:
                 await listen()
             except asyncssh.ChannelListenError:
-                await self._connection.run(shlex.join(release))
+                async with _process(self._connection, release, {}) as process:
+                    await process.wait_closed()
                 await listen()
         except (asyncssh.Error, asyncssh.ChannelListenError, OSError) as error:
-            raise GuestError(f"the guest does not let us listen on its port {port}: {error}") from error
+            words = GuestText.of(error)
+            raise GuestError(f"the guest does not let us listen on its port {port}: {words}") from tamed(error)
 
     async def forward_port(self, first: int, guest_path: str) -> int:
         """Lead a port of the host's loopback, the first free one from ``first`` up, to a unix socket of the guest.
@@ -265,7 +270,7 @@ class SSH:
             try:
                 await ssh._connection.forward_local_port_to_path("127.0.0.1", port, guest_path)
             except OSError as error:
-                raise GuestError(f"port {port} cannot be led to the guest's {guest_path}: {error}") from error
+                raise GuestError(f"port {port} cannot be led to the guest's {guest_path}: {error.strerror}") from error
 
         self.on_connect(open_again)
         return port
@@ -283,7 +288,8 @@ class SSH:
             try:
                 await ssh._connection.forward_remote_path(guest_path, os.fspath(path))
             except (asyncssh.Error, asyncssh.ChannelListenError, OSError) as error:
-                raise GuestError(f"the guest does not let us listen at its {guest_path}: {error}") from error
+                words = GuestText.of(error)
+                raise GuestError(f"the guest does not let us listen at its {guest_path}: {words}") from tamed(error)
 
         self.on_connect(lend)
 
@@ -299,8 +305,71 @@ class SSH:
             self._connection = None
 
 
+@contextlib.asynccontextmanager
+async def _process(
+    connection: asyncssh.SSHClientConnection, argv: Sequence[str], environment: Mapping[str, str]
+) -> AsyncIterator[asyncssh.SSHClientProcess[bytes]]:
+    await warm_up()
+    import asyncssh
+
+    words = [*(["env", *(f"{k}={v}" for k, v in environment.items())] if environment else []), *argv]
+    failed = f"{shlex.join(argv)!r} could not be started in the guest"
+    try:
+        async with asyncio.timeout(OPEN_TIMEOUT_S):
+            process: asyncssh.SSHClientProcess[bytes] = await connection.create_process(
+                shlex.join(words), encoding=None
+            )
+    except TimeoutError:
+        raise GuestError(f"{failed} within {OPEN_TIMEOUT_S:g} s") from None
+    except (asyncssh.Error, OSError) as error:
+        raise GuestError(f"{failed}: {GuestText.of(error)}") from tamed(error)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(OSError):  # the connection may be gone
+                process.kill()
+        process.close()
+        with contextlib.suppress(TimeoutError):  # a guest that hangs does not confirm it
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await process.wait_closed()
+
+
+class Collected:
+    """The output of one command, up to ``max_bytes`` of both streams together; raises GuestError for more."""
+
+    def __init__(self, argv: Sequence[str], max_bytes: int | None) -> None:
+        self._argv = argv
+        self._max_bytes = max_bytes
+        self._stdout, self._stderr = bytearray(), bytearray()
+
+    @property
+    def whole(self) -> tuple[bytes, bytes]:
+        """Standard output and standard error."""
+        return bytes(self._stdout), bytes(self._stderr)
+
+    def stdout(self, piece: bytes) -> None:
+        """Take a piece of standard output."""
+        self._take(self._stdout, piece)
+
+    def stderr(self, piece: bytes) -> None:
+        """Take a piece of standard error."""
+        self._take(self._stderr, piece)
+
+    def _take(self, stream: bytearray, piece: bytes) -> None:
+        stream += piece
+        if self._max_bytes is not None and len(self._stdout) + len(self._stderr) > self._max_bytes:
+            raise GuestError(
+                f"{shlex.join(self._argv)!r} gave more than {self._max_bytes} bytes of output, and was ended",
+                hint="take the output as it comes, or set max_output_bytes",
+            )
+
+
 async def converse(process: asyncssh.SSHClientProcess[bytes], request: bytes) -> bytes:
-    """Write a line and read a whole one; empty if the process or the connection ended instead."""
+    """Write a line and read a whole one; empty if the process or the connection ended instead, or the line does not.
+
+    There is no deadline here: the caller has one.
+    """
     import asyncssh
 
     try:
@@ -311,12 +380,9 @@ async def converse(process: asyncssh.SSHClientProcess[bytes], request: bytes) ->
     return answer if answer.endswith(b"\n") else b""
 
 
-async def _drain(reader: asyncssh.SSHReader[bytes], consumer: OnOutput | None) -> bytes:
-    if consumer is None:
-        return await reader.read()
+async def _drain(reader: asyncssh.SSHReader[bytes], consumer: OnOutput) -> None:
     while chunk := await reader.read(READ_BYTES):
         consumer(chunk)
-    return b""
 
 
 async def warm_up() -> None:

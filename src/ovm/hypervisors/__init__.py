@@ -99,6 +99,8 @@ class Happening(StrEnum):
     REBOOTED = "rebooted"
     POWERED_OFF = "powered off"
     FAILED = "failed"
+    DISK_ERROR = "disk error"
+    """A disk failed, and the guest runs on: it was told, and decides itself what to do."""
     OUT_OF_SPACE = "out of space"
     """Stopped until the host has room for what the guest wrote, and somebody resumes it."""
 

@@ -25,6 +25,7 @@ from ovm.process.child import Child, Group
 from ovm.process.probe import show_version
 from ovm.process.supervise import race
 from ovm.state import VMState
+from ovm.text import GuestText, tamed
 
 if TYPE_CHECKING:
     from qemu.qmp import Message, QMPClient
@@ -41,6 +42,8 @@ MEMORY = "memory"
 UNLIMITED_BYTES_PER_S = 2**40
 WIRE, PLUG = "wire", "plug"
 IO_ERROR = "io-error"
+_DISK_ERROR_WORDS = {"node-name": "", "reason": "I/O error"}
+"""Of a BLOCK_IO_ERROR: what is told of it, and what instead where it is missing."""
 
 _STATES = {
     "running": VMState.RUNNING,
@@ -199,7 +202,9 @@ class QEMU:
         try:
             answer = msgspec.convert(await self._execute("query-status"), _Status)
         except msgspec.ValidationError as error:
-            raise GuestError(f"QEMU answered query-status with something unexpected: {error}") from error
+            raise GuestError(f"QEMU answered query-status with something unexpected: {GuestText.of(error)}") from tamed(
+                error
+            )
         return _STATES.get(answer.status, VMState.ERROR)
 
     async def pause(self) -> None:
@@ -287,7 +292,7 @@ class QEMU:
                     case "failed" | "cancelled" as ended:
                         told = await self._execute("query-migrate")
                         why = told.get("error-desc") if isinstance(told, dict) else None
-                        raise GuestError(f"QEMU's {command} {ended}" + (f": {why}" if why else ""))
+                        raise GuestError(f"QEMU's {command} {ended}" + (f": {GuestText(str(why))}" if why else ""))
 
     async def _take_back(self) -> None:
         """End a migration that may be under way; its guest can be resumed then."""
@@ -311,9 +316,9 @@ class QEMU:
             async with asyncio.timeout(QMP_TIMEOUT_S):
                 return await self._qmp.execute(name, arguments or None)
         except ExecuteError as error:
-            raise GuestError(f"QEMU refused {name}: {error}") from error
+            raise GuestError(f"QEMU refused {name}: {GuestText.of(error)}") from tamed(error)
         except (QMPError, asyncio.IncompleteReadError, OSError) as error:
-            raise GuestError(f"QEMU did not answer {name}: {error}") from error
+            raise GuestError(f"QEMU did not answer {name}: {GuestText.of(error)}") from tamed(error)
         except TimeoutError as error:
             raise GuestError(f"QEMU did not answer {name} within {QMP_TIMEOUT_S:g} s") from error
 
@@ -356,7 +361,8 @@ async def start(
                     await child.wait()
             if not child.running:
                 raise await child.exited("hypervisor") from error
-            raise StartError(f"QEMU's control socket failed: {error}", stage="hypervisor") from error
+            words = GuestText.of(error)
+            raise StartError(f"QEMU's control socket failed: {words}", stage="hypervisor") from tamed(error)
         watching = asyncio.create_task(_watch(qmp, watcher), name="qmp events")
         yield QEMU(child, qmp, ours, watching)
     finally:
@@ -374,9 +380,13 @@ async def _watch(qmp: QMPClient, watcher: Watcher) -> None:
     """Pass on what QEMU tells, in our words."""
     disk: tuple[Happening, str] | None = None
     async for event in qmp.events:
-        disk = disk_failure(event) or disk
+        if failure := disk_failure(event):
+            if failure[0] is Happening.DISK_ERROR:
+                watcher(*failure)
+            else:
+                disk = failure
         if event["event"] == "STOP" and (status := await _failure(qmp)):
-            failed = Happening.FAILED, f"QEMU has stopped it: {status}"
+            failed = Happening.FAILED, f"QEMU has stopped it: {GuestText(status)}"
             watcher(*(disk if disk and status == IO_ERROR else failed))
         elif happening := translate(event):
             watcher(*happening)
@@ -392,7 +402,7 @@ async def _failure(qmp: QMPClient) -> str:
     except (QMPError, OSError, asyncio.IncompleteReadError, TimeoutError):  # it is ending: that is told elsewhere
         return ""
     except msgspec.ValidationError as error:
-        return f"its status cannot be told: {error}"
+        return f"its status cannot be told: {GuestText.of(error)}"
     return "" if answer.status in _STATES else answer.status
 
 
@@ -410,11 +420,14 @@ def _data(event: Message) -> dict[str, Any]:
 
 
 def disk_failure(event: Message) -> tuple[Happening, str] | None:
-    """What a disk's error says for which the guest is about to be stopped; ``None`` for anything else."""
+    """What a disk's error says, whether the guest is about to be stopped for it or told; ``None`` for anything else."""
     data = _data(event)
-    if event["event"] != "BLOCK_IO_ERROR" or data.get("action") != "stop":
+    if event["event"] != "BLOCK_IO_ERROR" or data.get("action") not in {"stop", "report"}:
         return None
-    words = f"the disk {data.get('node-name', '')} failed: {data.get('reason', 'I/O error')}"
+    name, reason = (GuestText(str(data.get(key, other))) for key, other in _DISK_ERROR_WORDS.items())
+    words = f"the disk {name} failed: {reason}"
+    if data["action"] == "report":
+        return Happening.DISK_ERROR, words
     return (Happening.OUT_OF_SPACE if data.get("nospace") else Happening.FAILED), words
 
 

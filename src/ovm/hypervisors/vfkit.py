@@ -26,6 +26,7 @@ from ovm.process import logs as log_files
 from ovm.process.child import Child, Group
 from ovm.process.supervise import race
 from ovm.state import VMState
+from ovm.text import GuestText
 from ovm.wire import http
 from ovm.wire.error import WireError
 
@@ -288,8 +289,8 @@ def _known(state: str) -> VMState:
 def _words(error: WireError) -> str:
     """Vfkit's own, out of ``{"error": …}``."""
     try:
-        return str(msgspec.json.decode(error.message, type=dict[str, str])["error"])
-    except (msgspec.DecodeError, KeyError):
+        return str(GuestText(msgspec.json.decode(error.content, type=dict[str, str])["error"]))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError):
         return error.message
 
 

@@ -23,7 +23,12 @@ log = logging.getLogger(__name__)
 PROBE_TIMEOUT_S = 10.0
 """A program that has not told its version by then hangs; loaded machines need a second or two."""
 
+OUTPUT_MAX_BYTES = 16 << 20
+"""A program that prints more than that is ended; the certificates of a Mac are less."""
 _SHOWN_LINES = 5
+_READ_BYTES = 64 * 1024
+
+_VERSION_MAX_CHARACTERS = 40
 
 Version = tuple[int, ...]
 """Its numbers; none of a program that does not know its own version."""
@@ -89,7 +94,9 @@ def show_version(version: Version) -> str:
 def parse_version(text: str, pattern: str) -> Version | None:
     """The numbers of the version that group 1 of ``pattern`` finds in ``text``; None if it finds none."""
     found = re.search(pattern, text)
-    return tuple(int(part) for part in found[1].split(".")) if found else None
+    if found is None or len(found[1]) > _VERSION_MAX_CHARACTERS:
+        return None
+    return tuple(int(part) for part in found[1].split("."))
 
 
 async def probe_output(argv: Sequence[str | Path], *, timeout: float = PROBE_TIMEOUT_S) -> str:
@@ -114,7 +121,8 @@ async def probe_output(argv: Sequence[str | Path], *, timeout: float = PROBE_TIM
         raise HelperError(f"{program} cannot be run: {error.strerror or error}") from error
     try:
         async with asyncio.timeout(timeout):
-            output, _ = await process.communicate()
+            output = await _read(process, program)
+            await process.wait()
     except TimeoutError as error:
         raise HelperError(f"{program} did not answer to {argv[1:]} within {timeout:g} s") from error
     finally:
@@ -123,6 +131,16 @@ async def probe_output(argv: Sequence[str | Path], *, timeout: float = PROBE_TIM
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
     return output.decode(errors="replace")
+
+
+async def _read(process: asyncio.subprocess.Process, program: str) -> bytes:
+    assert process.stdout is not None
+    output = bytearray()
+    while piece := await process.stdout.read(_READ_BYTES):
+        output += piece
+        if len(output) > OUTPUT_MAX_BYTES:
+            raise HelperError(f"{program} printed more than {OUTPUT_MAX_BYTES} bytes")
+    return bytes(output)
 
 
 async def check_helper(path: Path, program: Program, *, timeout: float = PROBE_TIMEOUT_S) -> Version:

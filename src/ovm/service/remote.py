@@ -14,7 +14,7 @@ import msgspec
 from ovm.errors import GuestError, OptionError, OVMError, from_dict
 from ovm.events import EVENT_NAMES, Event, Events, Listener
 from ovm.guest.clock import ClockSync
-from ovm.guest.ssh import ExecResult
+from ovm.guest.ssh import COLLECTED_MAX_BYTES, Collected, ExecResult
 from ovm.info import Health, Info
 from ovm.network.gvproxy import Forward, Protocol
 from ovm.prune import Pruned
@@ -139,13 +139,14 @@ class RemoteOVM:
         timeout_s: float | None = None,
         on_stdout: Callable[[bytes], object] | None = None,
         on_stderr: Callable[[bytes], object] | None = None,
+        max_output_bytes: int | None = COLLECTED_MAX_BYTES,
     ) -> ExecResult:
         """Run a command as root in the guest; see :meth:`OVM.exec`."""
         if isinstance(argv, str) or not argv:
             raise OptionError("argv is the list of a command and its arguments", hint='for a shell: ["sh", "-c", "…"]')
         wanted = p.Exec(argv=list(argv), stdin=stdin, environment=dict(environment or {}), timeout_s=timeout_s)
-        stdout, stderr = bytearray(), bytearray()
-        take_stdout, take_stderr = on_stdout or stdout.extend, on_stderr or stderr.extend
+        collected = Collected(argv, max_output_bytes)
+        take_stdout, take_stderr = on_stdout or collected.stdout, on_stderr or collected.stderr
         limit = None if timeout_s is None else timeout_s + EXEC_MARGIN_S
         try:
             async with asyncio.timeout(limit), self._api.lines("POST", "/v1/exec", wanted) as lines:
@@ -154,7 +155,7 @@ class RemoteOVM:
                     if piece.error is not None:
                         raise from_dict(piece.error)
                     if piece.exit_status is not None:
-                        return ExecResult(piece.exit_status, bytes(stdout), bytes(stderr))
+                        return ExecResult(piece.exit_status, *collected.whole)
                     for content, take in ((piece.stdout, take_stdout), (piece.stderr, take_stderr)):
                         if content:
                             take(content)
@@ -261,10 +262,10 @@ async def connect(name: str = "default") -> RemoteOVM:
     return remote
 
 
-async def _told(lines: AsyncIterator[str], path: str) -> AsyncIterator[p.Told]:
+async def _told(lines: AsyncIterator[bytes], path: str) -> AsyncIterator[p.Told]:
     async for line in lines:
-        if line.startswith("data: "):
-            yield client.decoded(line.removeprefix("data: "), p.Told, path)
+        if line.startswith(b"data: "):
+            yield client.decoded(line.removeprefix(b"data: "), p.Told, path)
 
 
 def _forward(told: p.PortOpen) -> Forward:

@@ -13,7 +13,7 @@ from ovm.create import create_darwin_ovm as create_darwin_ovm_async
 from ovm.create import create_linux_ovm as create_linux_ovm_async
 from ovm.disks.verify import FileState
 from ovm.guest.clock import ClockSync
-from ovm.guest.ssh import ExecResult
+from ovm.guest.ssh import COLLECTED_MAX_BYTES, ExecResult
 from ovm.info import Health, Info
 from ovm.machine import READY_TIMEOUT_S
 from ovm.machines import DEFAULT_MACHINE
@@ -212,6 +212,7 @@ class OVM(Local):
         timeout_s: float | None = None,
         on_stdout: Callable[[bytes], object] | None = None,
         on_stderr: Callable[[bytes], object] | None = None,
+        max_output_bytes: int | None = COLLECTED_MAX_BYTES,
     ) -> ExecResult:
         """Run a command as root in the guest. A status other than 0 is a result, not an error.
 
@@ -222,12 +223,15 @@ class OVM(Local):
             timeout_s: Seconds after which it is ended; no limit by default.
             on_stdout: Gets standard output piece by piece, which is then not collected.
             on_stderr: Likewise for standard error.
+            max_output_bytes: How much is collected of both outputs together, in bytes; 64 MiB by default, ``None`` for
+                no limit. What ``on_stdout`` and ``on_stderr`` get does not count.
 
         Raises:
             OptionError: ``argv`` is no list of words.
             StateError: it is not running.
             ExecTimeout: it ran too long.
-            GuestError: the guest cannot be reached.
+            GuestError: the guest cannot be reached, or the output was longer than ``max_output_bytes``; the command has
+                been ended.
         """
         return self._loop.run(
             self._async.exec,
@@ -237,6 +241,7 @@ class OVM(Local):
             timeout_s=timeout_s,
             on_stdout=on_stdout,
             on_stderr=on_stderr,
+            max_output_bytes=max_output_bytes,
         )
 
     def prune(self, *, everything: bool = False, volumes: bool = False) -> Pruned:
@@ -343,6 +348,7 @@ class RemoteOVM(Remote):
         timeout_s: float | None = None,
         on_stdout: Callable[[bytes], object] | None = None,
         on_stderr: Callable[[bytes], object] | None = None,
+        max_output_bytes: int | None = COLLECTED_MAX_BYTES,
     ) -> ExecResult:
         """Run a command as root in the guest; see :meth:`OVM.exec`."""
         return self._loop.run(
@@ -353,6 +359,7 @@ class RemoteOVM(Remote):
             timeout_s=timeout_s,
             on_stdout=on_stdout,
             on_stderr=on_stderr,
+            max_output_bytes=max_output_bytes,
         )
 
     def prune(self, *, everything: bool = False, volumes: bool = False) -> Pruned:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from ovm.errors import UntrustedError
+from ovm.errors import OVMError
+from ovm.text import GuestText, tamed
 from ovm.trust import peers
-from ovm.wire.error import WORDS_MAX, WireError
+from ovm.wire.error import WireError
 
 if TYPE_CHECKING:
     import httpx2
@@ -22,6 +23,8 @@ T = TypeVar("T")
 
 REQUEST_TIMEOUT_S = 10.0
 ANSWER_MAX_BYTES = 1 << 20
+LINE_MAX_BYTES = 1 << 20
+"""Of one line of an answer that is read line by line."""
 
 
 class UnixHTTP:
@@ -41,7 +44,7 @@ class UnixHTTP:
         try:
             return msgspec.json.decode(content, type=answer)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise WireError(f"GET {path} answered something unexpected: {error}") from error
+            raise WireError(f"GET {path} answered something unexpected: {error}") from tamed(error)
 
     async def text(self, path: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> str:
         """What GET ``path`` answers, as text; raises as :meth:`get` does."""
@@ -60,29 +63,23 @@ class UnixHTTP:
                     method, f"http://localhost{path}", content=content, timeout=None, extensions=self._extensions
                 )
                 async with request as response:
-                    answer = bytearray()
-                    async for piece in response.aiter_raw():  # nobody was asked to pack it
-                        answer += piece
-                        if len(answer) > ANSWER_MAX_BYTES:
-                            raise WireError(f"{method} {path}: an answer of more than {ANSWER_MAX_BYTES} bytes")
+                    answer = await _whole(response, f"{method} {path}")
         except TimeoutError as error:
             raise WireError(f"{method} {path}: no answer within {timeout_s:g} s") from error
-        except UntrustedError:  # which is a ValueError, too
+        except OVMError:  # which is a ValueError, too
             raise
         except (httpx2.HTTPError, ValueError) as error:  # the latter for a cookie that is none, for example
-            raise WireError(f"{method} {path}: {str(error)[:WORDS_MAX] or type(error).__name__}") from error
+            raise WireError(f"{method} {path}: {GuestText.of(error)}") from tamed(error)
         if not response.is_success:
-            words = answer.decode(errors="replace").strip()[:WORDS_MAX]
-            words = words or f"{method} {path}: status {response.status_code}"
-            raise WireError(words, response.status_code, bytes(answer))
-        return bytes(answer)
+            raise _refusal(f"{method} {path}", response.status_code, answer)
+        return answer
 
     @contextlib.asynccontextmanager
-    async def lines(self, method: str, path: str, body: Any = None) -> AsyncIterator[AsyncIterator[str]]:
+    async def lines(self, method: str, path: str, body: Any = None) -> AsyncIterator[AsyncIterator[bytes]]:
         """The answer line by line as it comes, for as long as it takes; hangs up on the way out.
 
         Raises:
-            WireError: nothing came, it breaks off, or is none of success.
+            WireError: nothing came, it breaks off, has a line of more than LINE_MAX_BYTES, or is none of success.
         """
         import httpx2
 
@@ -92,14 +89,48 @@ class UnixHTTP:
                 method, f"http://localhost{path}", content=content, timeout=None, extensions=self._extensions
             ) as response:
                 if not response.is_success:
-                    answer = await response.aread()
-                    words = answer.decode(errors="replace").strip()[:WORDS_MAX]
-                    raise WireError(words or f"{method} {path}", response.status_code, answer)
-                yield response.aiter_lines()
-        except UntrustedError:
+                    raise await _refused(response, f"{method} {path}")
+                yield _lines(response, f"{method} {path}")
+        except OVMError:  # of whoever reads the lines
             raise
         except (httpx2.HTTPError, ValueError) as error:
-            raise WireError(f"{method} {path}: {str(error)[:WORDS_MAX] or type(error).__name__}") from error
+            raise WireError(f"{method} {path}: {GuestText.of(error)}") from tamed(error)
+
+
+async def _whole(response: httpx2.Response, what: str) -> bytes:
+    answer = bytearray()
+    async for piece in response.aiter_raw():  # nobody was asked to pack it
+        answer += piece
+        if len(answer) > ANSWER_MAX_BYTES:
+            raise WireError(f"{what}: an answer of more than {ANSWER_MAX_BYTES} bytes")
+    return bytes(answer)
+
+
+async def _lines(response: httpx2.Response, what: str) -> AsyncIterator[bytes]:
+    """Without their ends, which are LF or CRLF alone: JSON may have other separators of lines in its strings."""
+    begun = b""
+    async for piece in response.aiter_raw():
+        *lines, begun = (begun + piece).split(b"\n")
+        for line in lines:
+            yield line.rstrip(b"\r")
+        if len(begun) > LINE_MAX_BYTES:
+            raise WireError(f"{what}: a line of more than {LINE_MAX_BYTES} bytes")
+    if begun:
+        yield begun
+
+
+async def _refused(response: httpx2.Response, what: str) -> WireError:
+    try:
+        async with asyncio.timeout(REQUEST_TIMEOUT_S):
+            answer = await _whole(response, what)
+    except TimeoutError:
+        return WireError(f"{what}: status {response.status_code}, and no end within {REQUEST_TIMEOUT_S:g} s")
+    return _refusal(what, response.status_code, answer)
+
+
+def _refusal(what: str, status: int, answer: bytes) -> WireError:
+    words = GuestText(answer.strip())
+    return WireError(str(words) if words else f"{what}: status {status}", status, answer)
 
 
 @contextlib.asynccontextmanager

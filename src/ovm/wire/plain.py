@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ovm.errors import UntrustedError
+from ovm.text import GuestText, tamed
 from ovm.trust import peers
-from ovm.wire.error import WORDS_MAX, WireError
+from ovm.wire.error import WireError
 
 REQUEST_TIMEOUT_S = 10.0
 ANSWER_MAX_BYTES = 8 << 20
@@ -103,4 +104,4 @@ def _wire_errors(what: str) -> Iterator[None]:
     except TimeoutError as error:
         raise WireError(f"{what}: no answer in time") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise WireError(f"{what}: {str(error)[:WORDS_MAX] or type(error).__name__}") from error
+        raise WireError(f"{what}: {GuestText.of(error)}") from tamed(error)
