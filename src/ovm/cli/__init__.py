@@ -6,6 +6,7 @@ This is the one place where an error becomes a message and an exit status.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Coroutine, Sequence
@@ -16,6 +17,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 import click
 
 from ovm import __version__
+from ovm.cli.outlet import say, say_json, say_styled
 from ovm.errors import OVMError
 
 ProgressMode = Literal["auto", "plain", "none"]
@@ -134,6 +136,9 @@ def run(coroutine: Coroutine[Any, Any, _T]) -> _T:
     """Run the asynchronous part of a command."""
     import asyncio
 
+    from ovm.service import journal
+
+    journal.begin_command()
     return asyncio.run(coroutine)
 
 
@@ -155,12 +160,14 @@ def _status(ui: Ui, args: Sequence[str] | None) -> int:
         result = ovm.main(args, prog_name="ovm", obj=ui, standalone_mode=False)
     except click.ClickException as error:
         if ui.json or "--json" in (sys.argv[1:] if args is None else args):  # it may not have come so far
-            _print_json_error({"code": "usage", "message": error.format_message()})
+            say_json({"error": {"code": "usage", "message": error.format_message()}})
         else:
-            error.show()
+            shown = io.StringIO()
+            error.show(shown)
+            say(*shown.getvalue().splitlines(), err=True)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("ovm: interrupted", err=True)
+        say("ovm: interrupted", err=True)
         return EXIT_INTERRUPTED
     except OVMError as error:
         _report(ui, error.as_dict(), str(error))
@@ -184,17 +191,8 @@ def _os_error(error: OSError) -> str:
 
 def _report(ui: Ui, for_programs: dict[str, object], for_people: str) -> None:
     if ui.json:
-        _print_json_error(for_programs)
+        say_json({"error": for_programs})
     else:
-        click.echo(click.style("ovm: ", fg="red", bold=True) + for_people, err=True, color=colour())
-
-
-def _print_json_error(error: dict[str, object]) -> None:
-    import json
-
-    print(json.dumps({"error": error}), flush=True)
-
-
-def colour() -> bool | None:
-    """What to tell click about colours: never where ``NO_COLOR`` is set, else its own choice."""
-    return False if os.environ.get("NO_COLOR") else None
+        first, *others = for_people.split("\n")
+        say_styled("", "ovm: ", first, err=True, fg="red", bold=True)
+        say(*others, err=True)

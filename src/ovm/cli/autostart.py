@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from ovm.cli import EXIT_NOT_SO, json_option
-from ovm.cli import service as services
 from ovm.cli.names import name_argument
+from ovm.cli.outlet import say, say_json
 
 LINGERING = Path("/var/lib/systemd/linger")
 """Where systemd notes whose programs it starts with the host, and leaves running without a login."""
@@ -25,18 +25,16 @@ def command() -> None:
 @name_argument
 def enable(name: str) -> None:
     """Start the machine NAME at each login, by systemd (Linux) or launchd (macOS). It is not started now."""
-    click.echo(_set(name, enabled=True), err=True)
+    say(_set(name, enabled=True), err=True)
     if sys.platform == "linux" and not (LINGERING / _user()).exists():
-        click.echo(
-            "to have it started with the host, and kept running after a logout: loginctl enable-linger", err=True
-        )
+        say("to have it started with the host, and kept running after a logout: loginctl enable-linger", err=True)
 
 
 @command.command("disable")
 @name_argument
 def disable(name: str) -> None:
     """Start it at no login any more. If it runs, it goes on."""
-    click.echo(_set(name, enabled=False) or f"{name} is not started when you log in", err=True)
+    say(_set(name, enabled=False) or f"{name} is not started when you log in", err=True)
 
 
 @command.command("status")
@@ -50,13 +48,13 @@ def status(name: str, *, as_json: bool) -> int:
     machine = machines.find(name)
     there = autostart.is_there(name)
     if as_json:
-        services.print_json({"name": name, "autostart": there, "file": str(autostart.path(name)) if there else None})
+        say_json({"name": name, "autostart": there, "file": str(autostart.path(name)) if there else None})
     else:
-        click.echo(f"{name} is {'' if there else 'not '}started when you log in")
+        say(f"{name} is {'' if there else 'not '}started when you log in")
         if there:
-            click.echo(f"by {autostart.path(name)}", err=True)
+            say(f"by {autostart.path(name)}", err=True)
         elif machine.settings().autostart:
-            click.echo(f"its settings say so, but nothing does it: ovm autostart enable {name}", err=True)
+            say(f"its settings say so, but nothing does it: ovm autostart enable {name}", err=True)
     return 0 if there else EXIT_NOT_SO
 
 

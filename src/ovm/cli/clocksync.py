@@ -7,6 +7,7 @@ import click
 from ovm.cli import json_option
 from ovm.cli import service as services
 from ovm.cli.names import name_argument
+from ovm.cli.outlet import say, say_json
 
 
 @click.command("clocksync")
@@ -16,7 +17,9 @@ def command(name: str, *, as_json: bool) -> None:
     """Set the clock of the machine NAME to this host's, and verify it."""
     synced = services.of(name).clocksync()
     if as_json:
-        services.print_json(synced)
+        say_json(synced)
         return
-    before, after = (offset * 1000 for offset in (synced.offset_before_s, synced.offset_after_s))
-    click.echo(f"the clock of {name} was {before:+.1f} ms off, now it is {after:+.1f} ms off")
+    from ovm.guest.clock import spoken
+
+    before, after = spoken(synced.offset_before_s), spoken(synced.offset_after_s)
+    say(f"the clock of {name} was {before} off, now it is {after} off")

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ovm.cli import EXIT_FAILED, json_option
-from ovm.cli import service as services
 from ovm.cli.names import complete, name_argument
+from ovm.cli.outlet import say, say_json
 from ovm.cli.show import filled, format_option
 
 if TYPE_CHECKING:
@@ -68,17 +68,17 @@ def get(key: str | None, name: str, *, as_json: bool, template: str | None) -> N
         told = told.get(first)
         told = (told or {}).get(variable) if variable else told
     if as_json:
-        services.print_json(told)
+        say_json(told)
     elif template is not None:
         filled(told if isinstance(told, dict) else {key or "": told}, template)
     elif key is None:
         import tomlkit
 
-        click.echo(tomlkit.dumps(told), nl=False)
+        say(*tomlkit.dumps(told).splitlines())
     elif told is None:
-        click.echo(f"{key} is not set, so its default counts", err=True)
+        say(f"{key} is not set, so its default counts", err=True)
     else:
-        click.echo(_plain(told))
+        say(*_plain(told).split("\n"))
 
 
 @command.command("set")
@@ -116,7 +116,7 @@ def edit(name: str) -> None:
             except ValueError as error:  # ours, and that of what is no text
                 if not sys.stdin.isatty():
                     raise
-                click.echo(f"ovm: {error}", err=True)
+                say(*f"ovm: {error}".split("\n"), err=True)
                 if not click.confirm("Edit it again? Else nothing is changed.", default=True, err=True):
                     raise click.exceptions.Exit(EXIT_FAILED) from None
             else:
@@ -152,14 +152,14 @@ def _write(machine: Machine, text: str) -> None:
         before = Settings()
     changed = {key for key in Settings.__slots__ if getattr(before, key) != getattr(after, key)}
     if "autostart" in changed and (done := autostart.set_(machine.name, enabled=after.autostart)):
-        click.echo(done, err=True)
+        say(done, err=True)
     machine.write_settings(text)
     if machines.at_rest(machine).held_by == "nobody":
         return
     if changed & RESTART_KEYS:
-        click.echo(f"it counts from the next start on: ovm restart {machine.name}", err=True)
+        say(f"it counts from the next start on: ovm restart {machine.name}", err=True)
     if "ports" in changed:
-        click.echo("for a port that is to be open at once: ovm port add", err=True)
+        say("for a port that is to be open at once: ovm port add", err=True)
 
 
 def _plain(value: Any) -> str:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from ovm.cli import colour, json_option, run
+from ovm.cli import json_option, run
+from ovm.cli.outlet import colour
 from ovm.cli.show import filled, format_option
 
 if TYPE_CHECKING:

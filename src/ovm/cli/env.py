@@ -12,6 +12,7 @@ import click
 
 from ovm.cli import json_option
 from ovm.cli.names import name_argument
+from ovm.cli.outlet import say, say_json
 
 
 def _fish(value: str) -> str:
@@ -64,9 +65,7 @@ def command(name: str, *, shell: str | None, unset: bool, as_json: bool) -> None
 
     wanted = variables(machines.find(name).sockets.podman)
     if as_json:
-        import json
-
-        print(json.dumps(dict.fromkeys(wanted) if unset else wanted))
+        say_json(dict.fromkeys(wanted) if unset else wanted)
         return
     dialect = _DIALECTS[shell or guess_shell()]
     for variable, value in wanted.items():
@@ -74,4 +73,4 @@ def command(name: str, *, shell: str | None, unset: bool, as_json: bool) -> None
     if sys.stdout.isatty():
         typed = ["ovm", "env", *([] if name == "default" else [name])]
         typed += ["--unset"] * unset + (["--shell", shell] if shell else [])
-        click.echo(f"\n# to have them in this shell:\n# {_USE[dialect].format(' '.join(typed))}", err=True)
+        say("", "# to have them in this shell:", f"# {_USE[dialect].format(' '.join(typed))}", err=True)

@@ -10,6 +10,7 @@ import click
 from ovm.cli import json_option
 from ovm.cli import service as services
 from ovm.cli.names import name_argument
+from ovm.cli.outlet import say, say_json
 from ovm.cli.show import filled, format_option
 
 if TYPE_CHECKING:
@@ -31,11 +32,11 @@ def command(name: str, *, follow: bool, after: int, as_json: bool, template: str
 
     for told in services.of(name).events(after=after, follow=follow):
         if as_json:
-            services.print_json(told)
+            say_json(told)
         elif template is not None:
             filled(msgspec.to_builtins(told), template)
         else:
-            click.echo(_line(told))
+            say(_line(told))
 
 
 def _line(told: Told) -> str:

@@ -7,9 +7,8 @@ import contextlib
 import signal
 from typing import TYPE_CHECKING
 
-import click
-
 from ovm.cli import SIGNAL_STATUS, run
+from ovm.cli.outlet import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +39,7 @@ async def _stay(machine: Machine, shown: Steps, announce: Callable[[InfoAnswer],
     if host.died_of is not None:
         raise host.died_of
     if not host.stop_wanted:
-        click.echo(f"{machine.name} {'is suspended' if host.suspend_wanted else 'has powered itself off'}", err=True)
+        say(f"{machine.name} {'is suspended' if host.suspend_wanted else 'has powered itself off'}", err=True)
         return 0
     return 0 if was_ready else SIGNAL_STATUS + (host.stop_signal or signal.SIGINT)
 
@@ -62,9 +61,9 @@ async def _tell(host: Host, shown: Steps, announce: Callable[[InfoAnswer], None]
                 drawn.close()
                 ready, advance = True, None
                 announce(InfoAnswer.of(host.machine.info))
-                click.echo("Ctrl-C stops it.", err=True)
+                say("Ctrl-C stops it.", err=True)
             elif told.name == "health" and told.health is not None:
-                click.echo(f"{host.name}: {'; '.join(told.health.problems) or 'all is well again'}", err=True)
+                say(f"{host.name}: {'; '.join(told.health.problems) or 'all is well again'}", err=True)
             elif told.error is not None and ready:
-                click.echo(f"{host.name}: {told.error.get('message')}", err=True)
+                say(f"{host.name}: {told.error.get('message')}", err=True)
     return ready

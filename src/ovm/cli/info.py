@@ -9,6 +9,7 @@ import click
 from ovm.cli import json_option
 from ovm.cli import service as services
 from ovm.cli.names import name_argument
+from ovm.cli.outlet import say, say_json
 from ovm.cli.show import filled, format_option
 
 if TYPE_CHECKING:
@@ -25,14 +26,14 @@ def command(name: str, *, as_json: bool, template: str | None) -> None:
 
     told = services.of(name).info()
     if as_json:
-        services.print_json(told)
+        say_json(told)
         return
     if template is not None:
         filled(msgspec.to_builtins(told), template)
         return
     width = max(len(label) for label, _ in _lines(told))
     for label, value in _lines(told):
-        click.echo(f"{label + ':':{width + 1}} {value}")
+        say(f"{label + ':':{width + 1}} {value}")
 
 
 def _lines(told: InfoAnswer) -> list[tuple[str, str]]:

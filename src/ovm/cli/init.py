@@ -10,6 +10,7 @@ import click
 
 from ovm.cli import options
 from ovm.cli.names import name_argument
+from ovm.cli.outlet import say
 
 if TYPE_CHECKING:
     from ovm.machines import Machine
@@ -59,7 +60,7 @@ def command(name: str, **given: Any) -> None:
     if is_made(machine):
         raise StateError(f"there is a machine called {name} already", hint=f"change it: ovm config edit {name}")
     make(machine, given)
-    click.echo(machine.settings_path)
+    say(str(machine.settings_path))
 
 
 def is_made(machine: Machine) -> bool:

@@ -7,6 +7,7 @@ import time
 import click
 
 from ovm.cli.names import name_argument
+from ovm.cli.outlet import say
 
 AGAIN_S = 0.25
 """How often a log is looked at whether it has grown."""
@@ -33,7 +34,7 @@ def command(name: str, log: str, *, follow: bool, lines: int, generation: int, o
     machine = machines.find(name)
     there = sorted({path.name.partition(".")[0] for path in machine.log_dir.glob("*.log")})
     if only_names:
-        click.echo("\n".join(there))
+        say(*there)
         return
     path = logs.log_path(machine.log_dir, log, generation)
     if log not in there or not path.exists():
@@ -51,4 +52,4 @@ def command(name: str, log: str, *, follow: bool, lines: int, generation: int, o
 
 def _show(lines: list[str]) -> None:
     for line in lines:
-        click.echo(line)
+        say(line)

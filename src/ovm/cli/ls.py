@@ -10,6 +10,7 @@ import click
 
 from ovm.cli import json_option
 from ovm.cli import service as services
+from ovm.cli.outlet import say
 from ovm.cli.show import format_option, rows
 
 if TYPE_CHECKING:
@@ -41,12 +42,12 @@ def command(*, as_json: bool, template: str | None) -> None:
         rows(found, COLUMNS, as_json=True)
         return
     if not found and template is None:
-        click.echo("there are no machines yet; to make one: ovm start", err=True)
+        say("there are no machines yet; to make one: ovm start", err=True)
         return
     rows([row | _in_words(row) for row in found], COLUMNS, template=template)
     for row in found if template is None else ():
         if row["why"]:
-            click.echo(f"{row['name']}: {row['why']}", err=True)
+            say(f"{row['name']}: {row['why']}", err=True)
 
 
 def _has_service(rest: Rest) -> bool:

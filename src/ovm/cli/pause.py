@@ -7,6 +7,7 @@ import click
 from ovm.cli import json_option
 from ovm.cli import service as services
 from ovm.cli.names import name_argument
+from ovm.cli.outlet import say, say_json
 
 
 @click.command("pause")
@@ -16,6 +17,6 @@ def command(name: str, *, as_json: bool) -> None:
     """Let the machine NAME stand still; fine if it does. Its containers notice nothing but the time that has passed."""
     state = services.of(name).pause()
     if as_json:
-        services.print_json(state)
+        say_json(state)
     else:
-        click.echo(f"{name} is {services.spoken(state.state)}")
+        say(f"{name} is {services.spoken(state.state)}")

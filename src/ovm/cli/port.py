@@ -10,6 +10,7 @@ import click
 from ovm.cli import json_option
 from ovm.cli import service as services
 from ovm.cli.names import name_argument
+from ovm.cli.outlet import say, say_json
 from ovm.cli.show import format_option, rows
 
 _PORT = re.compile(
@@ -56,9 +57,9 @@ def add(port: str, name: str, *, as_json: bool) -> None:
     wanted = PortWanted(guest_port=guest_port, host_port=host_port, protocol=protocol, address=address)
     opened = services.of(name).add_port(wanted)
     if as_json:
-        services.print_json(opened)
+        say_json(opened)
     else:
-        click.echo(f"{opened.host_address}:{opened.host_port}")
+        say(f"{opened.host_address}:{opened.host_port}")
 
 
 @command.command("rm")

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
-import click
+from ovm.cli.outlet import say
+from ovm.text import printable
 
 if TYPE_CHECKING:
     from ovm.cli import ProgressMode
@@ -44,7 +45,7 @@ class _Plain:
     def step(self, label: str) -> Iterator[Advance]:
         begun = time.monotonic()
         yield lambda _what, _done, _total: None
-        click.echo(_finished(label, begun), err=True)
+        say(_finished(label, begun), err=True)
 
 
 class _Drawn:
@@ -61,13 +62,13 @@ class _Drawn:
             TimeElapsedColumn(),
         )
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task(label, total=None)
+            task = progress.add_task(printable(label), total=None)
 
             def advance(what: str, done: int, total: int) -> None:
-                progress.update(task, description=f"{label}: {what}", completed=done, total=total or None)
+                progress.update(task, description=printable(f"{label}: {what}"), completed=done, total=total or None)
 
             yield advance
-        click.echo(_finished(label, begun), err=True)
+        say(_finished(label, begun), err=True)
 
 
 def _finished(label: str, begun: float) -> str:

@@ -13,6 +13,7 @@ import click
 
 from ovm.cli import Ui, json_option, run
 from ovm.cli.names import name_argument
+from ovm.cli.outlet import say, say_json
 
 if TYPE_CHECKING:
     from ovm.guest.ssh import SSH
@@ -88,7 +89,7 @@ def _ask(name: str, *, everything: bool, volumes: bool) -> None:
     ]
     if volumes:
         doomed.append("volumes that no container uses, and what is in them")
-    click.echo(f"This removes from {name}, for good:\n" + "".join(f"  - all {what}\n" for what in doomed), err=True)
+    say(f"This removes from {name}, for good:", *(f"  - all {what}" for what in doomed), "", err=True)
     click.confirm("Go on?", abort=True, err=True)
 
 
@@ -97,17 +98,17 @@ def _show(done: Pruned, before: int, after: int, *, as_json: bool) -> None:
         import msgspec
 
         fields = msgspec.to_builtins(done) | {"host_bytes_before": before, "host_bytes_after": after}
-        print(msgspec.json.encode(fields).decode())
+        say_json(fields)
         return
     for kind, number in done.removed.items():
         if number:
             freed = f", {_mebibytes(done.freed_bytes[kind])}" if done.freed_bytes.get(kind) else ""
-            click.echo(f"{number} {_ONES[kind] if number == 1 else kind}{freed}")
+            say(f"{number} {_ONES[kind] if number == 1 else kind}{freed}")
     for failure in done.failures:
-        click.echo(f"not removed: {failure}", err=True)
+        say(f"not removed: {failure}", err=True)
     if not any(done.removed.values()):
-        click.echo("there was nothing to remove")
-    click.echo(f"data.img takes up {_mebibytes(after)} on this host, before it was {_mebibytes(before)}")
+        say("there was nothing to remove")
+    say(f"data.img takes up {_mebibytes(after)} on this host, before it was {_mebibytes(before)}")
 
 
 def _mebibytes(count: int) -> str:

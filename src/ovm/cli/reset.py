@@ -10,6 +10,7 @@ import click
 from ovm.cli import Ui, run
 from ovm.cli import service as services
 from ovm.cli.names import name_argument
+from ovm.cli.outlet import say
 
 if TYPE_CHECKING:
     from ovm.machines import Machine
@@ -50,5 +51,5 @@ async def _reset(machine: Machine, *, data: bool) -> None:
 def _ask(machine: Machine) -> None:
     if not sys.stdin.isatty():
         raise click.UsageError("data is removed for good, and there is no terminal to ask on: add --yes to agree")
-    click.echo(f"This removes every image, container and volume of {machine.name}, for good.", err=True)
+    say(f"This removes every image, container and volume of {machine.name}, for good.", err=True)
     click.confirm("Go on?", abort=True, err=True)

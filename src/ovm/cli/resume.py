@@ -7,6 +7,7 @@ import click
 from ovm.cli import json_option
 from ovm.cli import service as services
 from ovm.cli.names import name_argument
+from ovm.cli.outlet import say, say_json
 
 
 @click.command("resume")
@@ -16,6 +17,6 @@ def command(name: str, *, as_json: bool) -> None:
     """Let the machine NAME run again, with the right time on its clock; fine if it runs."""
     state = services.of(name).resume()
     if as_json:
-        services.print_json(state)
+        say_json(state)
     else:
-        click.echo(f"{name} is {services.spoken(state.state)}")
+        say(f"{name} is {services.spoken(state.state)}")

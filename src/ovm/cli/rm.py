@@ -9,6 +9,7 @@ import click
 
 from ovm.cli import service as services
 from ovm.cli.names import complete
+from ovm.cli.outlet import say
 
 if TYPE_CHECKING:
     from ovm.machines import Machine
@@ -37,8 +38,8 @@ def command(name: tuple[str, ...], *, yes: bool) -> None:
             problems.append(error)
         machines.remove(machine)
         for problem in problems:
-            click.echo(f"ovm: {problem}", err=True)
-        click.echo(f"removed {machine.name}", err=True)
+            say(*f"ovm: {problem}".split("\n"), err=True)
+        say(f"removed {machine.name}", err=True)
 
 
 def _ask(doomed: list[Machine]) -> None:
@@ -49,7 +50,5 @@ def _ask(doomed: list[Machine]) -> None:
     for machine in doomed:
         used = machines.at_rest(machine).disk_bytes or 0
         size = services.bytes_in_words(used)
-        click.echo(
-            f"This removes {machine.name}, with all images, containers and volumes ({size}), for good.", err=True
-        )
+        say(f"This removes {machine.name}, with all images, containers and volumes ({size}), for good.", err=True)
     click.confirm("Go on?", abort=True, err=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import click
+from typing import TYPE_CHECKING
 
 from ovm import __version__
+from ovm.cli.outlet import say
 
 if TYPE_CHECKING:
     from ovm.machines import Machine
@@ -33,7 +32,7 @@ def asked(name: str) -> tuple[Service, Status]:
     service = Service(name, machines.find(name).service_socket)
     status = service.status()
     if status.version != __version__:
-        click.echo(
+        say(
             f"ovm: the service of {name} is of ovm {status.version}, this is {__version__}; "
             f"to renew it: ovm restart {name}",
             err=True,
@@ -44,13 +43,6 @@ def asked(name: str) -> tuple[Service, Status]:
 def spoken(state: str) -> str:
     """A state in the word people use for it."""
     return state.removeprefix("VirtualMachineState").lower()
-
-
-def print_json(told: Any) -> None:
-    """One line for programs."""
-    import msgspec
-
-    print(msgspec.json.encode(told).decode(), flush=True)
 
 
 def bytes_in_words(count: int) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
+
+from ovm.cli.outlet import say, say_filled, say_json
+from ovm.text import printable
 
 F = TypeVar("F")
 
@@ -22,8 +24,8 @@ def format_option(function: F) -> F:
 def filled(row: Mapping[str, Any], template: str) -> None:
     """Print one line by ``template``."""
     try:
-        print(template.format(**row), flush=True)
-    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+        say_filled(template, row)
+    except (LookupError, ValueError, AttributeError, TypeError) as error:
         fields = ", ".join(row)
         raise click.BadParameter(f"{template!r} cannot be filled in; the fields are {fields}") from error
 
@@ -33,14 +35,14 @@ def rows(
 ) -> None:
     """Print ``found``: aligned below the names of ``columns``, as JSON, or each by ``template``."""
     if as_json:
-        print(json.dumps(list(found)))
+        say_json(list(found))
         return
     if template is not None:
         for row in found:
             filled(row, template)
         return
     cells = [[column.replace("_", " ").upper() for column in columns]]
-    cells += [["" if row[column] is None else str(row[column]) for column in columns] for row in found]
+    cells += [["" if row[column] is None else printable(str(row[column])) for column in columns] for row in found]
     widths = [max(len(line[number]) for line in cells) for number in range(len(columns))]
     for line in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

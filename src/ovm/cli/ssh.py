@@ -8,6 +8,7 @@ import click
 
 from ovm.cli.dashes import WithCommand
 from ovm.cli.names import name_argument
+from ovm.cli.outlet import say
 from ovm.cli.reach import become, ssh_program
 
 
@@ -19,8 +20,8 @@ def command(name: str, *, config: bool, argv: list[str]) -> None:
     from ovm.hooks import ssh_config
 
     if config:
-        print(ssh_config.include())
+        say(*ssh_config.include().split("\n"))
         if sys.stdout.isatty():
-            click.echo("\n# for the top of ~/.ssh/config, before the first Host", err=True)
+            say("", "# for the top of ~/.ssh/config, before the first Host", err=True)
         return
     become([*ssh_program("ssh", name), "--", ssh_config.host(name), *argv])

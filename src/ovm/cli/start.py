@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ovm.cli import SIGNAL_STATUS, Ui, colour, json_option, run
-from ovm.cli import service as services
+from ovm.cli import SIGNAL_STATUS, Ui, json_option, run
 from ovm.cli.names import name_argument
 from ovm.cli.options import settings_options
+from ovm.cli.outlet import say, say_json, say_styled
 from ovm.cli.timings import Timings, timings_options
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def command(
     machine = machines.of(name)
     write = options.write if init.is_made(machine) else init.make
     if changed := write(machine, given):
-        click.echo(f"set in {machine.settings_path}: {', '.join(changed)}", err=True)
+        say(f"set in {machine.settings_path}: {', '.join(changed)}", err=True)
     if cold:
         machines.forget_memory(machine)
     wanted = Timings(as_table=timings, picture=timeline)
@@ -87,12 +87,12 @@ def start(ui: Ui, machine: Machine, *, as_json: bool, foreground: bool = False, 
     with _given_up_by_signals():
         service, failed = _started(machine, shown)
     for error in failed:
-        click.echo(f"ovm: {error}", err=True)
+        say(*f"ovm: {error}".split("\n"), err=True)
     info = service.info()
     announce(machine, info, as_json=as_json)
     timings.show(machine, info, with_units=True)
     if not as_json:
-        click.echo(f"To stop it: ovm stop{_argument(machine)}", err=True)
+        say(f"To stop it: ovm stop{_argument(machine)}", err=True)
     return 0
 
 
@@ -132,7 +132,7 @@ def _given_up_by_signals() -> Iterator[None]:
         yield
     except _GivenUp as given_up:
         number = given_up.args[0]
-        click.echo("ovm: interrupted, nothing is left running", err=True)
+        say("ovm: interrupted, nothing is left running", err=True)
         raise click.exceptions.Exit(SIGNAL_STATUS + number) from None
     finally:
         for number, handler in before.items():
@@ -163,18 +163,17 @@ def announce(machine: Machine, info: InfoAnswer, *, as_json: bool) -> None:
     from ovm.hooks.environment import variables
 
     if as_json:
-        services.print_json({"name": machine.name} | msgspec.to_builtins(info))
+        say_json({"name": machine.name} | msgspec.to_builtins(info))
         return
     took = info.timings[-1]["ms"] / 1000 if info.timings else 0
-    click.echo(f"{machine.name} is ready after {took:.1f} s ({info.accelerator}: {info.accelerator_reason})", err=True)
+    say(f"{machine.name} is ready after {took:.1f} s ({info.accelerator}: {info.accelerator_reason})", err=True)
     if info.not_resumed:
-        click.echo(f"It was booted, for its memory could not be gone on from: {info.not_resumed}", err=True)
-    click.echo("For docker, podman --remote, and whatever speaks to either:\n", err=True)
+        say(f"It was booted, for its memory could not be gone on from: {info.not_resumed}", err=True)
+    say("For docker, podman --remote, and whatever speaks to either:", "", err=True)
     wanted = variables(machine.sockets.podman)
     for variable in ("DOCKER_HOST", "CONTAINER_HOST", "DOCKER_BUILDKIT"):
-        value = click.style(shlex.quote(wanted[variable]), bold=True)
-        click.echo(f"  export {variable}={value}", color=colour())
-    click.echo(f'\nor, in any shell: eval "$(ovm env{_argument(machine)})"', err=True)
+        say_styled(f"  export {variable}=", shlex.quote(wanted[variable]), bold=True)
+    say("", f'or, in any shell: eval "$(ovm env{_argument(machine)})"', err=True)
 
 
 def _argument(machine: Machine) -> str:

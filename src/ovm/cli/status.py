@@ -10,6 +10,7 @@ import click
 from ovm.cli import EXIT_NOT_SO, json_option
 from ovm.cli import service as services
 from ovm.cli.names import name_argument
+from ovm.cli.outlet import say, say_json
 from ovm.cli.show import filled, format_option
 
 if TYPE_CHECKING:
@@ -35,14 +36,14 @@ def command(name: str, *, as_json: bool, template: str | None) -> int:
         why = services.why_it_rests(machine)
         told = {"name": name, "state": VMState.STOPPED.value, "why": why}
         if as_json:
-            services.print_json(told)
+            say_json(told)
         elif template is not None:
             filled(told, template)
         else:
-            click.echo(f"{name} is {why}")
+            say(f"{name} is {why}")
         return EXIT_NOT_SO
     if as_json:
-        services.print_json(status)
+        say_json(status)
     elif template is not None:
         filled(msgspec.to_builtins(status), template)
     else:
@@ -52,11 +53,11 @@ def command(name: str, *, as_json: bool, template: str | None) -> int:
 
 def _show(status: Status) -> None:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status.started_at))
-    click.echo(f"{status.name} is {services.spoken(status.state)}, its service is process {status.pid}, since {since}")
+    say(f"{status.name} is {services.spoken(status.state)}, its service is process {status.pid}, since {since}")
     if status.step:
-        click.echo(f"  it is at: {status.step}")
+        say(f"  it is at: {status.step}")
     for problem in status.health.problems if status.health else ():
-        click.echo(f"  not well: {problem}")
+        say(f"  not well: {problem}")
     if status.restart_needed:
         changed = ", ".join(status.restart_needed)
-        click.echo(f"  changed since its start: {changed}; to have that: ovm restart {status.name}")
+        say(f"  changed since its start: {changed}; to have that: ovm restart {status.name}")

@@ -7,6 +7,7 @@ import click
 from ovm.cli import Ui
 from ovm.cli import service as services
 from ovm.cli.names import name_argument
+from ovm.cli.outlet import say
 
 
 @click.command("stop")
@@ -32,7 +33,7 @@ def stop(ui: Ui, name: str, *, force: bool = False, timeout_s: float | None = No
         service = services.of(name)
     except StateError:
         machines.refuse_others(machine)
-        click.echo(f"{name} is {services.why_it_rests(machine)}", err=True)
+        say(f"{name} is {services.why_it_rests(machine)}", err=True)
         return
     with (
         steps(ui.progress).step(f"stopping {name}") as advance,

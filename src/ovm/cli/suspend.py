@@ -7,6 +7,7 @@ import click
 from ovm.cli import Ui
 from ovm.cli import service as services
 from ovm.cli.names import name_argument
+from ovm.cli.outlet import say
 
 
 @click.command("suspend")
@@ -30,7 +31,7 @@ def command(ui: Ui, /, name: str) -> None:
         machines.refuse_others(machine)
         if machines.at_rest(machine).state != "suspended":
             raise
-        click.echo(f"{name} is {services.why_it_rests(machine)}", err=True)
+        say(f"{name} is {services.why_it_rests(machine)}", err=True)
         return
     with steps(ui.progress).step(f"suspending {name}"):
         service.suspend()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ovm.cli import run
+from ovm.cli.outlet import say
 
 if TYPE_CHECKING:
     from ovm.machines import Machine
@@ -65,7 +66,7 @@ class Timings:
         told = run(_units(machine.name)) if with_units and timeline.kernel_began_ms(stages) is not None else ""
         units = timeline.units(told, stages)
         if self.as_table:
-            click.echo(timeline.table([*found, *units]), err=True)
+            say(*timeline.table([*found, *units]).split("\n"), err=True)
         if self.picture is not None:
             took_s = stages[-1].ms / 1000 if stages else 0
             title = f"{machine.name}: ready after {took_s:.1f} s ({info.hypervisor}, {info.accelerator})"

@@ -24,7 +24,7 @@ from ovm.hooks import ssh_config
 from ovm.machines import Machine
 from ovm.process import logs
 from ovm.records import Ended, ServiceRecord
-from ovm.service import preload
+from ovm.service import journal, preload
 from ovm.service.app import app
 from ovm.service.host import Host
 from ovm.service.openapi import document
@@ -236,12 +236,7 @@ def main(arguments: Sequence[str]) -> int:
     report = open(int(rest[0]), "wb") if rest else None  # noqa: PTH123, SIM115 - a descriptor, kept until it has told
     if report is not None:
         os.set_inheritable(report.fileno(), False)
-    logging.basicConfig(
-        level=logging.DEBUG if os.environ.get("OVM_DEBUG") else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    for chatty in ("httpx2", "httpcore2", "asyncssh", "uvicorn", "asyncio"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    journal.begin()
 
     def tell(error: OVMError | None = None) -> None:
         if report is not None and not report.closed:
@@ -256,6 +251,9 @@ def main(arguments: Sequence[str]) -> int:
     except OVMError as error:
         tell(error)
         failed = error
+    except Exception:  # not left to the interpreter, which would print its words as they are
+        log.exception("the service failed")
+        return 1
     if failed is not None:
         log.error("%s", failed)
     return 0 if failed is None else 1
