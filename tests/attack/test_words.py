@@ -664,3 +664,15 @@ async def test_a_start_in_the_foreground_prints_none(
     told = shown.getvalue() + capsys.readouterr().err
     assert "dev: " in told
     assert_fit(told)
+
+
+def test_whatever_is_printed_passes_the_outlet() -> None:
+    """B2: no command prints past ``cli/outlet.py``, but for scripts that a shell is to run."""
+    scripts = {"outlet.py", "completion.py", "env.py"}
+    directory = Path(cli.__file__).parent
+    past = {
+        path.name
+        for path in directory.glob("*.py")
+        if re.search(r"\b(?:print|click\.echo|click\.secho|sys\.std(?:out|err)\.write)\(", path.read_text())
+    }
+    assert past <= scripts

@@ -69,7 +69,7 @@ def test_nothing_required_missing_is_success(capsys, bare_host, tmp_path):
 def test_table_shows_hints_below_what_lacks_something():
     """The table has one line for each check, and a second one where something is to be done."""
     lines = doctor.table([Check("a", "ok", "fine", "unused"), Check("bcd", "missing", "gone", "get it")])
-    assert [line.split() for line in map(plain, lines)] == [
+    assert [f"{status}{line}".split() for status, line in lines] == [
         ["ok", "a", "fine"],
         ["missing", "bcd", "gone"],
         ["→", "get", "it"],
@@ -82,12 +82,6 @@ def put_small_image(directory: Path, arch: str) -> None:
         (directory / name).write_bytes(b"x")
     files = {role: {"size": 1, "sha256": "0" * 64} for role in ("kernel", "initrd", "rootfs")}
     (directory / "image.json").write_text(json.dumps({"format": 1, "guest": "ovm", "arch": arch, "files": files}))
-
-
-def plain(line: str) -> str:
-    import click
-
-    return click.unstyle(line)
 
 
 def test_directory_open_to_others_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

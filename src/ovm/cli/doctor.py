@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from ovm.cli import json_option, run
-from ovm.cli.outlet import colour
+from ovm.cli.outlet import say_json, say_styled
 from ovm.cli.show import filled, format_option
 
 if TYPE_CHECKING:
@@ -65,15 +65,13 @@ def command(machine: str, verify: bool, as_json: bool, template: str | None) -> 
     checks = run(examine()) + (run(check_files(machine)) if verify else [])
     fine = all(check.status in {"ok", "warn"} for check in checks)
     if as_json:
-        import json
-
-        print(json.dumps({"ok": fine, "checks": [asdict(check) for check in checks]}))
+        say_json({"ok": fine, "checks": [asdict(check) for check in checks]})
     elif template is not None:
         for check in checks:
             filled(asdict(check), template)
     else:
-        for line in table(checks):
-            click.echo(line, color=colour())
+        for status, line in table(checks):
+            say_styled("", status, line, fg=_COLOURS.get(status.strip()))
     return 0 if fine else 1
 
 
@@ -156,16 +154,15 @@ def _check_of(machine: str, file: FileState) -> Check:
     return Check(name, file.state, f"{file.path}: {file.detail}", hint)
 
 
-def table(checks: Iterable[Check]) -> list[str]:
-    """The lines to show: status, name, what is there, and below it how to get what is not."""
+def table(checks: Iterable[Check]) -> list[tuple[str, str]]:
+    """The lines to show: status, then name and what is there, and below it how to get what is not."""
     rows = list(checks)
     width = max(len(check.name) for check in rows)
     lines = []
     for check in rows:
-        status = click.style(f"{check.status:<7}", fg=_COLOURS[check.status])
-        lines.append(f"{status}  {check.name:<{width}}  {check.detail}")
+        lines.append((f"{check.status:<7}", f"  {check.name:<{width}}  {check.detail}"))
         if check.hint and check.status != "ok":
-            lines.append(f"{'':9}{'':{width}}  → {check.hint}")
+            lines.append(("", f"{'':9}{'':{width}}  → {check.hint}"))
     return lines
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ovm.cli import Ui, json_option, run
+from ovm.cli.outlet import say, say_json
 from ovm.cli.progress import Steps, steps
 from ovm.cli.show import filled, format_option
 
@@ -132,13 +133,9 @@ def pack(name: str, output: Path | None, as_json: bool) -> None:
 
     packed = run(_until_terminated(pack_image(_directory(name), output)))
     if as_json:
-        import json
-
-        import msgspec
-
-        print(json.dumps(msgspec.to_builtins(packed, enc_hook=str)))
+        say_json(packed)
     else:
-        click.echo(f"{packed.sha256}  {packed.path}")
+        say(f"{packed.sha256}  {packed.path}")
 
 
 @image.command("ls")
@@ -148,28 +145,23 @@ def ls(as_json: bool, template: str | None) -> None:
     """List the images there are."""
     from ovm import paths
     from ovm.image import list_images
-    from ovm.text import printable
 
     images = list_images(paths.images_dir())
     if as_json:
-        import json
-
-        print(json.dumps([_summary(found) for found in images]))
+        say_json([_summary(found) for found in images])
         return
     if template is not None:
         for found in images:
-            summary = _summary(found)
-            shown = {key: printable(summary[key]) for key in ("name", "directory")}
-            filled(summary | shown, template)
+            filled(_summary(found), template)
         return
     if not images:
         from ovm.registry import image_hint
 
-        click.echo(f"There is no image yet; {image_hint()}", err=True)
+        say(f"There is no image yet; {image_hint()}", err=True)
     for found in images:
         versions = found.versions
-        click.echo(
-            f"{printable(found.directory.name):<20} {found.arch:<6} podman {versions.get('podman', '?')}"
+        say(
+            f"{found.directory.name:<20} {found.arch:<6} podman {versions.get('podman', '?')}"
             f"  kernel {versions.get('kernel', '?')}  {_mebibytes(found)} MiB"
         )
 
@@ -207,15 +199,9 @@ def _directory(name: str) -> Path:
 
 def _show(built: GuestImage, as_json: bool) -> None:
     if as_json:
-        import json
-
-        print(json.dumps(_summary(built)))
+        say_json(_summary(built))
     else:
-        from ovm.text import printable
-
-        click.echo(
-            f"{printable(str(built.directory))}: podman {built.versions.get('podman', '?')}, {_mebibytes(built)} MiB"
-        )
+        say(f"{built.directory}: podman {built.versions.get('podman', '?')}, {_mebibytes(built)} MiB")
 
 
 def _mebibytes(found: GuestImage) -> int:

@@ -24,6 +24,7 @@ import click
 
 from ovm.cli import Ui, run
 from ovm.cli.names import name_argument
+from ovm.cli.outlet import say
 
 if TYPE_CHECKING:
     from ovm.machines import Machine
@@ -77,7 +78,7 @@ def command(ui: Ui, /, name: str, output: Path | None) -> None:
             entry = tarfile.TarInfo(f"ovm-{name}/{inside}")
             entry.size, entry.mtime, entry.mode = len(content), int(time.time()), 0o600
             bundle.addfile(entry, io.BytesIO(content))
-    click.echo(path)
+    say(str(path))
 
 
 def _contents(machine: Machine) -> Iterator[tuple[str, bytes]]:

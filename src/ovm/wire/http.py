@@ -66,7 +66,7 @@ class UnixHTTP:
                     answer = await _whole(response, f"{method} {path}")
         except TimeoutError as error:
             raise WireError(f"{method} {path}: no answer within {timeout_s:g} s") from error
-        except OVMError:  # which is a ValueError, too
+        except OVMError:  # some are ValueErrors, too
             raise
         except (httpx2.HTTPError, ValueError) as error:  # the latter for a cookie that is none, for example
             raise WireError(f"{method} {path}: {GuestText.of(error)}") from tamed(error)
