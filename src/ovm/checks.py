@@ -17,6 +17,8 @@ Check = Callable[[str, Any], object]
 MEMORY_MIN_MIB = 256
 DATA_DISK_MIN_MIB = 256
 PORT_MAX = 65535
+SECONDS_MAX = 366 * 24 * 60 * 60
+"""A year: what takes longer is a mistake, and overflows clocks elsewhere."""
 DNS_MOST = 3
 """How many name servers of a resolv.conf a C library looks at."""
 
@@ -39,8 +41,10 @@ def check_kind(name: str, value: Any, kind: type[Any], words: str) -> None:
         raise OptionError(f"{name}={value!r} is not {words}")
 
 
-def check_address(name: str, address: str) -> None:
-    """Refuse what is no IP address to bind.
+def check_address(name: str, address: str) -> str:
+    """``address`` as everybody writes it, if it is an IP address to bind: one address has one spelling.
+
+    An IPv4 address that is mapped into IPv6 is that IPv4 address.
 
     Raises:
         OptionError: it is not an address.
@@ -48,9 +52,10 @@ def check_address(name: str, address: str) -> None:
     import ipaddress
 
     try:
-        ipaddress.ip_address(str(address))  # it would take a number too
+        found = ipaddress.ip_address(str(address))  # it would take a number too
     except ValueError as error:
         raise OptionError(f"{name}={address!r} is not an IP address", hint="127.0.0.1 is this host alone") from error
+    return str(getattr(found, "ipv4_mapped", None) or found)
 
 
 def check_port(name: str, port: int, *, lowest: int = 1) -> int:
@@ -61,6 +66,17 @@ def check_port(name: str, port: int, *, lowest: int = 1) -> int:
     """
     _whole(lowest, PORT_MAX)(name, port)
     return port
+
+
+def check_seconds(name: str, seconds: float) -> float:
+    """``seconds`` if it can be waited that long.
+
+    Raises:
+        OptionError: it is no number from 0 to ``SECONDS_MAX``.
+    """
+    if type(seconds) not in {int, float} or not 0 <= seconds <= SECONDS_MAX:  # nor is NaN
+        raise OptionError(f"{name}={seconds!r} is not a number of seconds from 0 to {SECONDS_MAX}")
+    return seconds
 
 
 def _whole(lowest: int, highest: int) -> Check:

@@ -240,7 +240,7 @@ class OVM:
             StateError: it is not running.
             PortError: the host port is taken, or needs privileges.
         """
-        _check_forward(host_port, protocol, address, lowest=0)
+        address = _check_forward(host_port, protocol, address, lowest=0)
         check_port("guest_port", guest_port)
         return await self._life.running("export_port").export(host_port, guest_port, protocol, address)
 
@@ -252,7 +252,7 @@ class OVM:
             StateError: it is not running.
             PortError: it was not exported.
         """
-        _check_forward(host_port, protocol, address, lowest=1)
+        address = _check_forward(host_port, protocol, address, lowest=1)
         await self._life.running("unexport_port").unexport(host_port, protocol, address)
 
     def ports(self) -> tuple[Forward, ...]:
@@ -370,8 +370,9 @@ class OVM:
         return self._events.stream()
 
 
-def _check_forward(host_port: int, protocol: str, address: str, *, lowest: int) -> None:
+def _check_forward(host_port: int, protocol: str, address: str, *, lowest: int) -> str:
+    """The address in its one spelling."""
     check_port("host_port", host_port, lowest=lowest)
-    check_address("address", address)
     if protocol not in {"tcp", "udp"}:
         raise OptionError(f"protocol={protocol!r} is unknown", hint="tcp or udp")
+    return check_address("address", address)

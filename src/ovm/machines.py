@@ -235,6 +235,9 @@ class Rest:
     why: str
     """Why it has crashed; else empty."""
     last: Ended | None
+    """How its last run ended; ``None`` if it never ran, or if that could not be recorded."""
+    unrecorded: bool
+    """Whether it ran, and how that ended could not be recorded."""
     last_up: float | None
     """When it last ran, in seconds since the epoch; ``None`` if it never did."""
     disk_bytes: int | None
@@ -249,12 +252,14 @@ def at_rest(machine: Machine) -> Rest:
     held_by, pid, why = _holder(machine, record)
     alive = held_by != "nobody" and not why
     disk = _stat(machine.data_disk)
+    last = read(machine.ended_record, Ended)
     return Rest(
         held_by=held_by,
         pid=pid,
         state="alive" if alive else _resting(machine, why),
         why=why,
-        last=read(machine.ended_record, Ended),
+        last=last,
+        unrecorded=last is None and os.path.lexists(machine.ended_record),
         last_up=time.time() if alive else disk.st_mtime if disk else None,
         disk_bytes=disk.st_blocks * 512 if disk else None,
         disk_size_bytes=disk.st_size if disk else None,
@@ -273,9 +278,7 @@ def _holder(
     """Who holds it, as which process, and why it has crashed."""
     if _is_locked(machine.service_lock):
         return "service", record.pid if record else None, ""
-    crash = "" if record is None else f"its service (process {record.pid}) was killed"
-    if record is not None and record.boot_id != identity.boot():
-        crash = "the host went down while it ran"
+    crash = "" if record is None else _crash(machine, record)
     if not _is_locked(machine.target / paths.LOCK):
         return "nobody", None, crash
     from ovm.process.lock import owner  # in no hurry any more: it is nobody's only when it rests
@@ -284,6 +287,15 @@ def _holder(
     if manager is None or identity.is_there(manager):
         return "program", manager.pid if manager else None, ""
     return "program", None, crash or f"the program that held it (process {manager.pid}) was killed"
+
+
+def _crash(machine: Machine, record: ServiceRecord) -> str:
+    """What became of a service that has not taken its record away."""
+    if record.boot_id != identity.boot():
+        return "the host went down while it ran"
+    if not os.access(machine.directory, os.W_OK):
+        return f"its service (process {record.pid}) left no record of its end: {machine.directory} cannot be written to"
+    return f"its service (process {record.pid}) was killed"
 
 
 def refuse_others(machine: Machine) -> None:

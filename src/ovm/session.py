@@ -210,8 +210,7 @@ class Session:
         Raises:
             PortError: the port is taken or may not be bound.
         """
-        address = wanted.address or self.options.publish_address
-        check_address("published address", address)
+        address = check_address("published address", wanted.address or self.options.publish_address)
         forward = Forward(
             protocol=wanted.protocol,
             host_address=address,

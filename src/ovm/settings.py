@@ -109,8 +109,7 @@ def port(value: Any) -> PortSetting:
     if not isinstance(value, str) or not (found := _PORT.fullmatch(value)):
         raise ValueError('like "8080:80" or "0.0.0.0:5353:53/udp"')
     protocol = cast("Protocol", found["protocol"] or "tcp")
-    address = (found["address"] or "127.0.0.1").strip("[]")
-    check_address("address", address)
+    address = check_address("address", (found["address"] or "127.0.0.1").strip("[]"))
     host_port, guest_port = (check_port(name, int(found[name])) for name in ("host", "guest"))
     return PortSetting(host_port, guest_port, protocol, address)
 

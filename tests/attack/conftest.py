@@ -1,9 +1,13 @@
-"""Who attacks: another user of this host."""
+"""Who attacks: another user of this host; and what is attacked: services that hold no machine."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
+import puppets
 import strangers
 
 
@@ -11,3 +15,11 @@ import strangers
 def stranger() -> strangers.Stranger:
     """Another user of this host, without an account."""
     return strangers.stranger()
+
+
+@pytest.fixture
+def stage(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[puppets.Stage]:
+    """Real services that hold puppets; none runs afterwards."""
+    made = puppets.Stage(short_path, monkeypatch)
+    yield made
+    made.end()

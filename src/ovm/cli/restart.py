@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import click
 
 from ovm.cli import Ui, json_option
@@ -17,8 +19,10 @@ def command(ui: Ui, /, name: str, *, as_json: bool) -> None:
     from ovm import machines
     from ovm.cli.start import start
     from ovm.cli.stop import stop
+    from ovm.errors import InUseError
 
     machine = machines.find(name)
     stop(ui, name)
-    machines.forget_memory(machine)
+    with contextlib.suppress(InUseError):  # another command has started it meanwhile
+        machines.forget_memory(machine)
     start(ui, machine, as_json=as_json)

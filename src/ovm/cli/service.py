@@ -56,7 +56,7 @@ def bytes_in_words(count: int) -> str:
 
 
 def why_it_rests(machine: Machine) -> str:
-    """Why a machine that no service holds is not running, as far as files tell."""
+    """Why a machine whose service does not answer is not running, as far as files and locks tell."""
     from ovm import machines
 
     rest = machines.at_rest(machine)
@@ -64,6 +64,8 @@ def why_it_rests(machine: Machine) -> str:
         return f"stopped (crashed): {rest.why}"
     if rest.state == "suspended":
         return "suspended: the next start goes on from its memory"
+    if rest.unrecorded:
+        return f"stopped: how its last run ended could not be recorded; see: ovm logs {machine.name} service"
     if rest.last is None:
         return "stopped: it was never started"
     if rest.last.reason == "failed":

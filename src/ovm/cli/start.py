@@ -97,24 +97,17 @@ def start(ui: Ui, machine: Machine, *, as_json: bool, foreground: bool = False, 
 
 
 def _started(machine: Machine, shown: Steps) -> tuple[Service, list[OVMError]]:
-    from ovm.errors import InUseError
     from ovm.service import launch
-    from ovm.service.client import Service
 
+    ours: list[Service] = []
     with shown.step(f"starting {machine.name}") as advance:
         try:
-            service = launch.launch(machine)
-        except InUseError:
-            if not machine.service_socket.exists():
-                raise
-            service = Service(machine.name, machine.service_socket)  # it runs, or somebody is just starting it
-            service.status()
-        try:
-            return service, launch.follow_start(service, lambda step: advance(step, 0, 0))
+            return launch.up(machine, lambda step: advance(step, 0, 0), launched=ours.append)
         except _GivenUp:
-            with shown.step("undoing the start"):
-                service.stop(force=True)
-                launch.wait_until_gone(machine)
+            if ours:  # what another command has begun goes on
+                with shown.step("undoing the start"):
+                    ours[0].stop(force=True)
+                    launch.wait_until_gone(machine)
             raise
 
 
@@ -132,7 +125,7 @@ def _given_up_by_signals() -> Iterator[None]:
         yield
     except _GivenUp as given_up:
         number = given_up.args[0]
-        say("ovm: interrupted, nothing is left running", err=True)
+        say("ovm: interrupted, nothing is left running of what this command began", err=True)
         raise click.exceptions.Exit(SIGNAL_STATUS + number) from None
     finally:
         for number, handler in before.items():

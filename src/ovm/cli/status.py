@@ -14,7 +14,11 @@ from ovm.cli.outlet import say, say_json
 from ovm.cli.show import filled, format_option
 
 if TYPE_CHECKING:
+    from ovm.machines import Machine
     from ovm.service.protocol import Status
+
+ENDING_S = 2.0
+"""A service whose machine has stopped has ended by then, or is about to start it again."""
 
 
 @click.command("status")
@@ -32,6 +36,8 @@ def command(name: str, *, as_json: bool, template: str | None) -> int:
     machine = machines.find(name)
     try:
         _, status = services.asked(name)
+        if status.state is VMState.STOPPED and _has_ended(machine):  # its files tell how
+            raise StateError(f"{name} is not running")
     except StateError:
         why = services.why_it_rests(machine)
         told = {"name": name, "state": VMState.STOPPED.value, "why": why}
@@ -49,6 +55,18 @@ def command(name: str, *, as_json: bool, template: str | None) -> int:
     else:
         _show(status)
     return 0 if status.state is VMState.RUNNING else EXIT_NOT_SO
+
+
+def _has_ended(machine: Machine) -> bool:
+    """Whether its service is gone, or soon is; that of a machine in a reset is not."""
+    from ovm.errors import StopError
+    from ovm.service import launch
+
+    try:
+        launch.wait_until_gone(machine, timeout_s=ENDING_S)
+    except StopError:
+        return False
+    return True
 
 
 def _show(status: Status) -> None:

@@ -201,13 +201,13 @@ def _in_use(directory: Path, note: _Note | None) -> InUseError:
             f"{directory} is in use by {note.owner}{_since(note)}",
             hint="stop that machine first, or give this one directories of its own",
         )
-    holders = _holders(directory / LOCK)
-    who = ", ".join(f"{Path(holder.program).name or 'a program'} (process {holder.pid})" for holder in holders)
+    found = holders(directory / LOCK)
+    who = ", ".join(f"{Path(holder.program).name or 'a program'} (process {holder.pid})" for holder in found)
     if note is None or not note.is_dead:
         return InUseError(f"{directory} is in use by {who or 'another process'}", hint="give directories of its own")
     return InUseError(
         f"{directory} is in use by {who or 'helpers'}, left by {note.owner}, which is dead",
-        hint="end what is left: kill " + " ".join(str(holder.pid) for holder in holders) if holders else "",
+        hint="end what is left: kill " + " ".join(str(holder.pid) for holder in found) if found else "",
     )
 
 
@@ -218,7 +218,7 @@ def _since(note: _Note) -> str:
         return ""
 
 
-def _holders(path: Path) -> list[Identity]:
+def holders(path: Path) -> list[Identity]:
     """The processes of this user that hold the lock, as Linux tells; macOS does not."""
     with contextlib.suppress(OSError):
         file = path.stat()

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
@@ -35,13 +37,21 @@ from ovm.service.host import Host
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from ovm.network.gvproxy import Forward
 
 log = logging.getLogger(__name__)
 
-BODY_MAX_BYTES = 64 << 20
+BODY_MAX_BYTES = 64 << 10
+"""Of every request but those with something to read for a command."""
+EXEC_BODY_MAX_BYTES = 64 << 20
 """What a command is given to read comes in one piece."""
+BODY_TIMEOUT_S = 30.0
+"""For a whole body, however slowly it is sent."""
+REQUESTS_MAX = 128
+STREAMS_MAX = 64
+"""Of these at once, those that may take for ever: commands, and whatever is followed."""
 READ_BYTES = 64 * 1024
 PIECES_AHEAD = 16
 """Of a command's output, what is read before anybody has taken it."""
@@ -62,6 +72,8 @@ _STATUS: tuple[tuple[type[OVMError], int], ...] = (
     (OVMError, 500),
 )
 """The first that fits tells the status."""
+BUSY_STATUS = 503
+_BUSY = InUseError("the service has too many requests at once", hint="wait for the answers to some of them")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +98,7 @@ class Verb:
     answer: Any = None
     media_type: str = "application/json"
     queries: tuple[Query, ...] = ()
+    body_max_bytes: int = BODY_MAX_BYTES
 
 
 async def _status(host: Host) -> p.Status:
@@ -300,6 +313,7 @@ VERBS: tuple[Verb, ...] = (
         p.Exec,
         p.Piece,
         "application/x-ndjson",
+        body_max_bytes=EXEC_BODY_MAX_BYTES,
     ),
     Verb("POST", "/v1/prune", "Have podman remove what nothing uses.", _prune, p.Prune, p.PrunedAnswer),
     Verb("GET", "/v1/logs", "The machine's logs: name and file.", _logs, answer=dict[str, str]),
@@ -340,15 +354,42 @@ def app(host: Host, openapi: Callable[[], dict[str, Any]]) -> Starlette:
     routes = [Route(verb.path, partial(_answer, host, verb), methods=[verb.method]) for verb in VERBS]
     routes.append(Route("/v1/openapi.json", document))
     return Starlette(
-        routes=routes, exception_handlers={OVMError: _failed, HTTPException: _unknown, Exception: _unexpected}
+        routes=routes,
+        middleware=[Middleware(_Bounded)],
+        exception_handlers={
+            OVMError: _failed,
+            HTTPException: _unknown,
+            ClientDisconnect: _hung_up,
+            Exception: _unexpected,
+        },
     )
+
+
+class _Bounded:
+    """Refuses requests beyond so many at once: a script that went wild must not take the machine down."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._at_once = {True: 0, False: 0}
+        self._streams = frozenset(verb.path for verb in VERBS if verb.media_type != "application/json")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_stream = scope["path"] in self._streams
+        if sum(self._at_once.values()) >= REQUESTS_MAX or (is_stream and self._at_once[True] >= STREAMS_MAX):
+            await _json(p.Problem(error=_BUSY.as_dict()), BUSY_STATUS)(scope, receive, send)
+            return
+        self._at_once[is_stream] += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._at_once[is_stream] -= 1
 
 
 async def _answer(host: Host, verb: Verb, request: Request) -> Response:
     if verb.queries:
         result = await verb.call(host, request)
     elif verb.body is not None:
-        result = await verb.call(host, await _decoded(request, verb.body))
+        result = await verb.call(host, await _decoded(request, verb))
     else:
         result = await verb.call(host)
     if isinstance(result, AsyncIterator):
@@ -356,14 +397,18 @@ async def _answer(host: Host, verb: Verb, request: Request) -> Response:
     return _json(result)
 
 
-async def _decoded(request: Request, kind: type[Any]) -> Any:
+async def _decoded(request: Request, verb: Verb) -> Any:
     content = bytearray()
-    async for piece in request.stream():
-        content += piece
-        if len(content) > BODY_MAX_BYTES:
-            raise OptionError(f"a request of more than {BODY_MAX_BYTES} bytes")
     try:
-        return msgspec.json.decode(bytes(content) or b"{}", type=kind)
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for piece in request.stream():
+                content += piece
+                if len(content) > verb.body_max_bytes:
+                    raise OptionError(f"the request has more than {verb.body_max_bytes} bytes")
+    except TimeoutError as error:
+        raise OptionError(f"the request was not complete within {BODY_TIMEOUT_S:g} s") from error
+    try:
+        return msgspec.json.decode(bytes(content) or b"{}", type=verb.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise OptionError(f"the request is not what is expected: {error}", hint="see /v1/openapi.json") from error
 
@@ -376,6 +421,10 @@ async def _failed(_request: Request, error: Exception) -> Response:
     assert isinstance(error, OVMError)
     status = next(status for kind, status in _STATUS if isinstance(error, kind))
     return _json(p.Problem(error=error.as_dict()), status)
+
+
+async def _hung_up(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=400)  # nobody reads it
 
 
 async def _unknown(request: Request, error: Exception) -> Response:

@@ -103,10 +103,17 @@ class Service:
         """Have podman remove what nothing uses."""
         return self._post("/v1/prune", wanted, p.PrunedAnswer, timeout_s=START_TIMEOUT_S)
 
-    def events(self, *, after: int = 0, follow: bool = True) -> Iterator[p.Told]:
-        """What has happened behind the event number ``after``, and with ``follow`` what happens, until it is over."""
+    def events(self, *, after: int = 0, follow: bool = True, timeout_s: float | None = None) -> Iterator[p.Told]:
+        """What has happened behind the event number ``after``, and with ``follow`` what happens, until it is over.
+
+        ``timeout_s`` seconds are for all of them; with ``None`` those that are followed may take for ever.
+
+        Raises:
+            StateError: the service ended without a proper end of the events: it was killed.
+        """
         path = f"/v1/events?after={after}&follow={'true' if follow else 'false'}"
-        with self._asked("GET", path, None, None) as answer:
+        endless, limit_s = follow and timeout_s is None, ANSWER_TIMEOUT_S if timeout_s is None else timeout_s
+        with self._asked("GET", path, None, limit_s, endless=endless) as answer:
             for line in answer.lines():
                 if line.startswith(b"data: "):
                     yield decoded(line.removeprefix(b"data: "), p.Told, path)
@@ -121,9 +128,13 @@ class Service:
             return decoded(answer.read(), kind, path)
 
     @contextmanager
-    def _asked(self, method: str, path: str, content: bytes | None, timeout_s: float | None) -> Iterator[plain.Answer]:
+    def _asked(
+        self, method: str, path: str, content: bytes | None, timeout_s: float, *, endless: bool = False
+    ) -> Iterator[plain.Answer]:
         try:
-            with plain.request(self._socket_path, method, path, content, timeout_s=timeout_s) as answer:
+            with plain.request(
+                self._socket_path, method, path, content, timeout_s=timeout_s, endless=endless
+            ) as answer:
                 if not answer.is_success:
                     raise failure(answer.read(), path)
                 yield answer
@@ -145,11 +156,15 @@ def checked_status(name: str, content: bytes) -> p.Status:
     Raises:
         SkewError: it does not.
     """
-    service = decoded(content, _Version, "/v1/status")
+    hint = f"stop it, then start it again: ovm stop {name}; ovm start {name}"
+    try:
+        service = decoded(content, _Version, "/v1/status")
+    except SkewError as error:
+        raise SkewError(error.message, hint=hint) from error
     if service.api != p.API:
         raise SkewError(
             f"the service of {name} is of ovm {service.version}, which ovm {__version__} does not understand",
-            hint=f"shut {name} down by `kill {service.pid}`, then start it again: ovm start {name}",
+            hint=hint,
         )
     return decoded(content, p.Status, "/v1/status")
 
@@ -161,11 +176,17 @@ def failure(content: bytes, path: str) -> OVMError:
 
 def lost(name: str, socket_path: Path, error: WireError) -> OVMError:
     """What it means that there was no answer; a service that hung up is given the time to be gone."""
-    refused = any(isinstance(cause, (FileNotFoundError, ConnectionRefusedError)) for cause in _causes(error))
-    hung_up = not refused and not isinstance(error.__cause__, TimeoutError)
-    if refused or (hung_up and _is_gone(socket_path)):
+    if any(isinstance(cause, (FileNotFoundError, ConnectionRefusedError)) for cause in _causes(error)):
         return StateError(f"{name} is not running", hint=f"start it: ovm start {name}")
-    return GuestError(f"the service of {name} does not answer: {error.message}", hint=f"see: ovm logs {name} service")
+    if not isinstance(error.__cause__, TimeoutError) and _is_gone(socket_path):
+        return StateError(
+            f"{name} is not running: its service ended before its answer was complete",
+            hint=f"see why: ovm status {name}",
+        )
+    return GuestError(
+        f"the service of {name} does not answer: {error.message}",
+        hint=f"see: ovm logs {name} service; to cut the power without its answer: ovm stop --force {name}",
+    )
 
 
 def _is_gone(socket_path: Path) -> bool:

@@ -73,6 +73,10 @@ class Host:
         """Until the machine is down for good; :attr:`died_of` is what it failed of, if it did."""
         try:
             await self._live()
+        except Exception as error:
+            log.exception("the service of %s has a flaw", self.name)
+            self._heard("error", OVMError(f"the service of {self.name} failed: {type(error).__name__}: {error}"))
+            self._heard("close")
         finally:
             self.history.end()
 
@@ -92,6 +96,7 @@ class Host:
         for name in EVENT_NAMES:
             machine.on(name, self._ready if name == "ready" else partial(self._heard, name))
         if self.stop_wanted:
+            self.history.add("close")
             return
         try:
             await machine.start(progress=self._tell)
@@ -148,7 +153,10 @@ class Host:
         """Shut the guest down, or give up a start; raises as :meth:`OVM.stop` does."""
         self.stop_wanted = True
         if self._machine is not None:
-            await self._machine.stop(force=force, timeout_s=timeout_s, progress=self._tell)
+            try:
+                await self._machine.stop(force=force, timeout_s=timeout_s, progress=self._tell)
+            finally:
+                self._step = ""
         elif self._making is not None:
             self._making.cancel()
             await asyncio.wait({self._making})

@@ -14,15 +14,26 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from ovm import machines
-from ovm.errors import OVMError, StartError, StopError, UnsupportedError, from_dict
+from ovm.errors import InUseError, OVMError, StartError, StateError, StopError, UnsupportedError, from_dict
 from ovm.machines import Machine
 from ovm.process import guard, logs
 from ovm.service.client import Service
+from ovm.state import VMState
 
 GONE_TIMEOUT_S = 60.0
+CHANGED_TIMEOUT_S = 600.0
+"""How long a stop, a suspend or a reset by somebody else is waited for."""
+READY_TIMEOUT_S = 1800.0
+"""A whole start: its copies of the image, and a guest that boots under emulation, twice if its kernel fails."""
 LOOK_AGAIN_S = 0.02
+ASK_AGAIN_S = 0.2
 LISTEN_TIMEOUT_S = 60.0
 """A Python that has to be read from a cold disk on a busy machine is slow."""
+
+
+_COMING = frozenset({VMState.STARTING, VMState.RESTORING})
+_GOING = frozenset({VMState.STOPPING, VMState.STOPPED, VMState.SAVING})
+"""A machine in a reset is in one of these, too, and comes up again."""
 
 
 class _Report(msgspec.Struct):
@@ -83,6 +94,27 @@ def launch(machine: Machine) -> Service:
     return Service(machine.name, machine.service_socket)
 
 
+def listening(machine: Machine, *, timeout_s: float = LISTEN_TIMEOUT_S) -> Service:
+    """The service that holds ``machine``, once it answers: one that has just begun does not yet.
+
+    Raises:
+        StateError: no service holds it, or that has just ended.
+        GuestError: the service does not answer.
+        SkewError: it is of another version, or not the service.
+    """
+    service, deadline = Service(machine.name, machine.service_socket), time.monotonic() + timeout_s
+    while True:
+        try:
+            service.status()
+        except StateError:
+            if machines.at_rest(machine).held_by != "service" or time.monotonic() > deadline:
+                raise
+            service = Service(machine.name, machine.service_socket)  # its record may have come to say where that is
+        else:
+            return service
+        time.sleep(LOOK_AGAIN_S)
+
+
 def wait_until_gone(machine: Machine, *, timeout_s: float = GONE_TIMEOUT_S) -> None:
     """Until the service has let go of the machine, and it can be started again.
 
@@ -111,21 +143,88 @@ def following(service: Service, progress: Callable[[str], object]) -> Iterator[N
     yield
 
 
-def follow_start(service: Service, progress: Callable[[str], object]) -> list[OVMError]:
-    """Until the machine is ready; returns what went wrong beside that: a port that could not be opened, for one.
+def up(
+    machine: Machine, progress: Callable[[str], object], *, launched: Callable[[Service], object] = lambda _: None
+) -> tuple[Service, list[OVMError]]:
+    """Have the machine run: start it, or wait for the start that goes on; one that is being stopped is started after.
+
+    Args:
+        machine: The machine.
+        progress: Called with each step.
+        launched: Called with the service as soon as it listens, if this call has started it.
+
+    Returns:
+        Its service, and what went wrong beside the start: a port that could not be opened, for one.
 
     Raises:
-        OVMError: whatever it failed of.
-        StartError: it was stopped meanwhile.
+        OVMError: whatever the start failed of.
+        StartError: the machine was stopped before it was ready, or its service was killed.
+        InUseError: another command keeps it from starting.
+    """
+    deadline = time.monotonic() + CHANGED_TIMEOUT_S
+    while True:
+        try:
+            service = launch(machine)
+        except InUseError:
+            if (joined := _join(machine, progress, deadline)) is not None:
+                return joined
+            if time.monotonic() > deadline:
+                raise
+        else:
+            launched(service)
+            return service, _follow_start(machine, service, progress, after=0)
+
+
+def _join(
+    machine: Machine, progress: Callable[[str], object], deadline: float
+) -> tuple[Service, list[OVMError]] | None:
+    """The service that holds it, once its machine runs; ``None`` if that has stopped, and can be started."""
+    waits = False
+    while time.monotonic() < deadline:
+        try:
+            service = listening(machine)
+            after = max((told.id for told in service.events(follow=False)), default=0)
+            status = service.status()  # only now: a ready that comes later than this has a later number
+        except StateError:
+            if machines.at_rest(machine).held_by != "service":
+                return None
+            raise
+        if status.state not in _GOING:
+            if status.state in _COMING or status.step:
+                return service, _follow_start(machine, service, progress, after=after)
+            return service, []
+        if not waits:
+            progress(f"waiting until another command has stopped {machine.name}")
+            waits = True
+        time.sleep(ASK_AGAIN_S)
+    return None
+
+
+def _follow_start(
+    machine: Machine, service: Service, progress: Callable[[str], object], *, after: int
+) -> list[OVMError]:
+    """Until the machine is ready; returns what went wrong beside that, and raises as :func:`up` does.
+
+    ``after`` is the number of an event of before this start: an earlier ``ready`` does not count.
     """
     failed: list[OVMError] = []
-    for told in service.events():
-        if told.name == "step":
-            progress(told.step)
-        elif told.error is not None:
-            failed.append(from_dict(told.error))
-        elif told.name == "ready":
-            return failed
-        elif told.name == "close":
-            break
-    raise failed[-1] if failed else StartError(f"{service.name} was stopped before it was ready")
+    try:
+        for told in service.events(after=after, timeout_s=READY_TIMEOUT_S):
+            if told.name == "step":
+                progress(told.step)
+            elif told.error is not None:
+                failed.append(from_dict(told.error))
+            elif told.name == "ready":
+                return failed
+            elif told.name == "close":
+                break
+    except StateError as error:
+        raise StartError(
+            f"the service of {machine.name} ended before the machine was ready",
+            stage="service",
+            log_tail=logs.tail(logs.log_path(machine.log_dir, "service")),
+            hint=f"see why: ovm status {machine.name}",
+        ) from error
+    with contextlib.suppress(StopError):  # whoever learns of the failure finds a machine that can be started again
+        wait_until_gone(machine)
+    raise failed[-1] if failed else StartError(f"{machine.name} was stopped before it was ready", stage="service")

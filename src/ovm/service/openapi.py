@@ -15,6 +15,7 @@ _WRONG = {
     "409": "It does not fit the state of the machine, or a port is taken.",
     "500": "A fault of the service.",
     "502": "The guest could not be reached, or did not do as asked.",
+    "503": "There are too many requests at once.",
     "504": "A command in the guest ran too long.",
     "507": "The disk has too little room.",
 }

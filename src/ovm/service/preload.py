@@ -17,7 +17,6 @@ _LATER = (
     "ovm.process.roster",
     "ovm.prune",
     "urllib.request",
-    "uvicorn.protocols.http.h11_impl",
 )
 """Imported where they are used, which may be long after the start."""
 

@@ -6,10 +6,11 @@ Additions are no new API; whatever a client could trip over is, and gets the nex
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from ovm.checks import PORT_MAX, SECONDS_MAX
 from ovm.info import Health, Info
 from ovm.state import StateInfo, VMState
 
@@ -18,6 +19,9 @@ STOP_TIMEOUT_S = 90.0
 SUSPEND_TIMEOUT_S = 300.0
 
 Protocol = Literal["tcp", "udp"]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=SECONDS_MAX)]
+Port = Annotated[int, msgspec.Meta(ge=1, le=PORT_MAX)]
+PortOrAny = Annotated[int, msgspec.Meta(ge=0, le=PORT_MAX)]
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,14 +97,14 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     force: bool = False
     """Cut its power at once."""
-    timeout_s: float = msgspec.field(default=STOP_TIMEOUT_S)
+    timeout_s: Seconds = msgspec.field(default=STOP_TIMEOUT_S)
     """How long it may take to shut down, in seconds."""
 
 
 class Suspend(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Keep the guest's memory on disk, and end every process."""
 
-    timeout_s: float = msgspec.field(default=SUSPEND_TIMEOUT_S)
+    timeout_s: Seconds = msgspec.field(default=SUSPEND_TIMEOUT_S)
     """How long the hypervisor may take for it, in seconds."""
 
 
@@ -128,8 +132,8 @@ class Synced(msgspec.Struct, frozen=True, kw_only=True):
 class PortWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A port of the host that is to lead to one of the guest."""
 
-    guest_port: int
-    host_port: int = 0
+    guest_port: Port
+    host_port: PortOrAny = 0
     """0 picks a free one."""
     protocol: Protocol = "tcp"
     address: str = "127.0.0.1"
@@ -138,7 +142,7 @@ class PortWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class PortUnwanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A port of the host that is to be closed."""
 
-    host_port: int
+    host_port: Port
     protocol: Protocol = "tcp"
     address: str = "127.0.0.1"
 
@@ -160,7 +164,7 @@ class Exec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     stdin: bytes = b""
     """What it reads; base64 in JSON."""
     environment: dict[str, str] = {}
-    timeout_s: float | None = None
+    timeout_s: Seconds | None = None
 
 
 class Piece(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import msgspec
 
+from ovm.checks import check_seconds
 from ovm.errors import GuestError, OptionError, OVMError, from_dict
 from ovm.events import EVENT_NAMES, Event, Events, Listener
 from ovm.guest.clock import ClockSync
@@ -97,12 +98,12 @@ class RemoteOVM:
 
     async def stop(self, *, force: bool = False, timeout_s: float = p.STOP_TIMEOUT_S) -> None:
         """Shut the guest down; its service ends with it."""
-        wanted = p.Stop(force=force, timeout_s=timeout_s)
+        wanted = p.Stop(force=force, timeout_s=check_seconds("timeout_s", timeout_s))
         await self._post("/v1/stop", wanted, p.Stopped, timeout_s=timeout_s + client.STOP_MARGIN_S)
 
     async def suspend(self, *, timeout_s: float = p.SUSPEND_TIMEOUT_S) -> None:
         """Keep its memory on disk, where its next start goes on from; its service ends with it."""
-        wanted = p.Suspend(timeout_s=timeout_s)
+        wanted = p.Suspend(timeout_s=check_seconds("timeout_s", timeout_s))
         await self._post("/v1/suspend", wanted, p.Stopped, timeout_s=timeout_s + client.STOP_MARGIN_S)
 
     async def reset_path(self, *, data: bool = False) -> None:
@@ -145,11 +146,14 @@ class RemoteOVM:
         if isinstance(argv, str) or not argv:
             raise OptionError("argv is the list of a command and its arguments", hint='for a shell: ["sh", "-c", "…"]')
         wanted = p.Exec(argv=list(argv), stdin=stdin, environment=dict(environment or {}), timeout_s=timeout_s)
+        if timeout_s is not None:
+            check_seconds("timeout_s", timeout_s)
         collected = Collected(argv, max_output_bytes)
         take_stdout, take_stderr = on_stdout or collected.stdout, on_stderr or collected.stderr
         limit = None if timeout_s is None else timeout_s + EXEC_MARGIN_S
+        begins = self._api.lines("POST", "/v1/exec", wanted, timeout_s=client.CHANGE_TIMEOUT_S)
         try:
-            async with asyncio.timeout(limit), self._api.lines("POST", "/v1/exec", wanted) as lines:
+            async with asyncio.timeout(limit), begins as lines:
                 async for line in lines:
                     piece = client.decoded(line, p.Piece, "/v1/exec")
                     if piece.error is not None:
@@ -185,7 +189,8 @@ class RemoteOVM:
     def events(self) -> AsyncIterator[Event]:
         """Every event from this call on, in order; each iterator has a queue of its own.
 
-        There is none after the last ``close``: the service is gone then.
+        There is none after the last ``close``: the service is gone then. One that was killed is an ``error`` and a
+        ``close``.
         """
         self._listen()
         return self._events.stream()
@@ -204,22 +209,32 @@ class RemoteOVM:
             self._listening = asyncio.create_task(self._follow())
 
     async def _follow(self) -> None:
-        """Until the service is gone; a stream that breaks off is taken up where it did."""
+        """Until the service is gone; a stream that breaks off is resumed behind the last event.
+
+        If the service was killed, listeners get an error and a close, as from a machine of one's own that failed.
+        """
+        is_up = True
         while True:
             path = f"/v1/events?after={self._last}"
             try:
                 async with self._api.lines("GET", path) as lines:
                     async for told in _told(lines, path):
-                        self._last = told.id
+                        self._last, is_up = told.id, told.name != "close"
                         if told.name in EVENT_NAMES:
                             error = None if told.error is None else from_dict(told.error)
                             self._events.emit(told.name, error, health=told.health)
             except WireError as error:
-                if not isinstance(await self._failure(error, path), GuestError):
-                    return
+                lost = await self._failure(error, path)
+            except OVMError as error:
+                lost = error
             else:
                 return
+            if not isinstance(lost, GuestError):
+                break
             await asyncio.sleep(REACH_AGAIN_S)
+        if is_up:
+            self._events.emit("error", lost)
+            self._events.emit("close")
 
     async def _get(self, path: str, kind: type[T], *, timeout_s: float = client.ANSWER_TIMEOUT_S) -> T:
         try:

@@ -26,6 +26,8 @@ from ovm.process import logs
 from ovm.records import Ended, ServiceRecord
 from ovm.service import journal, preload
 from ovm.service.app import app
+from ovm.service.connection import Connection
+from ovm.service.holder import SAME_SIGNAL_S
 from ovm.service.host import Host
 from ovm.service.openapi import document
 from ovm.trust import directories
@@ -43,8 +45,6 @@ FAREWELL_S = 5
 TAKE_S = 0.2
 TAKE_AGAIN_S = 0.01
 """Whoever looks whether the lock is held has it for a moment, too."""
-SAME_SIGNAL_S = 1.0
-"""Wrappers pass on a signal that the terminal has sent us already; what follows so soon is not a second wish."""
 
 
 async def serve(machine: Machine, *, listening: Callable[[Host], object]) -> Host:
@@ -57,31 +57,61 @@ async def serve(machine: Machine, *, listening: Callable[[Host], object]) -> Hos
         InUseError: another service holds it.
         FileError: its directories cannot be used.
     """
+    host = _host(machine)
+    with _owned(machine):
+        try:
+            await _hold(machine, host, listening)
+        except OVMError as error:  # it never came to a start
+            await asyncio.to_thread(_record_end, machine, _failure(error))
+            raise
+    return host
+
+
+def _host(machine: Machine) -> Host:
+    started = machine.settings()
+    return Host(
+        machine.name,
+        lambda tell: _make(machine, tell),
+        settle=lambda made: _settle(machine, made),
+        restart_needed=lambda: machines.restart_needed(machine, started),
+    )
+
+
+async def _hold(machine: Machine, host: Host, listening: Callable[[Host], object]) -> None:
     sockets = paths.SocketPaths(paths.default_socket_dir(machine.name))
-    with _owned(machine), _listening(sockets.service) as listener:
-        started = machine.settings()
-        host = Host(
-            machine.name,
-            lambda tell: _make(machine, tell),
-            settle=lambda made: _settle(machine, made),
-            restart_needed=lambda: machines.restart_needed(machine, started),
-        )
+    with _listening(sockets.service) as listener:
         await asyncio.to_thread(records.save, machine.service_record, ServiceRecord.ours(sockets.directory))
         _follow_signals(host)
         async with _answering(host, listener):
             listening(host)
             await host.run()
-        await asyncio.to_thread(records.save, machine.ended_record, _ended(host))
-        await asyncio.to_thread(machine.service_record.unlink, missing_ok=True)
-        return host
+            # while the socket still answers: who is refused there reads this
+            await asyncio.to_thread(_record_end, machine, _ended(host))
+
+
+def _record_end(machine: Machine, ended: Ended) -> None:
+    """Write down how it ended; what cannot be written leaves a damaged record, and neither an old one nor a crash."""
+    try:
+        records.save(machine.ended_record, ended)
+        machine.service_record.unlink(missing_ok=True)
+    except (OSError, OVMError) as error:
+        log.error("how %s ended (%s) cannot be recorded: %s", machine.name, ended.reason, error)  # noqa: TRY400 - no flaw
+        with contextlib.suppress(OSError):  # takes no room, on a full disk
+            machine.service_record.replace(machine.ended_record)
+        with contextlib.suppress(OSError):
+            machine.service_record.unlink(missing_ok=True)
 
 
 def _ended(host: Host) -> Ended:
     if host.died_of is not None:
-        return Ended(at=time.time(), reason="failed", code=host.died_of.code, message=host.died_of.message)
+        return _failure(host.died_of)
     if host.stop_wanted:
         return Ended(at=time.time(), reason="stopped")
     return Ended(at=time.time(), reason="suspended" if host.suspend_wanted else "powered-off")
+
+
+def _failure(error: OVMError) -> Ended:
+    return Ended(at=time.time(), reason="failed", code=error.code, message=error.message)
 
 
 async def _make(machine: Machine, tell: Step) -> OVM:
@@ -186,7 +216,7 @@ async def _answering(host: Host, listener: socket.socket) -> AsyncIterator[None]
     config = uvicorn.Config(
         app(host, document),
         loop="none",
-        http="h11",
+        http=Connection,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -99,24 +99,25 @@ def _running(machine: Machine, fd: int, template: str) -> None:
     deadline = time.monotonic() + START_WAIT_S
     if template != machine.name and machines.at_rest(machine).held_by == "nobody":
         machine.write_settings(machines.of(template).settings_text())
+    ours: list[client.Service] = []
+
+    def launched(service: client.Service) -> None:
+        ours.append(service)
+        _write(fd, _mark(service.status()))  # now: if we die while it starts, it is known to be ours
+
     while True:
         try:
-            service, ours = launch.launch(machine), True
-            _write(fd, _mark(service.status()))  # now: if we die while it starts, it is known to be ours
-        except InUseError:  # it runs, is being started, or is just about to end
-            service, ours = client.Service(machine.name, machine.service_socket), False
-        try:
-            for problem in launch.follow_start(service, lambda _step: None):
+            service, problems = launch.up(machine, lambda _step: None, launched=launched)
+            for problem in problems:
                 log.warning("%s", problem)
-            state = service.status().state
-            if state is VMState.PAUSED:
+            if service.status().state is VMState.PAUSED:
                 service.resume()
-            if state in {VMState.RUNNING, VMState.PAUSED}:
-                return
         except OVMError:
             if ours or time.monotonic() > deadline:
                 raise
-        time.sleep(AGAIN_S)
+            time.sleep(AGAIN_S)
+        else:
+            return
 
 
 def _mark(status: Status) -> bytes:

@@ -75,19 +75,33 @@ class UnixHTTP:
         return answer
 
     @contextlib.asynccontextmanager
-    async def lines(self, method: str, path: str, body: Any = None) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The answer line by line as it comes, for as long as it takes; hangs up on the way out.
+    async def lines(
+        self, method: str, path: str, body: Any = None, *, timeout_s: float = REQUEST_TIMEOUT_S
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The answer line by line as it comes, for as long as it takes; closes the connection on the way out.
 
         Raises:
-            WireError: nothing came, it breaks off, has a line of more than LINE_MAX_BYTES, or is none of success.
+            WireError: it did not begin within ``timeout_s`` seconds, breaks off, has a line of more than
+                LINE_MAX_BYTES, or is none of success.
         """
         import httpx2
 
         content = None if body is None else msgspec.json.encode(body)
         try:
-            async with self._client.stream(
-                method, f"http://localhost{path}", content=content, timeout=None, extensions=self._extensions
-            ) as response:
+            async with contextlib.AsyncExitStack() as stack:
+                try:
+                    async with asyncio.timeout(timeout_s):
+                        response = await stack.enter_async_context(
+                            self._client.stream(
+                                method,
+                                f"http://localhost{path}",
+                                content=content,
+                                timeout=None,
+                                extensions=self._extensions,
+                            )
+                        )
+                except TimeoutError as error:
+                    raise WireError(f"{method} {path}: no answer within {timeout_s:g} s") from error
                 if not response.is_success:
                     raise await _refused(response, f"{method} {path}")
                 yield _lines(response, f"{method} {path}")
