@@ -9,6 +9,9 @@ import pytest
 
 import puppets
 import strangers
+from sshds import guest_keys, ssh, sshd, unused_port
+
+__all__ = ["guest_keys", "ssh", "sshd", "unused_port"]
 
 
 @pytest.fixture

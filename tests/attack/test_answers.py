@@ -14,7 +14,7 @@ import asyncssh
 import msgspec
 import pytest
 
-import sshd as sshds
+import sshds
 from ovm import health, prune
 from ovm.errors import GuestError, HelperError
 from ovm.guest import clock as clock_module

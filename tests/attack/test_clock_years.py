@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 import asyncssh  # noqa: TC002 - where the other tests import it, too
 import pytest
 
-import sshd as sshds
+import sshds
 from ovm.errors import GuestError
 from ovm.guest.clock import CLOSE_ENOUGH_S, STEP_MAX_NS, Clock, spoken
 from ovm.guest.ssh import make_keys

@@ -31,7 +31,7 @@ from asyncssh.constants import MSG_DISCONNECT
 from asyncssh.packet import String, UInt32
 from qemu.qmp import Message
 
-import sshd as sshds
+import sshds
 from ovm import __version__, boot, cli, health, machines, prune, records, timeline
 from ovm.cli import foreground
 from ovm.cli import prune as cli_prune

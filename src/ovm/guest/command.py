@@ -23,6 +23,8 @@ VSOCK_PORT = 1025
 COMMAND_MAX_BYTES = 2048
 """With the NUL that ends it."""
 SEND_TIMEOUT_S = 10.0
+SENDING_MAX = 16
+"""Connections at a time; one more is closed at once."""
 
 _ROOT = "/mnt/overlay"
 _READY = "read -r up _ </proc/uptime\nprintf '%s\\n' {key}\"ready $up\" | socat - VSOCK-CONNECT:2:1026"
@@ -95,6 +97,9 @@ async def serve(socket_path: Path, command: bytes, on_asked: Callable[[], None])
                 await reader.read(1)  # until the guest has hung up: closing first could overtake what was written
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(sending) >= SENDING_MAX:
+            writer.close()
+            return
         task = asyncio.create_task(send(reader, writer))
         sending.add(task)
         task.add_done_callback(sending.discard)

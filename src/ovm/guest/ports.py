@@ -1,8 +1,9 @@
 """Container ports: podman in the guest announces each ``-p``, and the manager alone decides what happens.
 
 In the guest, gateway.containers.internal is the guest itself, where a reverse forward hands podman's request to us.
-Anybody in the guest who shares its network could knock there, so the guest is asked who is at the other end, and
-only podman itself is obeyed.
+Whoever shares the guest's network can connect there, so the guest is asked who is at the other end before a byte is
+read, and only podman is obeyed. One command at a time asks about all connections that wait. A flood of them therefore
+costs no tasks and no more than one session of sshd, and podman's own request waits for two such commands at most.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from http import HTTPStatus
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from ovm.errors import OVMError
-from ovm.text import printable
+from ovm.guest.sparing import Sparing
+from ovm.text import GuestText
 
 if TYPE_CHECKING:
     import asyncssh
@@ -33,6 +37,12 @@ PEER_TIMEOUT_S = 20.0
 READ_TIMEOUT_S = 10.0
 BODY_LIMIT_BYTES = 64 * 1024
 READ_BYTES = 16 * 1024
+WAITING_MAX = 2048
+"""Connections whose peer is not known yet; one more is closed at once."""
+ASKED_MAX = 1024
+"""Of these, how many one command asks about."""
+SERVED_MAX = 64
+"""Requests of podman's that are served at the same time."""
 
 
 class _Request(msgspec.Struct):
@@ -85,31 +95,92 @@ def parse(target: str, body: bytes) -> tuple[Published, bool]:
     return Published(request.protocol or "tcp", address.strip("[]"), number), actions[target]
 
 
+@dataclass(frozen=True, slots=True)
+class _Knock:
+    """A connection to our port in the guest, of which nothing has been read."""
+
+    reader: asyncssh.SSHReader[bytes]
+    writer: asyncssh.SSHWriter[bytes]
+    from_port: int
+
+
 class Publisher:
     """Serves podman's announcements over the ssh connection."""
 
     def __init__(self, ssh: SSH, decide: Decide) -> None:
         self._ssh = ssh
         self._decide = decide
+        self._waiting: dict[int, _Knock] = {}
+        self._asking: asyncio.Task[None] | None = None
+        self._serving: set[asyncio.Task[None]] = set()
+        self._warn = Sparing(log.warning, "refused port announcements")
         ssh.on_connect(self._listen)
 
     async def _listen(self, ssh: SSH) -> None:
-        await ssh.listen_in_guest(LISTEN_PORT, self._serve, release=[RELEASE, str(LISTEN_PORT)])
+        await ssh.listen_in_guest(LISTEN_PORT, self._knocked, release=[RELEASE, str(LISTEN_PORT)])
 
-    async def _serve(
-        self, reader: asyncssh.SSHReader[bytes], writer: asyncssh.SSHWriter[bytes], from_port: int
-    ) -> None:
+    def _knocked(self, reader: asyncssh.SSHReader[bytes], writer: asyncssh.SSHWriter[bytes], from_port: int) -> None:
+        if older := self._waiting.pop(from_port, None):  # its client has closed it, or the port would not be free
+            older.writer.close()
+        if len(self._waiting) >= WAITING_MAX:
+            self._warn("port announcement refused: too many connections wait")
+            writer.close()
+            return
+        self._waiting[from_port] = _Knock(reader, writer, from_port)
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask_until_none_waits(), name="peers of port announcements")
+
+    async def _ask_until_none_waits(self) -> None:
+        while self._waiting:
+            asked = list(islice(self._waiting.values(), ASKED_MAX))
+            try:
+                told = await self._ssh.exec([PEER, *(str(k.from_port) for k in asked)], timeout_s=PEER_TIMEOUT_S)
+                peers = told.stdout.splitlines() or [b""] * len(asked)
+            except OVMError as error:
+                self._warn(f"{len(asked)} port announcements refused: {error.message}")
+                for knock in asked:
+                    self._refuse(knock, Refused(500, error.message))
+                continue
+            for knock, peer in zip(asked, peers, strict=False):  # an older image's program tells of the first alone
+                if peer == b"podman":
+                    await self._obey(knock)
+                else:
+                    who = GuestText(peer) if peer else "somebody unknown"
+                    refusal = Refused(403, f"only podman may order ports, this was {who}")
+                    self._warn(f"port announcement refused: {refusal}")
+                    self._refuse(knock, refusal)
+                    await asyncio.sleep(0)  # others are not to wait for a thousand refusals
+
+    def _is_over(self, knock: _Knock) -> bool:
+        """Take it from those that wait; whether another connection has come from its port, so that it is over."""
+        if self._waiting.get(knock.from_port) is not knock:
+            return True
+        del self._waiting[knock.from_port]
+        return False
+
+    def _refuse(self, knock: _Knock, refusal: Refused) -> None:
+        if not self._is_over(knock):
+            with contextlib.closing(knock.writer), contextlib.suppress(OSError):
+                knock.writer.write(_answer(refusal.status, str(refusal)))
+
+    async def _obey(self, knock: _Knock) -> None:
+        if self._is_over(knock):
+            return
+        if len(self._serving) >= SERVED_MAX:
+            await asyncio.wait(self._serving, return_when=asyncio.FIRST_COMPLETED)
+        task = asyncio.create_task(self._serve(knock.reader, knock.writer), name="port announcement")
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    async def _serve(self, reader: asyncssh.SSHReader[bytes], writer: asyncssh.SSHWriter[bytes]) -> None:
         import h11
 
-        connection = h11.Connection(h11.SERVER)
         with contextlib.closing(writer), contextlib.suppress(OSError):
+            status, words = 200, ""
             try:
-                status, words = 200, ""
                 async with asyncio.timeout(READ_TIMEOUT_S):
-                    target, body = await _read_request(connection, reader)
-                wanted = parse(target, body)
-                await self._check_peer(from_port)
-                await self._decide(*wanted)
+                    target, body = await _read_request(reader)
+                await self._decide(*parse(target, body))
             except Refused as refusal:
                 status, words = refusal.status, str(refusal)
             except OVMError as error:
@@ -117,25 +188,23 @@ class Publisher:
             except h11.RemoteProtocolError as error:
                 status, words = 400, str(error)
             if status != 200:
-                log.warning("port announcement refused: %s", printable(words))
-            if connection.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
-                content = words.encode()
-                headers = [("content-length", str(len(content))), ("connection", "close")]
-                answer = [h11.Response(status_code=status, headers=headers), h11.Data(data=content), h11.EndOfMessage()]
-                for event in answer:
-                    writer.write(connection.send(event) or b"")
-                await writer.drain()
-
-    async def _check_peer(self, from_port: int) -> None:
-        answer = await self._ssh.exec([PEER, str(from_port)], timeout_s=PEER_TIMEOUT_S)
-        if answer.exit_status != 0:
-            raise Refused(403, f"only podman may order ports, this was {answer.text or 'somebody unknown'}")
+                self._warn(f"port announcement refused: {GuestText(words)}")
+            writer.write(_answer(status, words))
+            await writer.drain()
 
 
-async def _read_request(connection: object, reader: asyncssh.SSHReader[bytes]) -> tuple[str, bytes]:
+def _answer(status: int, words: str) -> bytes:
+    content = words.encode()
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + content
+
+
+async def _read_request(reader: asyncssh.SSHReader[bytes]) -> tuple[str, bytes]:
     import h11
 
-    assert isinstance(connection, h11.Connection)
+    connection = h11.Connection(h11.SERVER)
     target, body = "", b""
     while True:
         event = connection.next_event()

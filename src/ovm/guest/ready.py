@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import itertools
 import logging
 import math
 import time
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovm.errors import GuestRefused
+from ovm.guest.sparing import Sparing
 from ovm.text import printable
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,12 @@ LAST_WORDS_S = 2.0
 
 FIRST_STAGE = "initrd"
 """What every boot says first."""
+
+CONNECTIONS_MAX = 16
+"""At a time; one more takes the place of the oldest that has not shown the key, or is closed at once."""
+LINES_AT_ONCE = 500
+"""Of one connection. A boot says some twenty; after so many, LINE_PAUSE_S goes by before the next is read."""
+LINE_PAUSE_S = 0.02
 
 _LINE_LIMIT_BYTES = 4096
 _STAGES_KEPT = 64
@@ -69,10 +77,30 @@ class ReadyChannel:
     def __init__(self, on_warning: Callable[[str], None], on_reset: Callable[[], None], key: str = "") -> None:
         self.stages: list[GuestStage] = []
         self._key = key
-        self._on_warning = on_warning
+        self._on_warning = Sparing(on_warning, "the guest's warnings")
+        self._not_understood = Sparing(log.debug, "lines of the guest that were not understood")
         self._on_reset = on_reset
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.tasks: set[asyncio.Task[None]] = set()
+        self._unknown: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+
+    def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Hear one more connection, if there is room for it."""
+        if len(self.tasks) >= CONNECTIONS_MAX:
+            oldest = next(iter(self._unknown), None)
+            if oldest is None:
+                writer.close()
+                return
+            self._unknown.pop(oldest).close()  # its task reads the end and ends
+        task = asyncio.create_task(self.serve(reader, writer))
+        self.tasks.add(task)
+        if self._key:
+            self._unknown[task] = writer
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        self._unknown.pop(task, None)
 
     def expect_boot(self) -> None:
         """Forget the last boot: the guest has been reset and will say everything again."""
@@ -123,7 +151,7 @@ class ReadyChannel:
                 if not self._ready.done():
                     self._ready.set_exception(refusal(code, " ".join(rest)))
             case _:
-                log.debug("not understood from the guest: %.200r", line)
+                self._not_understood(f"not understood from the guest: {line[:200]!r}")
 
     def _note(self, name: str, uptime_s: float | None) -> None:
         if len(self.stages) < _STAGES_KEPT:
@@ -139,7 +167,9 @@ class ReadyChannel:
         """Hear one connection to its end; a hypervisor may open several, empty ones too."""
         known = not self._key
         with contextlib.closing(writer), contextlib.suppress(ConnectionError):
-            while True:
+            for number in itertools.count():
+                if number >= LINES_AT_ONCE:
+                    await asyncio.sleep(LINE_PAUSE_S)
                 try:
                     line = await reader.readline()
                 except ValueError:  # longer than the limit
@@ -151,8 +181,10 @@ class ReadyChannel:
                 if not known:
                     known = hmac.compare_digest(line.rstrip(b"\n"), f"key {self._key}".encode())
                     if not known:
-                        log.debug("somebody in the guest who has not its key speaks to us")
+                        self._not_understood("rejected a connection without the channel key")
                         return
+                    if (task := asyncio.current_task()) is not None:
+                        self._unknown.pop(task, None)
                     continue
                 self.hear(printable(line.decode(errors="replace").strip()))  # people will see it
 
@@ -177,13 +209,10 @@ async def listen(
     """A channel on which the hypervisor can connect to ``socket_path``; with a ``key``, only who has it is heard."""
     channel = ReadyChannel(on_warning, on_reset, key)
 
-    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(channel.serve(reader, writer))
-        channel.tasks.add(task)
-        task.add_done_callback(channel.tasks.discard)
-
     # asyncio pauses behind start_serving: a cancellation there would leave the server to nobody
-    server = await asyncio.start_unix_server(connected, socket_path, limit=_LINE_LIMIT_BYTES, start_serving=False)
+    server = await asyncio.start_unix_server(
+        channel.connected, socket_path, limit=_LINE_LIMIT_BYTES, start_serving=False
+    )
     try:
         await server.start_serving()
         await asyncio.to_thread(socket_path.chmod, 0o600)

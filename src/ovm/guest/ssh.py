@@ -41,8 +41,10 @@ AGENT_SOCKET = "/run/ovm/ssh-agent.sock"
 """Where the user's ssh agent is in a guest that it is lent to."""
 
 OnOutput = Callable[[bytes], object]
-Handler = Callable[["asyncssh.SSHReader[bytes]", "asyncssh.SSHWriter[bytes]", int], Awaitable[None]]
-"""Serves one connection made in the guest; the number is the port it came from."""
+LISTEN_WINDOW_BYTES = 8 * 1024
+"""What one connection made in the guest may have us hold before it is read."""
+Handler = Callable[["asyncssh.SSHReader[bytes]", "asyncssh.SSHWriter[bytes]", int], Awaitable[None] | None]
+"""Serves one connection made in the guest, or notes it; the number is the port it came from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +238,9 @@ class SSH:
         def accept(_host: str, from_port: int) -> Any:
             return lambda reader, writer: handler(reader, writer, from_port)
 
-        listen = partial(self._connection.start_server, accept, "127.0.0.1", port, encoding=None)
+        listen = partial(
+            self._connection.start_server, accept, "127.0.0.1", port, encoding=None, window=LISTEN_WINDOW_BYTES
+        )
         try:
             try:
                 await listen()

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 
 import asyncssh
+import pytest
 
-from ovm.guest.ssh import SSH
+from ovm.guest.ssh import SSH, make_keys
 from ovm.paths import KeyPaths, public
 
 
@@ -113,3 +115,35 @@ async def running(keys: KeyPaths) -> AsyncIterator[Sshd]:
         for connection in server.connections:
             await connection.wait_closed()
         await acceptor.wait_closed()
+
+
+@pytest.fixture(scope="session")
+def guest_keys(tmp_path_factory) -> KeyPaths:
+    """A user key and a guest's host key."""
+    keys = KeyPaths(tmp_path_factory.mktemp("keys"))
+    make_keys(keys)
+    return keys
+
+
+@pytest.fixture
+async def sshd(guest_keys) -> AsyncIterator[Sshd]:
+    """A running sshd that takes the user key."""
+    async with running(guest_keys) as server:
+        yield server
+
+
+@pytest.fixture
+async def ssh(sshd) -> AsyncIterator[SSH]:
+    """A client of that sshd."""
+    client = sshd.client()
+    yield client
+    await client.close()
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A TCP port of the loopback on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
