@@ -26,6 +26,7 @@ from ovm.network import gvproxy
 from ovm.paths import KeyPaths, SocketPaths, TargetPaths
 from ovm.process import lock, logs, roster
 from ovm.process.child import Child, process_group
+from ovm.process.logcap import kept_small
 from ovm.session import PODMAN_SOCKET, Session, open_session
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,7 @@ async def power_on(
         await in_thread(partial(_clear_sockets, sockets))
         stack.push_async_callback(in_thread, partial(_clear_sockets, sockets))
         log_paths = await in_thread(lambda: {name: logs.rotate(options.log_dir, name) for name in names})
+        await stack.enter_async_context(kept_small(log_paths.values()))
         spec = vm_spec(prepared, sockets, log_paths["console"])
         facts = await in_thread(partial(suspension.facts, prepared, spec))
         await recall.look(TargetPaths(options.target_dir), facts)

@@ -20,9 +20,8 @@ from ovm.errors import GuestError, HelperError
 from ovm.guest import clock as clock_module
 from ovm.guest import ssh as ssh_module
 from ovm.guest.clock import Clock
-from ovm.guest.ssh import ANSWER_MAX_BYTES, SSH, make_keys
+from ovm.guest.ssh import ANSWER_MAX_BYTES, SSH
 from ovm.machine import OVM
-from ovm.paths import KeyPaths
 from ovm.process import probe
 from ovm.service import protocol
 from ovm.service.remote import RemoteOVM
@@ -33,29 +32,6 @@ from ovm.wire.error import WireError
 AHEAD_BYTES = 8 << 20
 """What may be on the way beyond a limit: ssh's window, and the buffers of sockets."""
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="session")
-def guest_keys(tmp_path_factory: pytest.TempPathFactory) -> KeyPaths:
-    """A user key and a guest's host key."""
-    keys = KeyPaths(tmp_path_factory.mktemp("keys"))
-    make_keys(keys)
-    return keys
-
-
-@pytest.fixture
-async def sshd(guest_keys: KeyPaths) -> AsyncIterator[sshds.Sshd]:
-    """A guest's sshd."""
-    async with sshds.running(guest_keys) as server:
-        yield server
-
-
-@pytest.fixture
-async def ssh(sshd: sshds.Sshd) -> AsyncIterator[SSH]:
-    """A client of it."""
-    client = sshd.client()
-    yield client
-    await client.close()
 
 
 class Flood:

@@ -40,7 +40,7 @@ from ovm.config import Options
 from ovm.errors import GuestError, OVMError, from_dict
 from ovm.guest import ready
 from ovm.guest.clock import Clock
-from ovm.guest.ssh import SSH, make_keys
+from ovm.guest.ssh import SSH
 from ovm.hypervisors import qemu, vfkit
 from ovm.info import Health, Stage
 from ovm.paths import KeyPaths, SocketPaths
@@ -381,14 +381,6 @@ async def _(world: World) -> None:
     program.chmod(0o755)
     with world.raises(OVMError):
         await probe.check_helper(program, probe.GVPROXY)
-
-
-@pytest.fixture(scope="session")
-def guest_keys(tmp_path_factory: pytest.TempPathFactory) -> KeyPaths:
-    """A user key and a guest's host key."""
-    keys = KeyPaths(tmp_path_factory.mktemp("keys"))
-    make_keys(keys)
-    return keys
 
 
 @pytest.fixture

@@ -43,10 +43,10 @@ def command(name: str, log: str, *, follow: bool, lines: int, generation: int, o
             hint=f"there are {', '.join(there)}" if there else f"it was never started: ovm start {name}",
         )
     with logs.Reader(path, lines) as reader:
-        _show(reader.more())
-        while follow:
-            time.sleep(AGAIN_S)
-            _show(reader.more())
+        while (more := reader.more()) or follow:
+            _show(more)
+            if not more:
+                time.sleep(AGAIN_S)
         _show(reader.rest())
 
 

@@ -1,18 +1,35 @@
-"""Logs of the last three starts: NAME.log is the newest, then NAME.2.log and NAME.3.log."""
+"""Logs of the last three starts: NAME.log is the newest, then NAME.2.log and NAME.3.log.
+
+What a guest or a helper writes has no bounds, so all of it is read in blocks, and a line is cut where it is longer than
+LINE_MAX_BYTES. NULs at a line's beginning are left out: a log that was cut while its writer kept a place of its own in
+it has a hole there.
+"""
 
 from __future__ import annotations
 
 import os
-from collections import deque
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 from ovm.paths import LOG_GENERATIONS
 from ovm.text import printable
 
 TAIL_LINES = 15
+SIZE_MAX_BYTES = 16 * 1024 * 1024
+"""A log that takes more room than this is cut while it is written."""
+KEPT_BYTES = 256 * 1024
+"""How much of its end is kept then."""
+LINE_MAX_BYTES = 8 * 1024
+"""What is shown of one line."""
+LOOKED_THROUGH_MAX_BYTES = 2 * SIZE_MAX_BYTES
+"""How far from its end the last lines of a log are looked for."""
+LINE_CUT = " … (cut)"
+_CUT = b"[ovm: this log was too large; all above its last %d KiB was removed]\n" % (KEPT_BYTES // 1024)
 _TAIL_BYTES = 16 * 1024
+_BLOCK_BYTES = 64 * 1024
+_SECTOR_BYTES = 512
+"""The unit of ``st_blocks``, on every file system."""
 
 
 def log_path(log_dir: Path, name: str, generation: int = 1) -> Path:
@@ -31,15 +48,44 @@ def rotate(log_dir: Path, name: str) -> Path:
     return newest
 
 
+def cut(path: Path) -> bool:
+    """Keep only the end of the log at ``path``, in place, if it takes more than SIZE_MAX_BYTES on the disk.
+
+    Its writer continues behind the kept end if it appends, else at its own place, with a hole before that. What is
+    written at this very moment may be lost. Returns whether it was cut; fine if there is no such log.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    with os.fdopen(fd, "rb+", buffering=0) as file:
+        status = os.fstat(fd)
+        if status.st_blocks * _SECTOR_BYTES <= SIZE_MAX_BYTES:
+            return False
+        file.seek(max(0, status.st_size - KEPT_BYTES))
+        kept = file.read(KEPT_BYTES) or b""
+        file.seek(0)
+        file.truncate(file.write(_CUT + kept[kept.find(b"\n") + 1 :]))
+    return True
+
+
 def tail(path: Path, lines: int = TAIL_LINES, *, since: int = 0) -> tuple[str, ...]:
-    """The last ``lines`` lines behind byte ``since``, made fit to print; empty where there is no such file."""
+    """The last ``lines`` lines behind byte ``since``, made fit to print; empty where there is no such file.
+
+    Where the log was cut and is shorter than ``since`` now, all that was kept is behind it.
+    """
     try:
         with path.open("rb") as file:
-            file.seek(max(since, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            text = file.read().decode(errors="replace")
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(since if since <= size else 0, size - _TAIL_BYTES))
+            text = file.read(_TAIL_BYTES).decode(errors="replace")
     except OSError:
         return ()
-    return tuple(printable(line).rstrip() for line in text.splitlines() if line.strip())[-lines:]
+    found = (line.lstrip("\0") for line in text.splitlines())
+    return tuple(printable(line).rstrip() for line in found if line.strip())[-lines:]
 
 
 class Reader:
@@ -50,10 +96,10 @@ class Reader:
 
     def __init__(self, path: Path, lines: int) -> None:
         self._path = path
-        self._file = path.open("rb")
-        last = deque(self._file, maxlen=lines)
-        self._begun = last.pop() if last and not last[-1].endswith(b"\n") else b""
-        self._untold = b"".join(last)
+        self._file = path.open("rb", buffering=0)
+        self._begun = b""
+        self._begun_is_cut = False
+        self._file.seek(_last_lines(self._file, lines))
 
     def __enter__(self) -> Self:
         return self
@@ -64,27 +110,71 @@ class Reader:
         self._file.close()
 
     def more(self) -> list[str]:
-        """The whole lines that were not told yet, made fit to print."""
-        content = self._untold + self._begun + self._file.read()
-        if not content and self._is_rotated():
-            self._file.close()
-            self._file = self._path.open("rb")
-            content = self._file.read()
-        whole, end, self._begun = content.rpartition(b"\n")
-        self._untold = b""
-        return _lines(whole) if end else []
+        """Some of the whole lines that were not told yet, made fit to print; empty if there are no more now."""
+        while True:
+            block = self._file.read(_BLOCK_BYTES)
+            if not block:
+                if not self._goes_on_elsewhere():
+                    return []
+                if self._begun:
+                    return self.rest()
+                continue
+            whole, end, begun = block.rpartition(b"\n")
+            lines = [self._finished(line) for line in whole.split(b"\n")] if end else []
+            self._begin(begun)
+            if lines:
+                return lines
 
     def rest(self) -> list[str]:
         """The line that is not whole yet, if there is one."""
-        begun, self._begun = self._begun, b""
-        return _lines(begun)
+        return [self._finished(b"")] if self._begun else []
 
-    def _is_rotated(self) -> bool:
+    def _begin(self, piece: bytes) -> None:
+        self._begun += piece if self._begun else piece.lstrip(b"\0")
+        self._begun_is_cut |= len(self._begun) > LINE_MAX_BYTES
+        self._begun = self._begun[:LINE_MAX_BYTES]
+
+    def _finished(self, piece: bytes) -> str:
+        self._begin(piece)
+        line = printable(self._begun.decode(errors="replace").rstrip("\r"))
+        line += LINE_CUT if self._begun_is_cut else ""
+        self._begun, self._begun_is_cut = b"", False
+        return line
+
+    def _goes_on_elsewhere(self) -> bool:
+        """At the end of the file: whether it was replaced or cut, so that the reader is at a beginning now."""
         try:
-            return not os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+            here, there = os.fstat(self._file.fileno()), self._path.stat()
         except FileNotFoundError:
             return False
+        if os.path.samestat(here, there):
+            if here.st_size >= self._file.tell():
+                return False
+            self._file.seek(0)
+            return True
+        self._file.close()
+        self._file = self._path.open("rb", buffering=0)
+        return True
 
 
-def _lines(content: bytes) -> list[str]:
-    return [printable(line.rstrip("\r")) for line in content.decode(errors="replace").split("\n")] if content else []
+def _last_lines(file: BinaryIO, lines: int) -> int:
+    """Where the last ``lines`` lines of ``file`` begin; the last may not be whole."""
+    end = file.seek(0, os.SEEK_END)
+    oldest = max(0, end - LOOKED_THROUGH_MAX_BYTES)
+    wanted = lines + 1  # the newline before them
+    at = end
+    while at > oldest:
+        begin = max(oldest, at - _BLOCK_BYTES)
+        file.seek(begin)
+        block = file.read(at - begin)
+        if at == end and not block.endswith(b"\n"):
+            wanted -= 1
+        found = block.count(b"\n")
+        if found >= wanted:
+            place = len(block)
+            for _ in range(wanted):
+                place = block.rindex(b"\n", 0, place)
+            return begin + place + 1
+        wanted -= found
+        at = begin
+    return oldest

@@ -273,10 +273,10 @@ async def _log(host: Host, request: Request) -> AsyncIterator[bytes]:
 
 async def _read(reader: logs.Reader, *, follow: bool) -> AsyncIterator[bytes]:
     with reader:
-        yield _text(await asyncio.to_thread(reader.more))
-        while follow:
-            await asyncio.sleep(LOG_AGAIN_S)
-            yield _text(await asyncio.to_thread(reader.more))
+        while (more := await asyncio.to_thread(reader.more)) or follow:
+            yield _text(more)
+            if not more:
+                await asyncio.sleep(LOG_AGAIN_S)
         yield _text(reader.rest())
 
 

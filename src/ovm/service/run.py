@@ -23,6 +23,7 @@ from ovm.hooks import add as register_with_others
 from ovm.hooks import ssh_config
 from ovm.machines import Machine
 from ovm.process import logs
+from ovm.process.logcap import kept_small
 from ovm.records import Ended, ServiceRecord
 from ovm.service import journal, preload
 from ovm.service.app import app
@@ -82,7 +83,7 @@ async def _hold(machine: Machine, host: Host, listening: Callable[[Host], object
     with _listening(sockets.service) as listener:
         await asyncio.to_thread(records.save, machine.service_record, ServiceRecord.ours(sockets.directory))
         _follow_signals(host)
-        async with _answering(host, listener):
+        async with kept_small([logs.log_path(machine.log_dir, "service")]), _answering(host, listener):
             listening(host)
             await host.run()
             # while the socket still answers: who is refused there reads this
