@@ -26,3 +26,18 @@ def read_file(path: Path, limit_bytes: int) -> bytes:
             if len(content) > limit_bytes:
                 raise OSError(errno.EFBIG, f"it is longer than {limit_bytes} bytes", str(path))
         return bytes(content)
+
+
+def advice(error: OSError, path: Path) -> str:
+    """What a person can do about ``error``, which making or replacing ``path`` met."""
+    if error.errno == errno.EROFS:
+        return f"choose another place: the file system of {path.parent} is mounted read-only"
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return f"make {path.parent} yours and writable, and what is in it"
+    if error.errno == errno.EISDIR:
+        return f"remove {path}: it is a directory"
+    if error.errno == errno.ENOTDIR:
+        return f"check {path.parent}: it is no directory"
+    if error.errno == errno.ELOOP:
+        return f"remove the link {path}: it leads back to itself"
+    return ""

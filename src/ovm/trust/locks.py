@@ -1,0 +1,131 @@
+"""Files that carry kernel locks.
+
+A regular file is never removed here: somebody may hold the lock that it carries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ovm.errors import FileError
+from ovm.trust.files import advice
+
+REPLACE_WAIT_S = 1.0
+"""How long another process may take to replace the same path."""
+REPLACE_RETRY_S = 0.01
+TRIES = 5
+"""Of opening a path that keeps changing."""
+
+_SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_KINDS = (
+    (stat.S_ISLNK, "a symbolic link"),
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def open_lock(path: Path, *, create: bool = True, replace: bool = False) -> int:
+    """Open the lock file at ``path``; the descriptor is not inheritable.
+
+    Args:
+        path: Its directory must exist.
+        create: Make it, with mode 0600, if there is none, and open it for reading and writing. It must be this user's
+            own, without a second name. Otherwise open for reading whatever regular file is there.
+        replace: Remove a link, a pipe, a socket or a device that lies there.
+
+    Raises:
+        FileNotFoundError: there is none, and ``create`` is false.
+        FileError: it cannot be opened or made, or something else lies there; says what, and what to do.
+    """
+    for _ in range(TRIES):
+        if (fd := _opened(path, create=create)) is not None:
+            return fd
+        if (kind := _kind(path)) is None:
+            continue  # it was removed, or replaced, just now
+        if kind == "a directory" or not replace:
+            raise FileError(f"{path} is {kind}, and belongs to a lock file", hint=f"remove {path}")
+        _remove(path)
+    raise FileError(f"{path} cannot be opened: it keeps changing", hint=f"find out what writes to {path.parent}")
+
+
+def _opened(path: Path, *, create: bool) -> int | None:
+    """A regular file's descriptor; ``None`` if something else is there."""
+    try:
+        fd = os.open(path, _SAFE | (os.O_RDWR | os.O_CREAT if create else os.O_RDONLY), 0o600)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not create:
+            raise
+        # of a link, a directory, a socket or a device without a driver; of a pipe on macOS
+        if error.errno in {errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EOPNOTSUPP, errno.ENODEV}:
+            return None
+        raise FileError(f"{path} cannot be opened: {error.strerror}", hint=advice(error, path)) from error
+    status = os.fstat(fd)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink:
+        try:
+            if create:
+                _check_ours(path, status)
+        except FileError:
+            os.close(fd)
+            raise
+        return fd
+    os.close(fd)
+    return None
+
+
+def _check_ours(path: Path, status: os.stat_result) -> None:
+    if status.st_uid != os.geteuid():
+        raise FileError(
+            f"{path} belongs to the user with id {status.st_uid}", hint="run ovm as that user, or choose another place"
+        )
+    if status.st_nlink > 1:
+        raise FileError(
+            f"{path} has a second name, so it may be another file", hint=f"stop the machine, then remove {path}"
+        )
+
+
+def _kind(path: Path) -> str | None:
+    """What lies at ``path`` in a lock file's place; ``None`` if nothing does, or a regular file."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return None
+    return next((kind for is_kind, kind in _KINDS if is_kind(mode)), None)
+
+
+def _remove(path: Path) -> None:
+    """Remove what lies there, unless another process has replaced it by a lock file meanwhile."""
+    try:
+        with _alone(path.parent):
+            if _kind(path) is not None:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise FileError(f"{path} cannot be removed: {error.strerror}", hint=advice(error, path)) from error
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """While inside no other process removes what lies in a lock file's place in ``directory``."""
+    deadline = time.monotonic() + REPLACE_WAIT_S
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise FileError(f"{directory} is locked by another program", hint="try again") from None
+                time.sleep(REPLACE_RETRY_S)
+        yield
+    finally:
+        os.close(fd)
