@@ -129,8 +129,10 @@ def _environment(name: str, value: Any) -> None:
 
 def _mounts(name: str, value: Any) -> None:
     _list(name, value)
-    points = [mount.guest_path for mount in value]
-    if twice := {p for p in points if points.count(p) > 1}:
+    from collections import Counter
+
+    counts = Counter(mount.guest_path for mount in value)
+    if twice := {point for point, count in counts.items() if count > 1}:
         raise OptionError(f"{name}: {min(twice)} is mounted twice", hint="each guest path can be used once")
 
 

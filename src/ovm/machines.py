@@ -10,20 +10,26 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ovm import paths
-from ovm.disks.durable import disk_errors, write_whole
+from ovm.disks.durable import disk_errors, write_through
 from ovm.errors import FileError, InUseError, OptionError, StateError, UntrustedError
 from ovm.process import identity
 from ovm.records import Ended, ServiceRecord, read
-from ovm.settings import RESTART_KEYS, Settings, parse
+from ovm.settings import RESTART_KEYS, SETTINGS_MAX_BYTES, Settings, parse
 from ovm.trust import directories
+from ovm.trust.files import advice, read_file
+from ovm.trust.locks import held, open_lock
 
 SETTINGS = "machine.toml"
+SETTINGS_LOCK = ".settings.lock"
+"""Beside the machines; held by whoever changes the settings of one."""
+SETTINGS_WAIT_S = 35.0
+"""How long another process may hold it: systemctl, which a change may run, has 30 s."""
 SERVICE_LOCK = "service.lock"
 SERVICE_RECORD = "service.json"
 ENDED = "ended.json"
@@ -118,13 +124,23 @@ class Machine:
         return parse(self.settings_text(), self.settings_path)
 
     def settings_text(self) -> str:
-        """The same as it stands there; empty if nothing does."""
+        """The same as it stands there; empty if nothing does.
+
+        Raises:
+            FileError: it cannot be read, is no regular file, or is longer than SETTINGS_MAX_BYTES.
+        """
         try:
-            return self.settings_path.read_text(encoding="utf-8")
+            return read_file(self.settings_path, SETTINGS_MAX_BYTES).decode()
         except FileNotFoundError:
             return ""
-        except (OSError, UnicodeDecodeError) as error:
-            raise FileError(f"{self.settings_path} cannot be read: {error}") from error
+        except OSError as error:
+            raise FileError(
+                f"{self.settings_path} cannot be read: {error.strerror}", hint=advice(error, self.settings_path)
+            ) from error
+        except UnicodeDecodeError as error:
+            raise FileError(
+                f"{self.settings_path} cannot be read: it is not UTF-8", hint="save it as UTF-8 text"
+            ) from error
 
     def check_settings(self, text: str) -> Settings:
         """What ``text`` would mean for it.
@@ -141,19 +157,57 @@ class Machine:
             )
         return wanted
 
-    def write_settings(self, text: str) -> None:
-        """Replace what is written down about it, whole or not at all. Only the user can read it: a proxy's password.
+    def change_settings(self, change: Callable[[str], str], *, make: bool = False) -> None:
+        """Replace the text of the settings by what ``change`` makes of it, whole or not at all.
+
+        No other process changes settings meanwhile. Only the user can read the file: it may have a proxy's password.
+        If it is a link, the file that the link leads to is replaced.
+
+        Args:
+            change: Given the present text, returns the new one. What it raises leaves everything as it was.
+            make: Make the machine's directory if there is none.
 
         Raises as :meth:`check_settings` does, and:
 
         Raises:
-            FileError: it cannot be written.
+            InUseError: another process has been changing settings for SETTINGS_WAIT_S.
+            StateError: there is no such machine, and ``make`` is false.
+            FileError: the file cannot be read or written.
+            UntrustedError: it is a link to where another user could exchange the file.
             SpaceError: the file system is full.
         """
-        self.check_settings(text)
-        with disk_errors(f"{self.settings_path} cannot be written"):
+        with settings_held():
+            if not make:
+                _check_there(self)
+            before = self.settings_text()
+            after = change(before)
+            self.check_settings(after)
+            if after == before and self.settings_path.exists():
+                return
             directories.make(self.directory)
-            write_whole(self.settings_path, text.encode(), 0o600)
+            with disk_errors(f"{self.settings_path} cannot be written"):
+                write_through(self.settings_path, after.encode(), 0o600)
+
+    def write_settings(self, text: str) -> None:
+        """Replace the settings by ``text``, and make the machine's directory if there is none.
+
+        Raises as :meth:`change_settings` does.
+        """
+        self.change_settings(lambda _before: text, make=True)
+
+
+@contextlib.contextmanager
+def settings_held() -> Iterator[None]:
+    """Nobody else changes the settings of a machine, or removes one, while inside.
+
+    Raises:
+        InUseError: another process has been doing so for SETTINGS_WAIT_S.
+        FileError: the directory of the machines cannot be made or written to.
+    """
+    directory = paths.machines_dir()
+    directories.make(directory)
+    with held(directory / SETTINGS_LOCK, wait_s=SETTINGS_WAIT_S):
+        yield
 
 
 def check_name(name: str) -> str:
@@ -183,9 +237,21 @@ def names() -> list[str]:
     """
     home = paths.machines_dir()
     if not directories.check(home):
+        if os.path.lexists(home):
+            raise FileError(f"{home} is no directory", hint=f"move {home} away")
         return []
-    with os.scandir(home) as entries:
-        return sorted(entry.name for entry in entries if _is_name(entry.name) and entry.is_dir())
+    try:
+        with os.scandir(home) as entries:
+            return sorted(entry.name for entry in entries if _is_name(entry.name) and _is_directory(entry))
+    except OSError as error:
+        raise FileError(f"{home} cannot be listed: {error.strerror}", hint=advice(error, home / "x")) from error
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    """Whether it is one, or leads to one; a link that leads to itself raises."""
+    with contextlib.suppress(OSError):
+        return entry.is_dir()
+    return False
 
 
 def of(name: str) -> Machine:
@@ -211,15 +277,20 @@ def find(name: str) -> Machine:
         StateError: there is none.
     """
     machine = of(name)
-    if not machine.directory.is_dir():
-        there = names()
-        raise StateError(
-            f"there is no machine called {name}",
-            hint=f"there {'is' if len(there) == 1 else 'are'} {', '.join(there)}"
-            if there
-            else f"make it: ovm start {name}",
-        )
+    _check_there(machine)
     return machine
+
+
+def _check_there(machine: Machine) -> None:
+    if machine.directory.is_dir():
+        return
+    there = names()
+    raise StateError(
+        f"there is no machine called {machine.name}",
+        hint=f"there {'is' if len(there) == 1 else 'are'} {', '.join(there)}"
+        if there
+        else f"make it: ovm start {machine.name}",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,12 +457,12 @@ def forget_memory(machine: Machine) -> None:
 
 @contextlib.contextmanager
 def _nobody_else(machine: Machine) -> Iterator[None]:
-    """Nobody can begin to run it while inside."""
-    with contextlib.ExitStack() as held:
+    """Nobody can begin to run it, or change its settings, while inside."""
+    with settings_held(), contextlib.ExitStack() as locks:
         for path in (machine.service_lock, machine.target / paths.LOCK):
             if path.parent.is_dir():
-                fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-                held.callback(os.close, fd)
+                fd = open_lock(path, replace=path.name == paths.LOCK)
+                locks.callback(os.close, fd)
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -408,8 +479,8 @@ def _stat(path: Path) -> os.stat_result | None:
 def _is_locked(path: Path) -> bool:
     """Whether somebody holds it. Looking takes it for a moment, which whoever wants it just then has to sit out."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
+        fd = open_lock(path, create=False)
+    except (OSError, FileError):  # there is none, or something else lies there, which nobody holds
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -52,6 +52,9 @@ SOCKET_PATH_MAX_BYTES = 103 if sys.platform == "darwin" else 107
 LOG_GENERATIONS = 3
 """How many starts' logs are kept: NAME.log, NAME.2.log, NAME.3.log."""
 
+KEY_MAX_BYTES = 64 << 10
+"""Of an ssh key's file; an ed25519 key has less than 1 KiB."""
+
 LOCK = "ovm.lock"
 VERSIONS = "versions.json"
 DIGESTS = "digests.json"

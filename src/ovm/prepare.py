@@ -29,6 +29,7 @@ from ovm.paths import KeyPaths, SocketPaths, TargetPaths
 from ovm.process import lock
 from ovm.process.probe import GVPROXY, QEMU, VFKIT, VIRTIOFSD, check_helper, show_version
 from ovm.trust import directories
+from ovm.trust.files import advice, read_file
 
 if TYPE_CHECKING:
     from ovm.helpers import Helper
@@ -37,6 +38,8 @@ _FOR_OUR_GUEST = ("dns", "ssh_agent", "foreign_arch")
 """Options that other guests know nothing of."""
 PREPARE_LOCK_WAIT_S = 60.0
 """Another create on the same directory is waited for; a running machine is not, and it is said who owns it."""
+CONTENT_MAX_BYTES = 16 << 20
+"""Of a certificate file or a key; a bundle of all the world's authorities has less than 1 MiB."""
 
 Progress = Callable[[str, int, int], object]
 
@@ -197,9 +200,14 @@ def _check(options: Options, arch: hypervisors.Arch) -> None:
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path, CONTENT_MAX_BYTES)
     except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror}") from error
+        raise FileError(f"{path} cannot be read: {error.strerror}", hint=advice(error, path)) from error
+
+
+def _key(path: Path) -> str:
+    """The text of one of our ssh keys."""
+    return _content(path).decode(errors="replace")
 
 
 async def _check_emulator(options: Options, arch: hypervisors.Arch) -> tuple[accel.Emulator, Virtiofsd | None]:
@@ -257,9 +265,9 @@ def boot_config(
     machine = data.load_machine(TargetPaths(options.target_dir))
     return _boot_config(
         options,
-        authorized_key=paths.public(keys.user_key).read_text(),
-        host_key=keys.host_key.read_text(),
-        host_key_public=paths.public(keys.host_key).read_text(),
+        authorized_key=_key(paths.public(keys.user_key)),
+        host_key=_key(keys.host_key),
+        host_key_public=_key(paths.public(keys.host_key)),
         machine_id=machine.machine_id,
         channel_key=channel_key,
         blocked_host_ports=blocked_host_ports,
@@ -275,9 +283,7 @@ def _boot_config(options: Options, **identity: Any) -> bootconfig.BootConfig:
         name_servers=options.dns,
         search_domains=search_domains(),
         environment={**agent, **options.environment},
-        ca_certificates={
-            f"{n:02}-{path.stem}.crt": path.read_bytes() for n, path in enumerate(options.ca_certificates)
-        },
+        ca_certificates={f"{n:02}-{path.stem}.crt": _content(path) for n, path in enumerate(options.ca_certificates)},
         mounts=tuple((f"share{n}", m.guest_path, m.read_only) for n, m in enumerate(options.mounts)),
         foreign_arch=options.foreign_arch and not options.rosetta,  # which does the same, faster
         rosetta=vfkit.ROSETTA_TAG if options.rosetta else "",

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ovm import __version__
+from ovm.disks.durable import disk_errors, write_whole
 from ovm.process import identity
+from ovm.text import GuestText
+from ovm.trust.files import read_file
 
 RECORD_MAX_BYTES = 1 << 20
 
@@ -33,6 +36,10 @@ class ServiceRecord:
     boot_id: str
     socket_dir: str
     """Where it was started ``$XDG_RUNTIME_DIR`` may have been another one."""
+
+    def __post_init__(self) -> None:
+        if "\0" in self.socket_dir:
+            raise ValueError("a path has no NUL")
 
     @classmethod
     def ours(cls, socket_dir: Path) -> ServiceRecord:
@@ -60,29 +67,27 @@ class Ended:
     code: str = ""
     """Of the error it failed of."""
     message: str = ""
+    """One printable line, whatever the file says."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", str(GuestText(self.message)))
 
 
 def save(path: Path, record: ServiceRecord | Ended) -> None:
-    """Write a record whole or not at all."""
-    new = path.with_name(f".ovm-new.{path.name}")
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(fd, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor
-        json.dump(asdict(record), file)
-    new.replace(path)
+    """Write a record whole or not at all.
+
+    Raises:
+        FileError: it cannot be written.
+        SpaceError: the file system is full.
+    """
+    with disk_errors(f"{path} cannot be written"):
+        write_whole(path, json.dumps(asdict(record)).encode(), 0o600, durable=False)
 
 
 def read(path: Path, kind: type[_T]) -> _T | None:
     """The record at ``path``; ``None`` if there is none, or one that is damaged."""
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
-        told: dict[str, Any] = json.loads(_content(path))
+        told: dict[str, Any] = json.loads(read_file(path, RECORD_MAX_BYTES))
         kinds = {field.name: field.type for field in fields(kind)}  # by name, as annotations are in this file
         return kind(**{name: value for name, value in told.items() if type(value).__name__ == kinds.get(name)})
     return None
-
-
-def _content(path: Path) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        return os.read(fd, RECORD_MAX_BYTES)
-    finally:
-        os.close(fd)

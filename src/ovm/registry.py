@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from ovm import hypervisors, paths
 from ovm.errors import ImageError, OptionError, UnsupportedError
 from ovm.machines import DEFAULT_MACHINE, check_name
 from ovm.trust import directories
+from ovm.trust.files import read_file
 
 if TYPE_CHECKING:
     from ovm.config import OriginPath, Versions
@@ -196,16 +196,11 @@ def read_manifest(directory: Path) -> bytes:
     """
     path = directory / IMAGE_MANIFEST
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a fifo would be waited for
-        with open(fd, "rb", buffering=0) as opened:  # noqa: PTH123 - a descriptor, not a path
-            content = opened.read(MANIFEST_MAX_BYTES + 1) or b""
+        return read_file(path, MANIFEST_MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError(f"there is no guest image in {directory}", hint=image_hint()) from error
     except (OSError, ValueError) as error:  # the latter for what can be no path
         raise ImageError(f"{path} cannot be read: {error}", hint=image_hint()) from error
-    if len(content) > MANIFEST_MAX_BYTES:
-        raise ImageError(f"{path} is longer than {MANIFEST_MAX_BYTES} bytes", hint=image_hint())
-    return content
 
 
 def _check_size(path: Path, wanted: int) -> None:

@@ -10,6 +10,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -22,7 +23,19 @@ if TYPE_CHECKING:
 Protocol = Literal["tcp", "udp"]
 Proxy = Literal["host", "none"]
 
-_SIZE = re.compile(r"(\d+)\s*([MGT]?)(?:i?B)?", re.IGNORECASE)
+SETTINGS_MAX_BYTES = 64 << 10
+"""Of a machine.toml; people write a hundredth of that."""
+DOTS_MAX = 1000
+"""In one line; of several, fewer. A key of many parts takes tomllib memory and time by the square of their number."""
+ITEMS_MAX = 500
+"""Of a list."""
+SHOWN_MAX = 80
+"""Characters of a wrong value or key that a message repeats."""
+MESSAGE_MAX = 500
+"""Characters of a message that an option's check made."""
+NUMBER_MAX_BITS = 64
+
+_SIZE = re.compile(r"(\d{1,12})\s*([MGT]?)(?:i?B)?", re.IGNORECASE)
 _FACTORS = {"": 1, "M": 1, "G": 1024, "T": 1024 * 1024}
 _PORT = re.compile(
     r"(?:(?P<address>\[[0-9a-fA-F:.]+\]|[0-9.]+):)?(?P<host>\d{1,5}):(?P<guest>\d{1,5})(?:/(?P<protocol>tcp|udp))?"
@@ -154,7 +167,7 @@ def _path(value: Any) -> Path:
         try:
             path = Path(value).expanduser()
         except RuntimeError as error:
-            raise OptionError(f"{value!r}: there is no such home directory") from error
+            raise OptionError(f"{_shown(value)}: there is no such home directory") from error
         if path.is_absolute():
             return path
     raise ValueError('a whole path, like "/etc/x" or "~/x"')
@@ -172,7 +185,7 @@ def _variables(value: Any) -> dict[str, str]:
     if isinstance(value, dict):
         for name, text in value.items():  # which may be a password, and is not shown
             if not isinstance(text, str) or not text.isprintable():
-                raise OptionError(f"environment: {name} is not a text of one line")
+                raise OptionError(f"environment: {_shortened(name, SHOWN_MAX)} is not a text of one line")
         return value
     raise ValueError('a table of texts: HTTP_PROXY = "…"')
 
@@ -188,9 +201,9 @@ def _one_of(*allowed: str) -> Callable[[Any], str]:
 
 def _each(of: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
     def check(value: Any) -> tuple[Any, ...]:
-        if isinstance(value, list):
+        if isinstance(value, list) and len(value) <= ITEMS_MAX:
             return tuple(item(one) for one in value)
-        raise ValueError("a list")
+        raise ValueError(f"a list of {ITEMS_MAX} items at most" if isinstance(value, list) else "a list")
 
     def item(value: Any) -> Any:
         try:
@@ -198,7 +211,7 @@ def _each(of: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
         except OptionError:
             raise
         except ValueError as error:
-            raise OptionError(f"{value!r} is not {error}") from error
+            raise OptionError(f"{_shown(value)} is not {error}") from error
 
     return check
 
@@ -256,9 +269,9 @@ def check_key(key: str) -> None:
     if name not in KINDS or (variable and name != "environment"):
         import difflib
 
-        close = difflib.get_close_matches(name, KINDS, 1)
+        close = difflib.get_close_matches(name[:SHOWN_MAX], KINDS, 1)
         raise SettingsError(
-            f"there is no setting {key!r}",
+            f"there is no setting {_shown(key)}",
             hint=f"did you mean {close[0]}?" if close else f"the settings are {', '.join(KINDS)}",
         )
 
@@ -272,25 +285,50 @@ def made_of(key: str, value: Any) -> Any:
     check_key(key)
     option = _CALLED.get(key, key)
     try:
+        _check_digits(value)
         made = KINDS[key](value)
         if option in CHECKS:
             CHECKS[option](option, made)
     except OptionError as error:
-        message = error.message.replace(option, key)
+        message = _shortened(error.message.replace(option, key))
         raise SettingsError(message if message.startswith(key) else f"{key}: {message}", hint=error.hint) from error
     except ValueError as error:
-        raise SettingsError(f"{key} = {value!r} is not {error}") from error
+        raise SettingsError(f"{key} = {_shown(value)} is not {error}") from error
     return made
 
 
+def _check_digits(value: Any) -> None:
+    """Refuse a number of so many digits that Python does not write it: no setting's, and no message could show it."""
+    if isinstance(value, int) and value.bit_length() > NUMBER_MAX_BITS:
+        raise ValueError("so large a number")
+
+
+def _shown(value: Any) -> str:
+    """``value`` as a message repeats it: the beginning, if it is long."""
+    try:
+        return _shortened(repr(value), SHOWN_MAX)
+    except (ValueError, RecursionError):  # a number of too many digits, or too deep
+        return "that"
+
+
+def _shortened(text: str, most: int = MESSAGE_MAX) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def _toml(text: str, path: Path) -> dict[str, Any]:
+    if sum(line.count(".") ** 2 for line in text.splitlines()) > DOTS_MAX**2:
+        raise SettingsError(f"{path}: there are too many dots in a line", hint="write it as several lines")
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         where = _TOML_LINE.search(str(error))
-        words = _TOML_LINE.sub("", str(error)).strip()
+        words = _shortened(_TOML_LINE.sub("", str(error)).strip(), MESSAGE_MAX)
         line = where[1] if where else max(1, len(text.splitlines()))
         raise SettingsError(f"{path}:{line}: {words}", hint="the file is TOML: cpus = 2") from error
+    except RecursionError as error:
+        raise SettingsError(f"{path}: it is nested too deeply", hint="the file is TOML: cpus = 2") from error
+    except ValueError as error:  # of int() and datetime, which tomllib lets through
+        raise SettingsError(f"{path}: {error}", hint="the file is TOML: cpus = 2") from error
 
 
 def _line(text: str, key: str, value: Any) -> int:
@@ -307,9 +345,9 @@ def _wrong_item(key: str, value: Any) -> re.Pattern[str] | None:
     """How to find the item of a list, or the name in a table, that is wrong by itself."""
     alone: list[tuple[str, Any]] = []
     if isinstance(value, list):
-        alone = [(rf"(?:\"{re.escape(str(item))}\"|'{re.escape(str(item))}')", [item]) for item in value]
+        alone = [(_quoted(item), [item]) for item in value[:ITEMS_MAX] if isinstance(item, str)]
     elif isinstance(value, dict):
-        alone = [(rf"^\s*{_spelled(name)}\s*=", {name: item}) for name, item in value.items()]
+        alone = [(rf"^\s*{_spelled(name)}\s*=", {name: item}) for name, item in islice(value.items(), ITEMS_MAX)]
     for pattern, one in alone:
         try:
             made_of(key, one)
@@ -319,8 +357,13 @@ def _wrong_item(key: str, value: Any) -> re.Pattern[str] | None:
 
 
 def _spelled(key: str) -> str:
-    """A pattern of the ways to write a key."""
-    return rf"(?:{re.escape(key)}|\"{re.escape(key)}\"|'{re.escape(key)}')"
+    """A pattern of the ways to write a key, or the beginning of a long one."""
+    return rf"(?:{re.escape(key)}|{_quoted(key)})" if len(key) <= SHOWN_MAX else _quoted(key)
+
+
+def _quoted(text: str) -> str:
+    """A pattern of ``text`` in quotes, or of the beginning of a long one."""
+    return rf"[\"']{re.escape(text)}[\"']" if len(text) <= SHOWN_MAX else rf"[\"']?{re.escape(text[:SHOWN_MAX])}.*?"
 
 
 def changed(text: str, key: str, value: str | None, path: Path = Path("machine.toml")) -> str:
@@ -332,33 +375,41 @@ def changed(text: str, key: str, value: str | None, path: Path = Path("machine.t
     Raises:
         SettingsError: there is no such key, it cannot be that, or the text is wrong elsewhere.
     """
-    import tomlkit
-
     check_key(key)
     name, _, variable = key.partition(".")
     before = _toml(text, path).get("environment")
-    document = tomlkit.parse(text)
-    if variable:
-        meant = dict(before) if isinstance(before, dict) else {}
-        meant.pop(variable, None)
-        if value is not None:
-            made_of(name, {variable: value})
-            if not isinstance(before, dict):
-                document[name] = tomlkit.inline_table()
-            cast("Any", document[name])[variable] = value
-        elif meant:
-            cast("Any", document[name]).pop(variable, None)
-        else:
-            document.pop(name, None)
-    elif value is None:
-        document.pop(name, None)
-    else:
-        literal = _meant(name, value)
+    if variable and value is not None:
+        made_of(name, {variable: value})
+    literal = None if value is None or variable else _meant(name, value)
+    if literal is not None:
         made_of(name, literal)
-        document[name] = literal
-    after = tomlkit.dumps(document)
+    try:
+        after = _edited(text, name, variable, value if variable else literal, before)
+    except (ValueError, LookupError, TypeError, RecursionError) as error:  # tomlkit's, of what tomllib has understood
+        raise SettingsError(
+            f"{path} cannot be changed: {_shortened(str(error))}", hint="edit it: ovm config edit"
+        ) from error
     parse(after, path)
     return after
+
+
+def _edited(text: str, name: str, variable: str, value: Any, before: Any) -> str:
+    """``text`` with that one change, whose environment was ``before``."""
+    import tomlkit
+
+    document = tomlkit.parse(text)
+    others = set(before) - {variable} if isinstance(before, dict) else set()
+    if not variable and value is not None:
+        document[name] = value
+    elif not variable or (value is None and not others):
+        document.pop(name, None)
+    elif value is None:
+        cast("Any", document[name]).pop(variable, None)
+    else:
+        if not isinstance(before, dict):
+            document[name] = tomlkit.inline_table()
+        cast("Any", document[name])[variable] = value
+    return tomlkit.dumps(document)
 
 
 def _meant(key: str, value: str) -> Any:
@@ -366,7 +417,7 @@ def _meant(key: str, value: str) -> Any:
     try:
         literal = tomllib.loads(f"value = {value}")["value"]
         KINDS[key](literal)
-    except (tomllib.TOMLDecodeError, ValueError):
+    except (ValueError, RecursionError):  # tomllib's own error is a ValueError, too
         many = key in {"mounts", "ports", "ca_certificates", "dns"}
         return [part.strip() for part in value.split(",") if part.strip()] if many else value
     return literal

@@ -102,7 +102,10 @@ def test_system_error_names_the_file(capsys, monkeypatch):
     """An error of the operating system is a message, too."""
     failing(monkeypatch, PermissionError(13, "Permission denied", "/some/file"))
     status, _, err = run(capsys, *START)
-    assert (status, err) == (1, "ovm: /some/file: Permission denied\n")
+    assert (status, err) == (
+        1,
+        "ovm: /some/file: Permission denied\n  hint: check who owns /some and what is in it, and their modes\n",
+    )
 
 
 def test_bug_is_no_traceback(capsys, monkeypatch):

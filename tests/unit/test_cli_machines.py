@@ -335,7 +335,8 @@ def test_a_machine_is_removed_for_good(good, run, home):
     make_disk("a")
     status, out, err = run("rm", "a", "b", "a", "-y")
     assert (status, out, err) == (0, "", "removed a\nremoved b\n")
-    assert sorted((home / "home" / "machines").iterdir()) == [home / "home" / "machines" / "c"]
+    assert machines.names() == ["c"]
+    assert {path.name for path in (home / "home" / "machines").iterdir()} == {".settings.lock", "c"}
 
 
 def test_nothing_is_removed_unasked(good, run):

@@ -223,7 +223,7 @@ def test_a_machine_is_removed_whole(made):
     (leftover / "data.img").touch()
     machines.remove(machine)
     assert machines.names() == ["other"]
-    assert sorted(path.name for path in machine.directory.parent.iterdir()) == ["other"]
+    assert sorted(path.name for path in machine.directory.parent.iterdir()) == [".settings.lock", "other"]
     assert not machine.sockets.directory.exists()
     assert other.sockets.podman.exists()
     assert other.data_disk.exists()
@@ -274,7 +274,7 @@ def test_settings_that_cannot_be_read(made):
     machine.settings_path.mkdir()
     with pytest.raises(errors.FileError, match=r"machine\.toml cannot be read"):
         machine.settings()
-    with pytest.raises(errors.FileError, match=r"machine\.toml cannot be written"):
+    with pytest.raises(errors.FileError, match=r"machine\.toml cannot be read"):
         machine.write_settings("")
 
 

@@ -186,7 +186,16 @@ def _status(ui: Ui, args: Sequence[str] | None) -> int:
 
 
 def _os_error(error: OSError) -> str:
-    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+    from pathlib import Path
+
+    from ovm.text import printable
+    from ovm.trust.files import advice
+
+    if not isinstance(error.filename, str | bytes) or not error.strerror:
+        return printable(str(error))
+    path = os.fsdecode(error.filename)
+    hint = advice(error, Path(path))
+    return printable(f"{path}: {error.strerror}") + (f"\n  hint: {printable(hint)}" if hint else "")
 
 
 def _report(ui: Ui, for_programs: dict[str, object], for_people: str) -> None:

@@ -64,10 +64,15 @@ def _set(name: str, *, enabled: bool) -> str:
     from ovm.settings import changed
 
     machine = machines.find(name)
-    text = changed(machine.settings_text(), "autostart", "true" if enabled else None, machine.settings_path)
-    done = autostart.set_(name, enabled=enabled)
-    if text != machine.settings_text():
-        machine.write_settings(text)
+    done = ""
+
+    def change(text: str) -> str:
+        nonlocal done
+        new = changed(text, "autostart", "true" if enabled else None, machine.settings_path)
+        done = autostart.set_(name, enabled=enabled)
+        return new
+
+    machine.change_settings(change)
     return done
 
 

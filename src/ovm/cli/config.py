@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -94,20 +95,34 @@ def set_(key: str, value: str | None, name: str, *, unset: bool) -> None:
     if (value is None) != unset:
         raise click.UsageError("give a VALUE, or --unset")
     machine = machines.find(name)
-    _write(machine, changed(machine.settings_text(), key, value, machine.settings_path))
+    _change(machine, lambda text: changed(text, key, value, machine.settings_path))
 
 
 @command.command("edit")
 @name_argument
 def edit(name: str) -> None:
-    """Open the settings of the machine NAME in $VISUAL, $EDITOR or vi; they are replaced only if they are right."""
+    """Open the settings of the machine NAME in $VISUAL, $EDITOR or vi; they are replaced only if they are right.
+
+    If another command changes them meanwhile, they are not replaced either, unless you say so.
+    """
     from ovm import machines
     from ovm.cli.init import template
+    from ovm.errors import StateError
 
     machine = machines.find(name)
+    before = machine.settings_text()
+
+    def replaced(now: str) -> str:
+        if now != before:
+            raise StateError(
+                f"{machine.settings_path} was changed while you edited it, so your edit is not written",
+                hint=f"edit it again: ovm config edit {machine.name}",
+            )
+        return text
+
     with tempfile.TemporaryDirectory(prefix="ovm-") as directory:
         copy = Path(directory, machine.settings_path.name)
-        copy.write_text(machine.settings_text() or template(""), encoding="utf-8")
+        copy.write_text(before or template(""), encoding="utf-8")
         while True:
             _run_editor(copy)
             try:
@@ -121,7 +136,15 @@ def edit(name: str) -> None:
                     raise click.exceptions.Exit(EXIT_FAILED) from None
             else:
                 break
-    _write(machine, text)
+    try:
+        _change(machine, replaced)
+    except StateError as error:
+        if not sys.stdin.isatty():
+            raise
+        say(f"ovm: {error.message}", err=True)
+        if not click.confirm("Write it, and lose that other change?", default=False, err=True):
+            raise click.exceptions.Exit(EXIT_FAILED) from None
+        _change(machine, lambda _now: text)
 
 
 def _run_editor(path: Path) -> None:
@@ -139,26 +162,36 @@ def _run_editor(path: Path) -> None:
         raise HelperError(f"the editor {chosen} failed with status {ended.returncode}, nothing is changed", hint=hint)
 
 
-def _write(machine: Machine, text: str) -> None:
-    """Replace the settings, and do what that asks for, or say what has to be done for it to count."""
+def _change(machine: Machine, change: Callable[[str], str]) -> None:
+    """Change the settings, and do what that asks for, or say what has to be done for it to take effect."""
     from ovm import machines
     from ovm.hooks import autostart
-    from ovm.settings import RESTART_KEYS, Settings
+    from ovm.settings import RESTART_KEYS, Settings, parse
 
-    after = machine.check_settings(text)
-    try:
-        before = machine.settings()
-    except ValueError:  # it was wrong, and is set right now
-        before = Settings()
-    changed = {key for key in Settings.__slots__ if getattr(before, key) != getattr(after, key)}
-    if "autostart" in changed and (done := autostart.set_(machine.name, enabled=after.autostart)):
+    different: set[str] = set()
+    done = ""
+
+    def changed(text: str) -> str:
+        nonlocal done
+        new = change(text)
+        after = machine.check_settings(new)
+        try:
+            before = parse(text, machine.settings_path)
+        except ValueError:  # it was wrong, and is set right now
+            before = Settings()
+        different.update(key for key in Settings.__slots__ if getattr(before, key) != getattr(after, key))
+        if "autostart" in different:
+            done = autostart.set_(machine.name, enabled=after.autostart)
+        return new
+
+    machine.change_settings(changed)
+    if done:
         say(done, err=True)
-    machine.write_settings(text)
     if machines.at_rest(machine).held_by == "nobody":
         return
-    if changed & RESTART_KEYS:
+    if different & RESTART_KEYS:
         say(f"it counts from the next start on: ovm restart {machine.name}", err=True)
-    if "ports" in changed:
+    if "ports" in different:
         say("for a port that is to be open at once: ovm port add", err=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -54,29 +55,42 @@ TEMPLATE = {
 def command(name: str, **given: Any) -> None:
     """Make the machine NAME, without starting it: a directory, and in it the settings to edit."""
     from ovm import machines
-    from ovm.errors import StateError
 
     machine = machines.of(name)
-    if is_made(machine):
-        raise StateError(f"there is a machine called {name} already", hint=f"change it: ovm config edit {name}")
-    make(machine, given)
+    write(machine, given, new=True)
     say(str(machine.settings_path))
 
 
 def is_made(machine: Machine) -> bool:
     """Whether there is such a machine, made by a command or by a program."""
-    return machine.settings_path.exists() or machine.target.exists()
+    return os.path.lexists(machine.settings_path) or machine.target.exists()
 
 
-def make(machine: Machine, given: Mapping[str, Any]) -> dict[str, str]:
-    """Write the settings of a new machine; returns those that were ``given``, which are the options' values."""
+def write(machine: Machine, given: Mapping[str, Any], *, new: bool = False) -> dict[str, str]:
+    """Put the settings that were ``given``, which are the options' values, into the machine's; returns them.
+
+    A machine that is not made yet is made, with all settings and a word on each.
+
+    Raises:
+        StateError: it is made already, and is to be ``new``.
+    """
+    from ovm.errors import StateError
     from ovm.settings import changed
 
     wanted = options.as_settings(given)
-    text = ""
-    for key, value in wanted.items():
-        text = changed(text, key, value, machine.settings_path)
-    machine.write_settings(template(text))
+
+    def change(text: str) -> str:
+        made = is_made(machine)
+        if made and new:
+            raise StateError(
+                f"there is a machine called {machine.name} already", hint=f"change it: ovm config edit {machine.name}"
+            )
+        for key, value in wanted.items():
+            text = changed(text, key, value, machine.settings_path)
+        return text if made else template(text)
+
+    if wanted or new or not is_made(machine):
+        machine.change_settings(change, make=True)
     return wanted
 
 

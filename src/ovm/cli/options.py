@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
-
-if TYPE_CHECKING:
-    from ovm.machines import Machine
 
 F = TypeVar("F")
 
@@ -98,16 +95,3 @@ def as_settings(given: Mapping[str, Any]) -> dict[str, str]:
         else:
             found[key] = "true" if value is True else str(value)
     return found
-
-
-def write(machine: Machine, given: Mapping[str, Any]) -> dict[str, str]:
-    """Put what was given into the machine's settings; returns it, empty if nothing was."""
-    from ovm.settings import changed
-
-    wanted = as_settings(given)
-    if wanted:
-        text = machine.settings_text()
-        for key, value in wanted.items():
-            text = changed(text, key, value, machine.settings_path)
-        machine.write_settings(text)
-    return wanted

@@ -58,11 +58,10 @@ def command(
     What is given by options is written into the machine's settings.
     """
     from ovm import machines
-    from ovm.cli import init, options
+    from ovm.cli import init
 
     machine = machines.of(name)
-    write = options.write if init.is_made(machine) else init.make
-    if changed := write(machine, given):
+    if changed := init.write(machine, given):
         say(f"set in {machine.settings_path}: {', '.join(changed)}", err=True)
     if cold:
         machines.forget_memory(machine)

@@ -6,9 +6,11 @@ The loops are generators that tell how far they are, so that whoever drives them
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,8 +48,6 @@ def clone(source: int, target: int, path: Path) -> bool:
 def clone_blocks(source: int, target: int, path: Path) -> bool:
     """As Linux does it (btrfs, xfs, …): into an open file."""
     del path
-    import fcntl
-
     try:
         fcntl.ioctl(target, _FICLONE, source)
     except OSError as error:
@@ -74,6 +74,8 @@ def clone_by_name(source: int, target: int, path: Path) -> bool:
         beside.unlink()
         return False
     try:
+        with suppress(OSError):
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a temporary file is locked, see durable.py
         beside.replace(path)
         os.dup2(opened, target, inheritable=False)
     finally:

@@ -21,6 +21,9 @@ from ovm.disks.blocking import in_thread
 from ovm.disks.durable import disk_errors, sync, sync_directory, sync_path, write_whole
 from ovm.errors import FileError
 from ovm.paths import TargetPaths
+from ovm.trust.files import read_file
+
+MACHINE_MAX_BYTES = 16 << 10
 
 _PRIVATE = 0o600
 _BTRFS_MAGIC = b"_BHRfS_M"
@@ -54,7 +57,7 @@ def load_machine(target: TargetPaths) -> Machine:
     is kept by ``save_machine`` or ``ensure_data_disk``.
     """
     try:
-        return msgspec.json.decode(target.machine.read_bytes(), type=Machine)
+        return msgspec.json.decode(read_file(target.machine, MACHINE_MAX_BYTES), type=Machine)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return Machine(machine_id=uuid.uuid4().hex, data_ever_ready=_holds_anything(target.data_disk))
 

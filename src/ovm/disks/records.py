@@ -7,7 +7,6 @@ versions.json knows none of them; so what it says of a file that versions.json k
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import msgspec
 
 from ovm.disks import assets
 from ovm.paths import TargetPaths
+from ovm.trust.files import read_file
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,8 +60,6 @@ def encode(record: Mapping[str, str | Made]) -> bytes:
 
 def _content(path: Path) -> bytes:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a fifo would be waited for
-        with open(fd, "rb", buffering=0) as opened:  # noqa: PTH123 - a descriptor, not a path
-            return opened.read(assets.RECORD_MAX_BYTES + 1) or b""
+        return read_file(path, assets.RECORD_MAX_BYTES)
     except OSError:
         return b""

@@ -16,6 +16,7 @@ import msgspec
 
 from ovm.disks.durable import TEMPORARY_PREFIX, NewFile, disk_errors, sync_directory, write_whole
 from ovm.paths import TargetPaths
+from ovm.trust.files import read_file
 
 FORMAT = 1
 PIECE_BYTES = 4 * 1024 * 1024
@@ -90,9 +91,7 @@ def load(target: TargetPaths) -> Suspended:
         Unfit: it is not what was written, or of another version's.
     """
     try:
-        fd = os.open(target.suspended, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, "rb") as file:  # noqa: PTH123 - a descriptor, not a path
-            line, end, crc = file.read(RECORD_MAX_BYTES).partition(b"\n")
+        line, end, crc = read_file(target.suspended, RECORD_MAX_BYTES).partition(b"\n")
     except OSError as error:
         raise Unfit(f"{target.suspended} cannot be read: {error.strerror}") from error
     if not end or crc != b"%08x\n" % _crc32(line):

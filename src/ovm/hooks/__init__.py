@@ -6,8 +6,6 @@ All of it is short and waits for files and programs: from a coroutine, call it i
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,19 +43,6 @@ def remove(name: str, socket: Path) -> Outcome:
     from ovm.hooks import docker_context, podman_connection
 
     return _each(lambda: docker_context.remove(name), lambda: podman_connection.remove(name, socket))
-
-
-def write(path: Path, content: str, mode: int) -> None:
-    """Write ``content`` so that no reader ever sees half of it; raises :class:`OSError`."""
-    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            os.fchmod(fd, mode)
-            file.write(content)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _each(*actions: Callable[[], str]) -> Outcome:

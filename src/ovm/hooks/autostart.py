@@ -14,15 +14,18 @@ import sys
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from ovm import hooks, paths
+from ovm import paths
+from ovm.disks.durable import disk_errors, write_through
 from ovm.errors import FileError, HelperError, OptionError, StateError, UnsupportedError
 from ovm.process import guard
 from ovm.process.child import users_environment
 from ovm.trust import directories
+from ovm.trust.files import read_file
 
 STOP_TIMEOUT_S = 100
 """A guest has 90 s to shut down."""
 SYSTEMCTL_TIMEOUT_S = 30.0
+UNIT_MAX_BYTES = 1 << 20
 CARRIED = ("OVM_HOME", "PATH")
 """Variables of ours that a login may not have: where machines are, and where gvproxy and the hypervisor are."""
 
@@ -43,7 +46,7 @@ def is_there(name: str) -> bool:
     """
     file = path(name)
     try:
-        content = file.read_bytes()
+        content = read_file(file, UNIT_MAX_BYTES)
     except FileNotFoundError:
         return False
     except OSError as error:
@@ -70,12 +73,11 @@ def add(name: str) -> str:
     file = path(name)
     if file.exists() and not is_there(name):
         raise StateError(f"{file} is there, and was not made for this machine", hint="remove it, if nobody needs it")
-    try:
+    content = agent(name) if sys.platform == "darwin" else unit(name)
+    with disk_errors(f"{file} cannot be written"):
         file.parent.mkdir(parents=True, exist_ok=True)
         directories.make(_log(name).parent)
-        hooks.write(file, agent(name) if sys.platform == "darwin" else unit(name), 0o644)
-    except OSError as error:
-        raise FileError(f"{file} cannot be written: {error.strerror}") from error
+        write_through(file, content.encode(), 0o644)
     if sys.platform != "darwin":
         _systemctl("enable", file.name)
     return f"{name} is started when you log in: {file}"

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ovm import hooks, paths
+from ovm.disks.durable import disk_errors, write_through
 from ovm.errors import FileError, StateError
+from ovm.trust.files import read_file
 
 META_MAX_BYTES = 1 << 20
 _NO_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -109,9 +111,7 @@ def _current() -> str:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        with path.open("rb") as file:
-            content = file.read(META_MAX_BYTES + 1)
-        told = json.loads(content)
+        told = json.loads(read_file(path, META_MAX_BYTES))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
@@ -122,8 +122,6 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, content: str) -> None:
-    try:
+    with disk_errors(f"{path} cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        hooks.write(path, content, 0o644)
-    except OSError as error:
-        raise FileError(f"{path} cannot be written: {error.strerror}") from error
+        write_through(path, content.encode(), 0o644)

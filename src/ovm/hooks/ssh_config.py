@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ovm import hooks, paths
+from ovm import paths
+from ovm.disks.durable import write_through
 from ovm.errors import FileError
+from ovm.trust.files import read_file
 
 CONFIG = "ssh_config"
 KNOWN_HOSTS = "ssh_known_hosts"
@@ -72,12 +74,16 @@ def write(name: str, *, port: int, user: str = "root") -> Path:
     }
     block = [f"Host {host(name)}", *(f"  {option} {value}" for option, value in options.items())]
     try:
-        host_key = " ".join(paths.public(keys.host_key).read_text(encoding="ascii").split()[:2])
-        hooks.write(known_hosts, f"{host(name)} {host_key}\n", 0o600)
-        hooks.write(config_path(name), "\n".join(block) + "\n", 0o600)
-    except OSError as error:
+        host_key = " ".join(read_file(paths.public(keys.host_key), paths.KEY_MAX_BYTES).decode("ascii").split()[:2])
+        _write(known_hosts, f"{host(name)} {host_key}\n")
+        _write(config_path(name), "\n".join(block) + "\n")
+    except (OSError, UnicodeDecodeError) as error:
         raise FileError(f"ssh cannot be told of {name}: {error}") from error
     return config_path(name)
+
+
+def _write(path: Path, text: str) -> None:
+    write_through(path, text.encode(), 0o600, durable=False)  # it is written again at the next start
 
 
 def _quoted(path: Path) -> str:

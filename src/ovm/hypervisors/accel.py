@@ -23,10 +23,12 @@ from ovm.errors import FileError, UnsupportedError
 from ovm.hypervisors import Arch
 from ovm.process.child import process_group
 from ovm.trust import directories
+from ovm.trust.files import read_file
 
 Accel = Literal["kvm", "hvf", "tcg"]
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+ANSWER_MAX_BYTES = 16 << 10
 PROBE_DEADLINE_S = 5.0
 """A working KVM needs about one second for it."""
 
@@ -110,13 +112,20 @@ def _kvm_obstacle() -> str:
 async def _remembered(fast: Accel, emulator: Emulator, kernel: Path, cache_dir: Path) -> Answer:
     key = await asyncio.to_thread(_key, fast, emulator, kernel)
     memory = cache_dir / f"accelerator-{key}.json"
-    with contextlib.suppress(OSError, FileError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        await asyncio.to_thread(directories.check, cache_dir)
-        return msgspec.json.decode(await asyncio.to_thread(memory.read_bytes), type=Answer)
+    if known := await asyncio.to_thread(recall, memory):
+        return known
     answer = await probe(fast, emulator, kernel)
     with contextlib.suppress(OSError, FileError):
         await asyncio.to_thread(_write, memory, msgspec.json.encode(answer))
     return answer
+
+
+def recall(memory: Path) -> Answer | None:
+    """The answer that is kept in the file ``memory``; ``None`` if there is none, or one that is damaged."""
+    with contextlib.suppress(OSError, FileError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        directories.check(memory.parent)
+        return msgspec.json.decode(read_file(memory, ANSWER_MAX_BYTES), type=Answer)
+    return None
 
 
 def _key(fast: Accel, emulator: Emulator, kernel: Path) -> str:
@@ -130,7 +139,11 @@ def _write(path: Path, content: bytes) -> None:
     directories.make(path.parent)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
         file.write(content)
-    Path(file.name).replace(path)
+    try:
+        Path(file.name).replace(path)
+    except OSError:
+        Path(file.name).unlink()
+        raise
 
 
 async def probe(accelerator: Accel, emulator: Emulator, kernel: Path, *, timeout_s: float = PROBE_DEADLINE_S) -> Answer:

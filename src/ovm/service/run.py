@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from ovm import machines, paths, records
+from ovm.disks.durable import disk_errors
 from ovm.errors import FileError, InUseError, OVMError
 from ovm.hooks import add as register_with_others
 from ovm.hooks import ssh_config
@@ -32,6 +33,7 @@ from ovm.service.holder import SAME_SIGNAL_S
 from ovm.service.host import Host
 from ovm.service.openapi import document
 from ovm.trust import directories
+from ovm.trust.locks import open_lock
 
 if TYPE_CHECKING:
     from ovm.info import Info
@@ -150,7 +152,7 @@ def _tell_others(machine: Machine, info: Info, *, register: bool) -> list[OVMErr
 @contextlib.contextmanager
 def _owned(machine: Machine) -> Iterator[None]:
     """The lock of the machine's service; no child inherits it, so it is free as soon as we are gone."""
-    fd = os.open(machine.service_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = open_lock(machine.service_lock)
     try:
         _take(fd, machine)
         yield
@@ -296,7 +298,8 @@ def _detach(machine: Machine) -> None:
         os._exit(0)
     os.setsid()
     directories.make(machine.log_dir)
-    with logs.rotate(machine.log_dir, "service").open("ab") as output:
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
+    with disk_errors(f"the log of {machine.name}'s service cannot be written"):
+        with logs.rotate(machine.log_dir, "service").open("ab") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
     os.chdir("/")

@@ -21,6 +21,7 @@ from ovm.service import client, launch
 from ovm.state import VMState
 from ovm.testing import LOCK
 from ovm.trust import directories
+from ovm.trust.locks import open_lock
 
 if TYPE_CHECKING:
     from ovm.machines import Machine
@@ -132,7 +133,7 @@ def _write(fd: int, mark: bytes) -> None:
 @contextlib.contextmanager
 def _lock(machine: Machine) -> Iterator[int]:
     directories.make(machine.directory)
-    fd = os.open(machine.directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = open_lock(machine.directory / LOCK)
     try:
         yield fd
     finally:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ovm.errors import FileError, UntrustedError
+from ovm.trust.files import advice
 
 LINKS_MAX = 40
 """As many links as the kernel itself follows."""
@@ -73,9 +74,8 @@ def make(path: Path, *, private: bool = False) -> None:
         with opened(path, make=True, private=private):
             pass
     except OSError as error:
-        raise FileError(
-            f"{path} cannot be made: {error.strerror}", hint="choose a directory of your own, on a disk with room"
-        ) from error
+        hint = advice(error, path) or "choose a directory of your own, on a disk with room"
+        raise FileError(f"{path} cannot be made: {error.strerror}", hint=hint) from error
 
 
 def check(path: Path) -> bool:

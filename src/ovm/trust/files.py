@@ -33,11 +33,13 @@ def advice(error: OSError, path: Path) -> str:
     if error.errno == errno.EROFS:
         return f"choose another place: the file system of {path.parent} is mounted read-only"
     if error.errno in {errno.EACCES, errno.EPERM}:
-        return f"make {path.parent} yours and writable, and what is in it"
+        return f"check who owns {path.parent} and what is in it, and their modes"
     if error.errno == errno.EISDIR:
         return f"remove {path}: it is a directory"
+    if error.errno == errno.EEXIST:
+        return f"move {path} away"
     if error.errno == errno.ENOTDIR:
-        return f"check {path.parent}: it is no directory"
+        return f"check {path} and the way to it: something there is no directory"
     if error.errno == errno.ELOOP:
         return f"remove the link {path}: it leads back to itself"
     return ""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ovm.errors import FileError
+from ovm.errors import FileError, InUseError
 from ovm.trust.files import advice
 
 REPLACE_WAIT_S = 1.0
@@ -22,6 +22,10 @@ REPLACE_WAIT_S = 1.0
 REPLACE_RETRY_S = 0.01
 TRIES = 5
 """Of opening a path that keeps changing."""
+HELD_RETRY_S = 0.02
+"""flock cannot wait with a deadline, so a held lock is tried again this often."""
+NOTE_MAX_BYTES = 20
+"""The holder's process id, in digits."""
 
 _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _KINDS = (
@@ -56,6 +60,52 @@ def open_lock(path: Path, *, create: bool = True, replace: bool = False) -> int:
             raise FileError(f"{path} is {kind}, and belongs to a lock file", hint=f"remove {path}")
         _remove(path)
     raise FileError(f"{path} cannot be opened: it keeps changing", hint=f"find out what writes to {path.parent}")
+
+
+@contextlib.contextmanager
+def held(path: Path, *, wait_s: float) -> Iterator[None]:
+    """Hold the lock file at ``path`` alone while inside. Its directory must exist; no child inherits it.
+
+    Args:
+        path: Made if there is none.
+        wait_s: How long another process may hold it, in seconds.
+
+    Raises:
+        InUseError: it was held for longer; says by which process.
+        FileError: it cannot be opened or made.
+    """
+    fd = _locked(path, time.monotonic() + wait_s)
+    try:
+        with contextlib.suppress(OSError):  # a full disk takes the number from the message, not the lock from us
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, b"%d" % os.getpid(), 0)
+        yield
+        with contextlib.suppress(OSError):
+            os.ftruncate(fd, 0)
+    finally:
+        os.close(fd)
+
+
+def _locked(path: Path, deadline: float) -> int:
+    while True:
+        fd = open_lock(path)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(fd).st_nlink:
+                return fd
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                holder = os.pread(fd, NOTE_MAX_BYTES, 0).decode("ascii", "replace")
+                os.close(fd)
+                who = f"process {holder}" if holder.isdigit() else "another process"
+                raise InUseError(f"{path} is held by {who}", hint=f"try again, or end {who}") from None
+            time.sleep(HELD_RETRY_S)
+        except OSError as error:
+            os.close(fd)
+            raise FileError(
+                f"{path} cannot be locked: {error.strerror}", hint="choose a directory on a local file system"
+            ) from error
+        os.close(fd)
 
 
 def _opened(path: Path, *, create: bool) -> int | None:
