@@ -6,6 +6,7 @@ the careful side of the disk at every instant: it says "never" only once no used
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import uuid
@@ -26,6 +27,8 @@ from ovm.trust.files import read_file
 MACHINE_MAX_BYTES = 16 << 10
 
 _PRIVATE = 0o600
+_NO_RECORD = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.EFBIG, errno.ELOOP, errno.EISDIR, errno.ENXIO})
+"""There is none, or what lies there is no record."""
 _BTRFS_MAGIC = b"_BHRfS_M"
 _BTRFS_MAGIC_AT = 0x10040
 
@@ -55,11 +58,18 @@ def load_machine(target: TargetPaths) -> Machine:
 
     If it is missing or damaged: a new identity, and the disk counts as used if it holds anything. That
     is kept by ``save_machine`` or ``ensure_data_disk``.
+
+    Raises:
+        FileError: it is there and cannot be read.
     """
     try:
         return msgspec.json.decode(read_file(target.machine, MACHINE_MAX_BYTES), type=Machine)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return Machine(machine_id=uuid.uuid4().hex, data_ever_ready=_holds_anything(target.data_disk))
+    except OSError as error:
+        if error.errno not in _NO_RECORD:  # it may be whole, and the identity in it is to be kept
+            raise FileError(f"{target.machine} cannot be read: {error.strerror}", hint="try again") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        pass
+    return Machine(machine_id=uuid.uuid4().hex, data_ever_ready=_holds_anything(target.data_disk))
 
 
 def save_machine(target: TargetPaths, machine: Machine) -> None:

@@ -65,8 +65,12 @@ def _made(path: Path) -> tuple[Path, int]:
         _remove_abandoned(ours)
         with suppress(FileExistsError):
             fd = os.open(ours, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            if _is_free(fd) and os.fstat(fd).st_nlink:
-                return ours, fd
+            try:
+                if _is_free(fd) and os.fstat(fd).st_nlink:
+                    return ours, fd
+            except OSError:
+                os.close(fd)
+                raise
             os.close(fd)  # somebody took it for abandoned, before it was locked
     raise FileExistsError(errno.EEXIST, "too many write it at once", os.fspath(path))
 
