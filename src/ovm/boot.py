@@ -104,6 +104,7 @@ async def power_on(
         # a thread cannot be cancelled: it is waited for, or it would write behind the back of the lock's next holder
         await in_thread(partial(_clear_sockets, sockets))
         stack.push_async_callback(in_thread, partial(_clear_sockets, sockets))
+        await in_thread(partial(gvproxy.lay_out, sockets))
         log_paths = await in_thread(lambda: {name: logs.rotate(options.log_dir, name) for name in names})
         await stack.enter_async_context(kept_small(log_paths.values()))
         spec = vm_spec(prepared, sockets, log_paths["console"])
@@ -167,6 +168,8 @@ async def power_on(
 def _clear_sockets(sockets: SocketPaths) -> None:
     for path in sockets.stale():
         path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # somebody else's file is in it, or there is none
+        sockets.gvproxy.rmdir()
 
 
 async def _open_ports(
@@ -181,10 +184,11 @@ async def _open_ports(
     profile = PROFILES[options.guest]
     if not profile.engine:
         return ssh.host_port, None
+    podman_socket = sockets.made_by_gvproxy(sockets.podman)
     if not profile.managed:  # podman's TCP port is the older ones' alone: the session leads one to its socket
-        await network.expose_tunnel(sockets.podman, PODMAN_SOCKET, KeyPaths(options.ssh_key_dir).user_key)
+        await network.expose_tunnel(podman_socket, PODMAN_SOCKET, KeyPaths(options.ssh_key_dir).user_key)
         return ssh.host_port, None
-    await network.expose_socket(sockets.podman, PODMAN_GUEST_PORT)
+    await network.expose_socket(podman_socket, PODMAN_GUEST_PORT)
     if not options.podman_tcp:
         return ssh.host_port, None
     podman = await network.pick(PODMAN_GUEST_PORT, first=recall.podman_port or PODMAN_PORT_FIRST)

@@ -13,9 +13,13 @@
         suspended.json             what that memory goes with, 0600, as long as it is there
         ovm.lock                   held from start to stop
     socket_dir/                    0700, emptied of the names below at each start
-        network.sock               gvproxy's HTTP API
-        net.sock                   gvproxy's end of the guest's network card
-        podman.sock                podman's API for people and programs
+        net/                       0700, gvproxy's own directory: it can make and remove sockets here alone
+            network.sock           its HTTP API
+            net.sock               its end of the guest's network card
+            podman.sock            podman's API
+        network.sock               a link to net/network.sock
+        net.sock                   a link to net/net.sock
+        podman.sock                a link to net/podman.sock: podman's API for people and programs
         ovm.sock                   the REST of the machine's service, where it has one
         ready.sock                 where the guest's words about its boot arrive
         command.sock               where an ovm-core guest asks what to do at boot
@@ -67,7 +71,7 @@ SUSPENDED = "suspended.json"
 SOCKET_NAMES = ("network.sock", "net.sock", "podman.sock", "ready.sock", "command.sock", "vfkit.sock")
 _NO_LINE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 """Unicode's categories of what is no part of a line: controls, halves of characters (no UTF-8), separators of lines."""
-_LONGEST_SOCKET = "virtiofs-99.sock"
+_LONGEST_SOCKETS = ("virtiofs-99.sock", "net/network.sock")
 _VFKITS_OWN = re.compile(r"vfkit-[0-9a-f]+-[0-9a-f]+\.sock")
 
 
@@ -115,24 +119,37 @@ class TargetPaths:
 
 @dataclass(frozen=True, slots=True)
 class SocketPaths:
-    """The names below ``socket_dir``."""
+    """The names below ``socket_dir``.
+
+    Root in the guest can make and remove sockets wherever gvproxy can. So gvproxy has a directory of its own, and each
+    of its sockets has a link outside, to connect to.
+    """
 
     directory: Path
 
     @property
+    def gvproxy(self) -> Path:
+        """Gvproxy's own directory."""
+        return self.directory / "net"
+
+    @property
     def network_api(self) -> Path:
-        """Gvproxy's HTTP API."""
+        """A link to gvproxy's HTTP API."""
         return self.directory / "network.sock"
 
     @property
     def network_card(self) -> Path:
-        """Where the hypervisor hands over the guest's Ethernet frames."""
+        """A link to where the hypervisor sends the guest's Ethernet frames."""
         return self.directory / "net.sock"
 
     @property
     def podman(self) -> Path:
-        """Podman's API."""
+        """A link to podman's API."""
         return self.directory / "podman.sock"
+
+    def made_by_gvproxy(self, link: Path) -> Path:
+        """The socket that one of the links above leads to: gvproxy makes it in its own directory."""
+        return self.gvproxy / link.name
 
     @property
     def boot_initrd(self) -> Path:
@@ -175,7 +192,14 @@ class SocketPaths:
             p for p in sorted(self.directory.glob("virtiofs-*.sock")) if p.stem.removeprefix("virtiofs-").isdigit()
         ]
         vfkits = [p for p in sorted(self.directory.glob("vfkit-*-*.sock")) if _VFKITS_OWN.fullmatch(p.name)]
-        return [path for path in (*fixed, self.boot_initrd, *shares, *vfkits) if path.exists() or path.is_symlink()]
+        ours = [path for path in (*fixed, self.boot_initrd, *shares, *vfkits) if path.exists() or path.is_symlink()]
+        return [*ours, *self.left_by_gvproxy()]
+
+    def left_by_gvproxy(self) -> list[Path]:
+        """The sockets in gvproxy's directory. Root in the guest may have chosen their names."""
+        if self.gvproxy.is_symlink() or not self.gvproxy.is_dir():
+            return []
+        return [path for path in sorted(self.gvproxy.iterdir()) if path.is_socket()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +230,7 @@ def check_socket_paths(socket_dir: Path, *names: str) -> None:
     Raises:
         SocketPathError: the kernel's limit on a socket's path would be passed.
     """
-    name = max((_LONGEST_SOCKET, *names), key=len)
+    name = max((*_LONGEST_SOCKETS, *names), key=len)
     longest = socket_dir / name
     length = len(os.fsencode(longest))
     if length > SOCKET_PATH_MAX_BYTES:

@@ -174,7 +174,7 @@ async def test_whatever_gvproxy_answers(
             lambda: network.expose(forward),
             lambda: network.unexpose(forward),
             lambda: network.pick(80),
-            lambda: network.expose_socket(sockets.podman, 58125),
+            lambda: network.expose_socket(sockets.made_by_gvproxy(sockets.podman), 58125),
         ):
             with contextlib.suppress(PortError):
                 await order()

@@ -12,6 +12,7 @@ import pytest
 import listeners
 import tiny
 import under
+from ovm.paths import LOCK, SocketPaths
 from ovm.process import confine
 from processes import holders
 
@@ -34,7 +35,7 @@ def unix(path: Path) -> dict[str, str]:
 
 @confined
 async def test_the_guest_cannot_touch_the_users_files(machines: tiny.Machines, short_path: Path) -> None:
-    """gvproxy removes what lies where its sockets are to be: nothing but in the directory of the machine's sockets.
+    """gvproxy removes what lies where its sockets are to be: nothing but in its own directory (B11, B12).
 
     It does its work all the same: there it makes sockets, it forwards ports, and names are looked up.
     """
@@ -43,13 +44,15 @@ async def test_the_guest_cannot_touch_the_users_files(machines: tiny.Machines, s
     precious, data = short_path / "precious", machine.ovm.options.target_dir / "data.img"
     precious.write_text("precious")
     (short_path / "empty").mkdir()
-    for path in (precious, data, short_path / "new", short_path / "empty", Path.home() / ".ovm-test"):
+    sockets = SocketPaths(machine.ovm.options.socket_dir)
+    ours = (sockets.directory / LOCK, sockets.service, sockets.ready, sockets.network_api, sockets.helpers)
+    for path in (precious, data, short_path / "new", short_path / "empty", Path.home() / ".ovm-test", *ours):
         before = path.exists()
         assert "500" in await ask(machine, "expose", unix(path)), path
         assert path.exists() == before
     assert precious.read_text() == "precious"
-    assert "200" in await ask(machine, "expose", unix(machine.ovm.options.socket_dir / "own"))
-    assert "200" in await ask(machine, "unexpose", unix(machine.ovm.options.socket_dir / "own"))
+    assert "200" in await ask(machine, "expose", unix(sockets.gvproxy / "own"))
+    assert "200" in await ask(machine, "unexpose", unix(sockets.gvproxy / "own"))
     looked_up = await machine.tell("busybox nslookup gateway.containers.internal 192.168.127.1")
     assert "192.168.127.1" in looked_up.rpartition("gateway.containers.internal")[2]
     if not under.MAC:
@@ -84,7 +87,8 @@ async def test_nothing_listens_that_is_not_told(machines: tiny.Machines) -> None
     assert listeners.ports(helpers) == {("tcp", "127.0.0.1", ssh)}
     found = listeners.unix(helpers)
     doubles_own = {path for path in found if "/vfkit-double-" in path}  # to command the QEMU underneath
-    assert {Path(path).parent for path in found - doubles_own} == {machine.ovm.options.socket_dir}
+    own = SocketPaths(machine.ovm.options.socket_dir)
+    assert {Path(path).parent for path in found - doubles_own} == {own.directory, own.gvproxy}
     exported = await machine.ovm.export_port(0, 22)
     assert await tiny.tell(exported.host_port, "echo there") == "there\n"
     assert listeners.ports(helpers) == {("tcp", "127.0.0.1", ssh), ("tcp", "127.0.0.1", exported.host_port)}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from networks import started
 from ovm.errors import HelperExited, PortError
 from ovm.network import gvproxy as network_module
 from ovm.network.gvproxy import Forward, argv, free_port, join
@@ -20,7 +21,7 @@ from ovm.process.probe import GVPROXY, check_helper
 async def network(group, gvproxy, short_path, tmp_path):
     """A running gvproxy."""
     log = tmp_path / "gvproxy.log"
-    async with network_module.start(group, gvproxy, SocketPaths(short_path), log, wire="qemu") as running:
+    async with started(group, gvproxy, SocketPaths(short_path), log, wire="qemu") as running:
         yield running
 
 
@@ -35,9 +36,9 @@ def listens(protocol: str, port: int, address: str = "127.0.0.1") -> bool:
 @pytest.mark.parametrize(
     ("wire", "card"),
     [
-        ("qemu", ("-listen-qemu", "unix:///s/net.sock")),
-        ("vfkit", ("-listen-vfkit", "unixgram:///s/net.sock")),
-        ("channel", ("-listen", "unix:///s/net.sock")),
+        ("qemu", ("-listen-qemu", "unix:///s/net/net.sock")),
+        ("vfkit", ("-listen-vfkit", "unixgram:///s/net/net.sock")),
+        ("channel", ("-listen", "unix:///s/net/net.sock")),
     ],
 )
 def test_the_command_line(wire, card):
@@ -46,7 +47,7 @@ def test_the_command_line(wire, card):
         "/t/gvproxy",
         *("-mtu", "1500"),
         *("-ssh-port", "-1"),
-        *("-listen", "unix:///s/network.sock"),
+        *("-listen", "unix:///s/net/network.sock"),
         *card,
     ]
 
@@ -66,7 +67,7 @@ async def test_each_wire_is_understood(group, gvproxy, short_path, tmp_path, wir
     if wire == "vfkit" and sys.platform != "darwin" and (await check_helper(gvproxy, GVPROXY)) < (0, 8, 9):
         pytest.skip("before 0.8.9 gvproxy serves vfkit on macOS alone")
     sockets = SocketPaths(short_path)
-    async with network_module.start(group, gvproxy, sockets, tmp_path / "gvproxy.log", wire=wire) as network:
+    async with started(group, gvproxy, sockets, tmp_path / "gvproxy.log", wire=wire) as network:
         async with asyncio.timeout(10):
             while not sockets.network_card.is_socket():
                 await asyncio.sleep(0.01)
@@ -164,7 +165,7 @@ async def test_no_port_to_be_had_is_told(network, monkeypatch):
 async def test_a_socket_can_lead_to_the_guest(network, short_path):
     """A unix socket for podman is made, for its owner alone."""
     path = SocketPaths(short_path).podman
-    await network.expose_socket(path, 58125)
+    await network.expose_socket(SocketPaths(short_path).made_by_gvproxy(path), 58125)
     assert path.is_socket()
     assert path.stat().st_mode & 0o777 == 0o600
 
@@ -179,7 +180,7 @@ async def test_two_machines_have_two_networks(group, network, gvproxy, short_pat
     """Two gvproxies run side by side, and each opens ports of its own."""
     second = short_path / "second"
     second.mkdir()
-    async with network_module.start(group, gvproxy, SocketPaths(second), tmp_path / "second.log", wire="qemu") as other:
+    async with started(group, gvproxy, SocketPaths(second), tmp_path / "second.log", wire="qemu") as other:
         one, two = await asyncio.gather(network.pick(80), other.pick(80))
         assert one.host_port != two.host_port
         assert listens("tcp", two.host_port)
@@ -187,23 +188,21 @@ async def test_two_machines_have_two_networks(group, network, gvproxy, short_pat
     assert listens("tcp", one.host_port)
 
 
-async def test_a_stale_socket_in_the_way_is_told(group, gvproxy, short_path, tmp_path):
-    """A gvproxy that ends at once is HelperExited with its last words, not a wait until the deadline."""
-    SocketPaths(short_path).network_card.touch()
+async def test_a_gvproxy_that_ends_at_once_is_told(group, gvproxy, short_path, tmp_path, monkeypatch):
+    """It is HelperExited with its last words, not a wait until the deadline."""
+    monkeypatch.setattr(network_module, "argv", lambda program, *_: [str(program), "-listen", "unix:///missing/x.sock"])
     async with asyncio.timeout(10):
         with pytest.raises(HelperExited) as caught:
-            async with network_module.start(
-                group, gvproxy, SocketPaths(short_path), tmp_path / "gvproxy.log", wire="qemu"
-            ):
+            async with started(group, gvproxy, SocketPaths(short_path), tmp_path / "gvproxy.log", wire="qemu"):
                 pass
     assert caught.value.stage == "network"
     assert caught.value.exit_reason.startswith("exit status")
-    assert "already exists" in "".join(caught.value.log_tail)
+    assert "no such file" in "".join(caught.value.log_tail)
 
 
 async def test_it_ends_with_its_block(group, gvproxy, short_path, tmp_path):
     """Left, gvproxy is gone and what it had opened is closed."""
-    async with network_module.start(group, gvproxy, SocketPaths(short_path), tmp_path / "log", wire="qemu") as running:
+    async with started(group, gvproxy, SocketPaths(short_path), tmp_path / "log", wire="qemu") as running:
         opened = await running.pick(80)
     assert not running.child.running
     assert not listens("tcp", opened.host_port)

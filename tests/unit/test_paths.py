@@ -35,6 +35,9 @@ def test_the_longest_socket_fits_exactly():
         paths.check_socket_paths(directory_of(fits + 1))
     assert f"at most {fits} bytes" in caught.value.hint
     assert "virtiofs-99.sock" in caught.value.message
+    own = SocketPaths(directory_of(fits))
+    for link in (own.network_api, own.network_card, own.podman):
+        assert len(str(own.made_by_gvproxy(link))) <= SOCKET_PATH_MAX_BYTES
 
 
 def test_a_paths_length_is_counted_in_bytes():
@@ -52,17 +55,32 @@ def test_the_limit_is_the_kernels(short_path):
             bad.bind(str(longest) + "x")
 
 
-def test_stale_names_are_ours_alone(tmp_path):
+def test_stale_names_are_ours_alone(short_path):
     """What a start clears away are names of ours, broken links among them, and nobody else's."""
-    sockets = SocketPaths(tmp_path)
+    sockets = SocketPaths(short_path)
     ours = [sockets.network_api, sockets.network_card, sockets.podman, sockets.boot_initrd]
     ours += [sockets.share(0), sockets.share(12)]
     for path in ours:
         path.touch()
     sockets.ready.symlink_to("/nowhere")
+    sockets.gvproxy.mkdir()
+    with socket.socket(socket.AF_UNIX) as chosen_by_the_guest:
+        chosen_by_the_guest.bind(str(sockets.gvproxy / "chosen"))
+        ours.append(sockets.gvproxy / "chosen")
+    (sockets.gvproxy / "a file").touch()
     for name in ("ovm.lock", "other.sock", "virtiofs-mine.sock", "virtiofs-0.sock.kept", "data.img"):
-        (tmp_path / name).touch()
+        (short_path / name).touch()
     assert set(sockets.stale()) == {*ours, sockets.ready}
+
+
+def test_a_link_in_place_of_gvproxys_directory_is_not_followed(short_path):
+    """What lies behind it is somebody else's."""
+    (short_path / "other").mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(short_path / "other" / "socket"))
+    sockets = SocketPaths(short_path)
+    sockets.gvproxy.symlink_to("other")
+    assert sockets.left_by_gvproxy() == []
 
 
 def test_nothing_is_stale_where_nothing_is(tmp_path):

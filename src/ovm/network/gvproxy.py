@@ -23,11 +23,12 @@ from urllib.parse import quote
 
 import msgspec
 
-from ovm.errors import PortError
+from ovm.errors import FileError, PortError
 from ovm.paths import SocketPaths
 from ovm.process.child import Child, Group
 from ovm.process.confine import Rights
 from ovm.process.supervise import race
+from ovm.trust import directories
 from ovm.wire import http
 from ovm.wire.error import WireError
 
@@ -84,17 +85,18 @@ def join(address: str, port: int) -> str:
 
 def argv(program: Path, sockets: SocketPaths, wire: Wire) -> list[str]:
     """Gvproxy's command line. ``-ssh-port -1``: sshd is exposed by us, so that a taken port is only picked again."""
-    card = {
-        "qemu": ("-listen-qemu", f"unix://{sockets.network_card}"),
-        "vfkit": ("-listen-vfkit", f"unixgram://{sockets.network_card}"),
-        "channel": ("-listen", f"unix://{sockets.network_card}"),
+    api, card = (sockets.made_by_gvproxy(link) for link in (sockets.network_api, sockets.network_card))
+    listen_to_card = {
+        "qemu": ("-listen-qemu", f"unix://{card}"),
+        "vfkit": ("-listen-vfkit", f"unixgram://{card}"),
+        "channel": ("-listen", f"unix://{card}"),
     }
     return [
         str(program),
         "-mtu", str(MTU),
         "-ssh-port", "-1",
-        "-listen", f"unix://{sockets.network_api}",
-        *card[wire],
+        "-listen", f"unix://{api}",
+        *listen_to_card[wire],
     ]  # fmt: skip
 
 
@@ -143,11 +145,11 @@ class Network:
     async def begin_again(self) -> None:
         """Start another gvproxy in place of one that has died; until :meth:`reopen` nothing is open through it.
 
-        Calls that need gvproxy wait meanwhile. Raises as :meth:`begin` does.
+        Calls that need gvproxy wait meanwhile. Raises as :meth:`begin` and :func:`lay_out` do.
         """
         self._up.clear()
         await self.end()
-        await asyncio.to_thread(_remove, self._sockets.network_api, self._sockets.network_card)
+        await asyncio.to_thread(lay_out, self._sockets)
         await self._begin()
 
     async def reopen_port(self, port: int) -> None:
@@ -169,8 +171,6 @@ class Network:
         """
         refused: dict[tuple[str, str], PortError] = {}
         for key, body in tuple(self._open.items()):
-            if body["protocol"] == "unix":
-                await asyncio.to_thread(_remove, Path(body["local"]))
             try:
                 await self._request(body)
             except WireError as error:
@@ -301,7 +301,8 @@ async def start(
 ) -> AsyncIterator[Network]:
     """Gvproxy with its API answering; ended on the way out.
 
-    Of the user's files it may touch its sockets alone, and read ``reads``: who reaches its API must not reach further.
+    :func:`lay_out` comes first. Of the user's files it may touch its own directory alone, and read ``reads``: root in
+    the guest can use its API, and must not reach further.
 
     Raises:
         HelperExited: it ended before it answered.
@@ -309,8 +310,8 @@ async def start(
     """
     async with http.connect(sockets.network_api) as api:
         command = argv(program, sockets, wire)
-        rights = Rights(sockets=[sockets.directory], reads=reads)
-        spawn = partial(group.spawn, "gvproxy", command, log_path=log_path, cwd=sockets.directory, rights=rights)
+        rights = Rights(sockets=[sockets.gvproxy], reads=reads)
+        spawn = partial(group.spawn, "gvproxy", command, log_path=log_path, cwd=sockets.gvproxy, rights=rights)
         network = Network(spawn, sockets, log_path, api)
         try:
             await network.begin()
@@ -319,9 +320,38 @@ async def start(
             await network.end()
 
 
-def _remove(*paths: Path) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)
+def lay_out(sockets: SocketPaths) -> None:
+    """Make gvproxy's directory, without a socket in it, and the links that lead to its sockets.
+
+    Raises:
+        FileError: it cannot be made, or holds more than sockets.
+    """
+    if sockets.gvproxy.is_symlink():
+        raise FileError(f"{sockets.gvproxy} is a link", hint="remove it")
+    try:
+        with contextlib.suppress(FileExistsError):
+            sockets.gvproxy.mkdir(mode=0o700)
+        directories.make(sockets.gvproxy, private=True)
+        for path in sockets.left_by_gvproxy():
+            path.unlink()
+        for link in (sockets.network_api, sockets.network_card, sockets.podman):
+            _link(link, sockets.made_by_gvproxy(link).relative_to(sockets.directory))
+        others = [path.name for path in sockets.gvproxy.iterdir()]
+    except OSError as error:
+        raise FileError(f"{sockets.gvproxy} cannot be prepared: {error.strerror}") from error
+    if others:
+        raise FileError(
+            f"{sockets.gvproxy} holds {others[0]}, which root in the guest could remove",
+            hint="move it elsewhere, or choose another socket_dir",
+        )
+
+
+def _link(link: Path, target: Path) -> None:
+    """Leave a link that is right as it is: somebody may be about to connect."""
+    if link.is_symlink() and link.readlink() == target:
+        return
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)
 
 
 async def _answers(path: Path) -> None:

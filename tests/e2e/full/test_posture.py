@@ -48,6 +48,9 @@ async def test_every_file_and_socket_is_its_owners_alone(vm: ovm.OVM) -> None:
             status = path.lstat()
             mode = stat.S_IMODE(status.st_mode)
             assert status.st_uid == os.geteuid(), path
+            if path.is_symlink():  # whose mode says nothing
+                assert path.readlink() == Path("net") / path.name
+                continue
             if directory == vm.options.target_dir and (path == directory or path.name in FOR_ALL):
                 assert mode & 0o022 == 0, path
             else:

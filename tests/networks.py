@@ -1,0 +1,21 @@
+"""A gvproxy for a test, without a guest."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from ovm.network import gvproxy
+from ovm.paths import SocketPaths
+from ovm.process.child import Group
+
+
+@asynccontextmanager
+async def started(
+    group: Group, program: Path, sockets: SocketPaths, log_path: Path, *, wire: gvproxy.Wire
+) -> AsyncIterator[gvproxy.Network]:
+    """As a machine starts it."""
+    gvproxy.lay_out(sockets)
+    async with gvproxy.start(group, program, sockets, log_path, wire=wire) as network:
+        yield network
