@@ -27,6 +27,7 @@ from ovm.errors import FileError, InUseError
 from ovm.paths import LOCK
 from ovm.process import identity, roster
 from ovm.process.identity import Identity
+from ovm.trust.locks import open_lock
 
 GOING_S = 5.0
 """The last helpers of a manager that was killed are gone by then; a running machine is not."""
@@ -100,7 +101,7 @@ async def hold(
 
     Raises:
         InUseError: somebody else owns one of them; says who.
-        FileError: the lock file cannot be made.
+        FileError: the lock file cannot be made, or a directory or another user's file lies in its place.
     """
     lock = Lock([])
     note = await asyncio.to_thread(_our_note, brief=brief, helpers=helpers)
@@ -156,13 +157,7 @@ def _text(path: str | Path) -> str:
 
 
 def _try(directory: Path, note: bytes) -> int | None:
-    path = directory / LOCK
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise FileError(
-            f"cannot lock {directory}: {error.strerror}", hint="check that the directory is yours and writable"
-        ) from error
+    fd = open_lock(directory / LOCK, replace=True)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
