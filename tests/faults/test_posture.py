@@ -88,7 +88,9 @@ async def test_nothing_listens_that_is_not_told(machines: tiny.Machines) -> None
     found = listeners.unix(helpers)
     doubles_own = {path for path in found if "/vfkit-double-" in path}  # to command the QEMU underneath
     own = SocketPaths(machine.ovm.options.socket_dir)
-    assert {Path(path).parent for path in found - doubles_own} == {own.directory, own.gvproxy}
+    directories = {Path(path).parent for path in found - doubles_own}
+    assert own.gvproxy in directories
+    assert directories <= {own.directory, own.gvproxy}
     exported = await machine.ovm.export_port(0, 22)
     assert await tiny.tell(exported.host_port, "echo there") == "there\n"
     assert listeners.ports(helpers) == {("tcp", "127.0.0.1", ssh), ("tcp", "127.0.0.1", exported.host_port)}

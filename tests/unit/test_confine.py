@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import platform
 import shutil
 import socket
 import subprocess
@@ -76,6 +78,107 @@ def test_what_was_not_given_is_refused(tmp_path, given, code):
     assert run(f"path, given = sys.argv[1:]\n{code}\nprint('done')", file, given, sockets=[given]) == "PermissionError"
     assert file.read_text() == "precious"
     assert sorted(tmp_path.rglob("*")) == before
+
+
+CALLS = """
+import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number, *arguments):
+    words = (ctypes.c_char_p(os.fsencode(w)) if isinstance(w, str) else ctypes.c_long(w) for w in arguments)
+    if libc.syscall(ctypes.c_long(number), *words) < 0:
+        raise OSError(ctypes.get_errno(), "")
+"""
+filtered = pytest.mark.skipif(
+    not confine.available() or not landlock._filter(platform.machine(), 1), reason="this kernel has no filter of ours"
+)
+
+
+@filtered
+@pytest.mark.parametrize(
+    "code",
+    [
+        "os.chmod(path, 0o666)",
+        "os.fchmod(os.open(given, os.O_RDONLY), 0o700)",
+        "os.chmod(given + '/file', 0o666)",
+        "os.chown(path, -1, -1)",
+        "os.lchown(path, -1, -1)",
+        "os.fchown(2, -1, -1)",
+        "os.utime(path)",
+        "os.utime(given + '/file')",
+        "os.setxattr(path, 'user.ovm', b'')",
+        "os.removexattr(path, 'user.ovm')",
+        "os.truncate(path, 0)",
+        "os.link(given + '/file', given + '/2')",
+        "os.symlink('/', given + '/2')",
+        "os.mkfifo(given + '/2')",
+        "os.kill(os.getppid(), 0)",
+        "os.kill(0, 0)",
+        "os.kill(-1, 0)",
+        "signal.pidfd_send_signal(os.pidfd_open(os.getppid()), 0)",
+        "resource.prlimit(os.getppid(), resource.RLIMIT_CORE)",
+        "call({'x86_64': 272, 'aarch64': 97}[os.uname()[4]], 1 << 28)",
+        "call({'x86_64': 56, 'aarch64': 220}[os.uname()[4]], 1 << 28 | 17, 0, 0, 0, 0)",
+        "call({'x86_64': 101, 'aarch64': 117}[os.uname()[4]], 16, os.getppid(), 0, 0)",
+        "call({'x86_64': 165, 'aarch64': 40}[os.uname()[4]], 'none', given, 'tmpfs', 0, 0)",
+        "call({'x86_64': 321, 'aarch64': 280}[os.uname()[4]], 0, 0, 0)",
+        "call({'x86_64': 250, 'aarch64': 219}[os.uname()[4]], 0, -3, 0)",
+        "call(425, 1, 0)",
+    ],
+)
+def test_calls_past_landlock_are_refused(tmp_path, given, code):
+    """B27: modes, owners, times and attributes of the user's files stay, its own directory's too; and no other process
+    is reached.
+    """
+    file = tmp_path / "file"
+    file.write_text("precious")
+    with contextlib.suppress(OSError):
+        os.setxattr(file, "user.ovm", b"")
+    before = file.stat()
+    code = f"import resource, signal\n{CALLS}\npath, given = sys.argv[1:]\n{code}\nprint('done')"
+    assert run(code, file, given, reads=[given]) == "PermissionError"
+    after = file.stat()
+    assert [after.st_mode, after.st_uid, after.st_mtime_ns, after.st_ctime_ns, after.st_nlink] == [
+        before.st_mode, before.st_uid, before.st_mtime_ns, before.st_ctime_ns, before.st_nlink
+    ]  # fmt: skip
+
+
+@filtered
+def test_what_a_program_does_to_itself_is_not_refused():
+    """Threads, children, signals to itself and limits of its own: Go's runtime wants them."""
+    code = (
+        "import resource, signal, subprocess, threading\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('heard', flush=True))\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "signal.raise_signal(signal.SIGUSR1)\n"
+        "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
+        "thread = threading.Thread(target=print, args=['thread'], kwargs={'flush': True})\n"
+        "thread.start(); thread.join()\n"
+        "subprocess.run(['/bin/echo', 'child'])"
+    )
+    assert run(code).split() == ["heard", "heard", "thread", "child"]
+
+
+@filtered
+def test_another_kind_of_system_call_is_no_way_around():
+    """A 64-bit x86 program can make calls by the numbers of x32, which the list has not."""
+    if platform.machine() != "x86_64":
+        pytest.skip("there is no such kind on this architecture")
+    assert run(f"{CALLS}\ncall(0x40000000 | 39)") == "PermissionError"
+
+
+def test_without_a_list_there_is_no_filter():
+    """An architecture whose numbers are not known gets none, rather than a wrong one."""
+    assert landlock._filter("riscv64", 1) == b""
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_each_refused_call_has_its_number(machine):
+    """As many as there are names, but where the architecture never had the older ones; and none twice."""
+    which = list(landlock._ARCHITECTURES).index(machine)
+    names = [name for names in landlock.REFUSED for name in names.split()]
+    numbers = [number for pair in landlock.REFUSED.values() for number in pair[which]]
+    missing = {"x86_64": 0, "aarch64": 9}  # chmod, chown, lchown, utime, utimes, futimesat, link, symlink, mknod
+    assert len(numbers) == len(names) - missing[machine] == len(set(numbers))
 
 
 @confined

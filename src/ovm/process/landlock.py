@@ -7,11 +7,17 @@ started with a reserved argument.
 By Landlock, which Linux has since 5.13: a process may give up rights of its own, without privileges. Pid, process
 group, open files, umask and working directory stay what they were. Rights that the kernel does not know yet are not
 given up; every kernel with Landlock knows those to make and remove files.
+
+Landlock leaves modes, owners, times, attributes and, before its version 6, other processes within reach. So a seccomp
+filter refuses the system calls that change those, and some more that a program for the network never makes. It lists
+what is refused: a list of what is allowed would break with the next version of Go. Where the kernel has no seccomp, or
+is of an architecture without a list here, there is no filter.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import stat
 import struct
@@ -41,6 +47,45 @@ truncate, to command devices."""
 _SCOPES_SINCE = 6
 _SCOPES = 0b11
 """Neither unix sockets without a path nor signals to whoever is not confined as it is."""
+
+_SET_SECCOMP, _FILTER = 22, 2
+_LOAD, _EQUALS, _AT_LEAST, _HAS_BITS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # of BPF
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data, of a machine with low bytes first
+_ALLOW, _FAIL = 0x7FFF0000, 0x00050000
+_X32 = 0x40000000
+"""In the number of a system call that a 64-bit x86 program makes as a 32-bit one; a way around the list otherwise."""
+_NEW_NAMESPACES = 0x7E020000
+
+_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+"""The kernel's AUDIT_ARCH_ constants."""
+REFUSED: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "chmod fchmod fchmodat fchmodat2": ((90, 91, 268, 452), (52, 53, 452)),
+    "chown fchown lchown fchownat": ((92, 93, 94, 260), (55, 54)),
+    "utime utimes futimesat utimensat": ((132, 235, 261, 280), (88,)),
+    "setxattr lsetxattr fsetxattr setxattrat": ((188, 189, 190, 463), (5, 6, 7, 463)),
+    "removexattr lremovexattr fremovexattr removexattrat": ((197, 198, 199, 466), (14, 15, 16, 466)),
+    "file_setattr truncate": ((469, 76), (469, 45)),
+    "link linkat symlink symlinkat mknod mknodat": ((86, 265, 88, 266, 133, 259), (37, 36, 33)),
+    "ptrace process_vm_readv process_vm_writev pidfd_getfd": ((101, 310, 311, 438), (117, 270, 271, 438)),
+    "tkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_send_signal": ((200, 129, 297, 424), (130, 138, 240, 424)),
+    "mount umount2 pivot_root chroot move_mount": ((165, 166, 155, 161, 429), (40, 39, 41, 51, 429)),
+    "fsopen fsconfig fsmount fspick open_tree mount_setattr": ((430, 431, 432, 433, 428, 442),) * 2,
+    "unshare setns": ((272, 308), (97, 268)),
+    "open_by_handle_at quotactl acct swapon swapoff": ((304, 179, 163, 167, 168), (265, 60, 89, 224, 225)),
+    "kexec_load kexec_file_load reboot": ((246, 320, 169), (104, 294, 142)),
+    "init_module finit_module delete_module": ((175, 313, 176), (105, 273, 106)),
+    "bpf perf_event_open userfaultfd": ((321, 298, 323), (280, 241, 282)),
+    "add_key request_key keyctl": ((248, 249, 250), (217, 218, 219)),
+    "io_uring_setup io_uring_enter io_uring_register": ((425, 426, 427),) * 2,
+}
+"""System calls that fail with EPERM: their numbers on x86_64, and on aarch64, which lacks some."""
+_OF_ITSELF = {"kill tgkill": ((62, 234), (129, 131))}
+"""The same, unless their first argument is the process that makes them."""
+_OF_ITSELF_OR_0 = {"prlimit64": ((302,), (261,))}
+"""The same, or 0, which means that process."""
+_CLONE, _CLONE3 = (56, 220), 435
+"""clone() is refused with new namespaces. clone3() hides its arguments, so it fails as if the kernel did not have it;
+then programs use clone()."""
 
 RIGHTS = {
     "r": _READ_FILE | _READ_DIRECTORY,
@@ -77,7 +122,7 @@ def become(rules: Sequence[str], argv: Sequence[str]) -> NoReturn:
 
 
 def confine(rules: Sequence[str]) -> None:
-    """Give up all rights to files but those of ``rules``, and that to gain others by executing something.
+    """Give up all rights to files but those of ``rules``, that to gain others by executing something, and ``REFUSED``.
 
     Raises:
         OSError: the kernel refuses.
@@ -97,6 +142,46 @@ def confine(rules: Sequence[str]) -> None:
     _checked(_libc().prctl(_NO_NEW_PRIVILEGES, *map(ctypes.c_ulong, (1, 0, 0, 0))))
     _call(_RESTRICT_SELF, ruleset, 0)
     os.close(ruleset)
+    _refuse_calls()
+
+
+def _refuse_calls() -> None:
+    """Install the filter for this thread, which is the only one, and whatever it executes; or none."""
+    if not (program := _filter(os.uname().machine, os.getpid())):
+        return
+    code = ctypes.create_string_buffer(program, len(program))
+    head = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
+    _libc().prctl(_SET_SECCOMP, ctypes.c_ulong(_FILTER), ctypes.c_char_p(head))  # what has no seccomp refuses
+
+
+def _filter(machine: str, pid: int) -> bytes:
+    """The filter as BPF, for a process ``pid``; empty where the architecture has no list."""
+    if machine not in _ARCHITECTURES or ctypes.sizeof(ctypes.c_void_p) != 8:
+        return b""
+    which = list(_ARCHITECTURES).index(machine)
+    refuse, allow = _step(_RETURN, _FAIL | errno.EPERM), _step(_RETURN, _ALLOW)
+    steps = [
+        _step(_LOAD, _ARCHITECTURE),
+        *(_step(_EQUALS, _ARCHITECTURES[machine], 1, 0), refuse),
+        _step(_LOAD, _NUMBER),
+    ]
+    if machine == "x86_64":
+        steps += [_step(_AT_LEAST, _X32, 0, 1), refuse]
+    steps += [_step(_EQUALS, _CLONE3, 0, 1), _step(_RETURN, _FAIL | errno.ENOSYS)]
+    for numbers in REFUSED.values():
+        for number in numbers[which]:
+            steps += [_step(_EQUALS, number, 0, 1), refuse]
+    for calls, allowed in ((_OF_ITSELF, (pid,)), (_OF_ITSELF_OR_0, (pid, 0))):
+        tests = [step for value in allowed for step in (_step(_EQUALS, value, 0, 1), allow)]
+        for number in (number for numbers in calls.values() for number in numbers[which]):
+            steps += [_step(_EQUALS, number, 0, len(tests) + 2), _step(_LOAD, _FIRST_ARGUMENT), *tests, refuse]
+    steps += [_step(_EQUALS, _CLONE[which], 0, 3), _step(_LOAD, _FIRST_ARGUMENT)]
+    steps += [_step(_HAS_BITS, _NEW_NAMESPACES, 0, 1), refuse]
+    return b"".join([*steps, allow])
+
+
+def _step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, if_true, if_false, value)
 
 
 def _call(number: int, *arguments: int | bytes | None) -> int:
