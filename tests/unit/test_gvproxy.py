@@ -87,6 +87,16 @@ async def test_a_port_is_opened_and_closed(network, unused_port, protocol):
     assert not listens(protocol, unused_port)
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this host has no IPv6")
+@pytest.mark.parametrize("address", ["0.0.0.0", "::"])
+async def test_all_addresses_are_those_of_ipv4_and_ipv6(network, unused_port, address):
+    """Go binds both families for either of the two."""
+    await network.expose(forward(unused_port, address=address))
+    for one in ("127.0.0.1", "::1"):
+        with socket.create_connection((one, unused_port), timeout=5):
+            pass
+
+
 async def test_a_taken_port_is_told(network):
     """A port that somebody else has is a PortError with advice on how to find out who."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
