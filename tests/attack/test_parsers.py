@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import Callable, Mapping
+import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,65 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fuzz
-from ovm import health, settings
-from ovm.errors import OVMError
-from ovm.guest import ports, ready
-from ovm.image import images, index
+import soak
+from parsers import PARSERS, try_out
 
-Parse = Callable[[bytes], object]
-
-
-def _text(content: bytes) -> str:
-    return content.decode(errors="replace")
-
-
-def _settings(content: bytes) -> None:
-    settings.parse(_text(content), Path("machine.toml"))
-
-
-def _changed(content: bytes) -> None:
-    key, _, rest = _text(content).partition("\n")
-    value, _, text = rest.partition("\n")
-    after = settings.changed(text, key, value)
-    assert settings.parse(after, Path("machine.toml")) is not None
-
-
-def _ready(content: bytes) -> None:
-    async def hear() -> None:
-        told = ready.ReadyChannel(on_reset=lambda: None, on_warning=lambda _: None)
-        for line in _text(content).split("\n"):
-            told.hear(line)
-
-    asyncio.run(hear())
-
-
-PARSERS: Mapping[str, tuple[Parse, tuple[bytes, ...]]] = {
-    "settings": (
-        _settings,
-        (
-            b'cpus = 2\nmemory = "2G"\nmounts = ["~/src", "/a:/b:ro"]\nports = ["8080:80"]\n',
-            b'[environment]\nA = "1"\n',
-        ),
-    ),
-    "changed": (_changed, (b"cpus\n2\nmemory = 512\n", b'environment.A\nb\n[environment]\nA = "1"\nB = "2"\n')),
-    "ports": (
-        lambda content: ports.parse("/services/forwarder/expose", content),
-        (b'{"local": ":8080", "protocol": "tcp"}', b'{"local": "[::1]:53", "protocol": "udp"}'),
-    ),
-    "ready": (_ready, (b"stage boot 1.5\nready 2.0\n", b"warn something\nfatal data-disk words\n")),
-    "health": (health.parse, (b"1000 500 rw 0\n",)),
-    "index": (index.read_index, (b'{"format": 1, "images": {}}',)),
-    "image": (lambda content: images.read_description(content, "it"), (b'{"format": 1, "guest": "ovm", "files": {}}',)),
-}
-"""With texts that each understands, or nearly."""
-REFUSALS = (OVMError, ports.Refused)
-
-
-def try_out(name: str, content: bytes) -> None:
-    """Raises if the parser fails otherwise than by refusing."""
-    parse, _ = PARSERS[name]
-    with contextlib.suppress(*REFUSALS):
-        parse(content)
+FUZZER = Path(__file__).with_name("fuzzer.py")
+TESTS = Path(__file__).parents[1]
+RUNS = 200_000
+DEADLINE_S = 1800.0
 
 
 @pytest.mark.parametrize("name", PARSERS)
@@ -81,3 +30,21 @@ def test_a_parser_refuses_or_understands(name, data):
     start = data.draw(st.sampled_from(PARSERS[name][1]) | fuzz.documents())
     try_out(name, start)
     try_out(name, fuzz.mutated(data.draw, start))
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not importlib.util.find_spec("atheris"), reason="atheris is there for make soak alone")
+@pytest.mark.parametrize("name", PARSERS)
+def test_a_parser_withstands_what_its_branches_suggest(name, tmp_path):
+    """The same, of inputs that atheris makes up to reach each branch."""
+    seeds = tmp_path / "seeds"
+    seeds.mkdir()
+    for number, content in enumerate(PARSERS[name][1]):
+        (seeds / str(number)).write_bytes(content)
+    runs, environment = soak.times(RUNS), os.environ | {"PYTHONPATH": str(TESTS)}
+    words = [sys.executable, str(FUZZER), name, f"-runs={runs}", f"-seed={soak.SEED}", "-rss_limit_mb=2048", str(seeds)]
+    done = subprocess.run(
+        words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+    soak.row(f"{runs} inputs to the parser of {name}, by atheris", "no error but ours", f"status {done.returncode}")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
