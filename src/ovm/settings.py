@@ -293,7 +293,8 @@ def made_of(key: str, value: Any) -> Any:
         message = _shortened(error.message.replace(option, key))
         raise SettingsError(message if message.startswith(key) else f"{key}: {message}", hint=error.hint) from error
     except ValueError as error:
-        raise SettingsError(f"{key} = {_shown(value)} is not {error}") from error
+        shown = f"{key}, whose value is not shown," if key == "environment" else f"{key} = {_shown(value)}"
+        raise SettingsError(f"{shown} is not {error}") from error
     return made
 
 

@@ -11,7 +11,9 @@ import pytest
 
 import strangers
 from ovm import cli
+from ovm.errors import GuestError, SettingsError
 from ovm.process import confine
+from ovm.settings import changed
 
 COMMANDS = [
     ("doctor",),
@@ -122,3 +124,23 @@ def test_a_helper_is_confined_without_an_account(stranger, place):
         return confine.profile(rights) + str([*confine._parameters("/bin/true", rights), *confine.rules("x", rights)])
 
     assert "HOME=" in stranger.does(act)
+
+
+async def test_a_connection_of_a_user_without_a_name_fails_with_what_to_do(sshd, monkeypatch):
+    """asyncssh wants a name of the user; where none is known, the error says how to give one."""
+
+    def unknown() -> str:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr("getpass.getuser", unknown)
+    with pytest.raises(GuestError) as caught:
+        await sshd.client().connect()
+    assert "LOGNAME" in caught.value.hint
+
+
+@pytest.mark.parametrize("value", ["GH_TOKEN=abcdef", "abcdef", "[abcdef]"])
+def test_an_environment_that_is_no_table_is_not_shown(value):
+    """B3: what somebody types in the wrong form may be a secret all the same."""
+    with pytest.raises(SettingsError) as caught:
+        changed("", "environment", value)
+    assert "abcdef" not in str(caught.value)

@@ -170,6 +170,10 @@ class SSH:
             raise GuestError(f"no ssh connection to the guest within {timeout_s:g} s") from error
         except (asyncssh.Error, OSError) as error:
             raise GuestError(f"no ssh connection to the guest: {GuestText.of(error)}") from tamed(error)
+        except ValueError as error:  # asyncssh's, for a user without an account
+            raise GuestError(
+                f"no ssh connection to the guest: {error}", hint="set LOGNAME in the environment"
+            ) from error
         return connection
 
     async def exec(

@@ -49,6 +49,7 @@ from ovm.image.place import check_target, into_place
 from ovm.process.child import users_environment
 from ovm.redaction import shown_url, without_credentials
 from ovm.registry import image_hint
+from ovm.trust import directories
 
 ROOTFS_SIZE = "1G"
 """Of the file system, not of the data in it. A multiple of 512, as virtio wants it."""
@@ -380,7 +381,7 @@ def _failed_log(target: Path) -> Path:
 @contextlib.contextmanager
 def _workspace(target: Path) -> Iterator[Path]:
     """A hidden directory beside the target, locked while the build lives; what killed builds left is removed."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    directories.make(target.parent)
     prefix = f".{target.name}.building-"
     for leftover in target.parent.glob(f"{prefix}*"):
         _remove_unless_locked(leftover)

@@ -24,6 +24,7 @@ from ovm.disks.durable import disk_errors, write_at, write_whole
 from ovm.errors import ImageError
 from ovm.image.place import check_space
 from ovm.redaction import Redactor, credentials_of, shown_url
+from ovm.trust.files import read_file
 
 if TYPE_CHECKING:
     import httpx2
@@ -42,6 +43,7 @@ PARTIAL = "download"
 """What has come so far; the next download of the same file goes on from there."""
 NOTE = "download.json"
 
+NOTE_MAX_BYTES = 64 * 1024
 _WRITE_BYTES = 1024 * 1024
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _TRY_AGAIN = frozenset({408, 425, 429})
@@ -179,7 +181,7 @@ class _Partial:
 
     def _noted(self, key: str) -> _Note:
         try:
-            note = msgspec.json.decode(self._note_path.read_bytes(), type=_Note)
+            note = msgspec.json.decode(read_file(self._note_path, NOTE_MAX_BYTES), type=_Note)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return _Note(key)
         if note.key != key or (self.wanted.size and note.size != self.wanted.size):

@@ -29,6 +29,7 @@ from ovm.image.images import Arch, GuestImage, load_image
 from ovm.image.index import released_image
 from ovm.image.place import check_target, into_place
 from ovm.image.release import unpack_release
+from ovm.trust import directories
 
 PullProgress = Callable[[str, int, int], object]
 """Called in the event loop with ``download`` or ``unpack``, the bytes done and the bytes in all."""
@@ -111,7 +112,7 @@ class _StoppedError(Exception):
 @contextlib.asynccontextmanager
 async def _workspace(target: Path) -> AsyncIterator[Path]:
     """A directory beside the target, locked; all that stays of it is the beginning of a download."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    directories.make(target.parent)
     work = target.with_name(f".{target.name}.pulling")
     lock = _lock(work)
     try:

@@ -22,6 +22,7 @@ from ovm.disks.durable import NewFile, disk_errors, sync, sync_directory, write_
 from ovm.errors import ImageError
 from ovm.image.images import DESCRIPTION, FILE_NAMES, Arch, Description, read_description, sha256, verify_image
 from ovm.image.place import check_space
+from ovm.trust import directories
 
 MANIFEST = "manifest"
 MEMBERS = (DESCRIPTION, MANIFEST, *FILE_NAMES.values())
@@ -193,7 +194,7 @@ def _check_manifest(path: Path, wanted: str) -> None:
 
 
 def _pack(directory: Path, path: Path, stop: Event) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    directories.make(path.parent)
     new = NewFile(path.parent, path.name)
     try:
         with open(new.fd, "w+b", closefd=False) as opened, zipfile.ZipFile(opened, "w") as archive:

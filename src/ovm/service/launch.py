@@ -60,6 +60,8 @@ def launch(machine: Machine) -> Service:
             argv = [sys.executable, "-P", "-m", "ovm.service", machine.name, str(writing)]
             started = subprocess.run(
                 argv,
+                env={"LOGNAME": f"user-{os.getuid()}"}
+                | os.environ,  # asyncssh requires a name, also of a user without one
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
