@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import builds
+import homes
 import ovm.image
 import tiny
 import under
@@ -144,3 +145,11 @@ async def machines(
     made = tiny.Machines(tiny_guest, gvproxy, short_path, under.vfkit() if hypervisor == "vfkit" else None)
     yield made
     await made.end()
+
+
+@pytest.fixture
+def home(tiny_guest: tiny.Guest, gvproxy: Path, short_path: Path) -> Iterator[homes.Home]:
+    """An ``OVM_HOME`` of its own for the command; nothing runs there afterwards."""
+    made = homes.Home(short_path, tiny_guest, gvproxy)
+    yield made
+    made.end()

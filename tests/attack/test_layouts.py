@@ -42,7 +42,7 @@ COMMANDS = (
     ("pause", NAME),
     ("prune", NAME, "-y"),
     ("ssh", NAME, "true"),
-    ("config", "set", NAME, "cpus", "2"),
+    ("config", "set", "cpus", "2", "--machine", NAME),
     ("stop", NAME),
     ("stop", NAME, "--force"),
     ("rm", "-y", NAME),
