@@ -25,6 +25,7 @@ from ovm.network.gvproxy import Forward, Network
 from ovm.paths import SocketPaths
 from ovm.process.child import Child
 from ovm.state import VMState
+from ovm.text import LENGTH_MAX
 from ovm.wire import http
 from ovm.wire.error import WireError
 
@@ -121,7 +122,7 @@ async def test_whatever_a_server_answers(server: Server, answer: tuple[bytes, bo
                 await ask()
             except WireError as error:
                 words = error.message
-            assert 0 < len(words) <= http.WORDS_MAX + len("POST /services/forwarder/expose: ")
+            assert 0 < len(words) <= LENGTH_MAX + len("POST /services/forwarder/expose: ")
     server.hang_up()
 
 
