@@ -203,8 +203,11 @@ async def test_a_socket_directory_that_became_unusable(machines: tiny.Machines) 
 
 
 async def test_a_socket_directory_is_made_private_again(machines: tiny.Machines) -> None:
+    """One that others can look into is closed; one that they can write to is refused, for they may have done so."""
     m = await machines()
-    for mode in (0o500, 0o777):
+    m.ovm.options.socket_dir.chmod(0o777)
+    assert isinstance(await failure(m, machines), ovm.UntrustedError)
+    for mode in (0o500, 0o755):
         m.ovm.options.socket_dir.chmod(mode)
         starting = m.start_soon()
         await m.until_step("network")
