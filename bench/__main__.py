@@ -12,8 +12,8 @@ from pathlib import Path
 from bench import comparison, goals, picture, plan, report
 from bench.result import Result
 from bench.setting import FULL, SMOKE
-from ovm import registry
 from ovm.errors import OVMError
+from ovm.registry import create as registry
 
 CACHE = Path(__file__).parents[1] / ".cache" / "bench"
 INTERRUPTED = 130

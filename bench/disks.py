@@ -13,9 +13,9 @@ from pathlib import Path
 from bench import programs
 from bench.samples import Measure, alternate, timed
 from bench.setting import Bench, NotHereError
-from ovm.config import OriginPath, Versions
-from ovm.disks import copying, materialize
-from ovm.registry import load_image
+from ovm.disks import copying, install
+from ovm.model.options import OriginPath, Versions
+from ovm.registry.create import load_image
 
 ROWS = (
     "unpack: ovm",
@@ -139,7 +139,7 @@ async def _made(rootfs: Path, target: Path, known: Mapping[str, str] | None = No
         small.write_bytes(b"small")
     origins = OriginPath(gvproxy=small, kernel=small, initrd=small, rootfs=rootfs)
     versions = Versions(gvproxy="1", kernel="1", initrd="1", rootfs="1")
-    await materialize.prepare(origins, versions, target, sha256=known or {})
+    await install.prepare(origins, versions, target, sha256=known or {})
 
 
 def _known(bench: Bench) -> dict[str, str]:

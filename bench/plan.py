@@ -15,9 +15,11 @@ from bench import commands, disks, host, idle, running, starts
 from bench.programs import ProgramError
 from bench.result import FORMAT, Result
 from bench.setting import Bench, NotHereError, Scale
-from ovm import helpers, hypervisors, paths, registry
+from ovm import hypervisors, paths
 from ovm.errors import OVMError
+from ovm.host import programs
 from ovm.hypervisors import accel
+from ovm.registry import create as registry
 
 BUDGET_S = 20 * 60.0
 """For all of it, what is made once and kept included."""
@@ -67,11 +69,11 @@ async def carry_out(image: Path, cache: Path, scale: Scale, tell: Callable[[str]
     """
     began, clock = datetime.now(UTC), time.monotonic()
     with _scratch(cache) as work:
-        qemu = await helpers.find_qemu(registry.host_arch())
+        qemu = await programs.find_qemu(registry.host_arch())
         bench = Bench(
             scale=scale,
             image=image,
-            gvproxy=await helpers.find_gvproxy(),
+            gvproxy=await programs.find_gvproxy(),
             qemu=qemu,
             accelerator=await _accelerator(qemu, image),
             cache=cache,
@@ -107,7 +109,7 @@ def _scratch(cache: Path) -> Iterator[Path]:
         yield Path(work)
 
 
-async def _accelerator(qemu: helpers.Helper, image: Path) -> str:
+async def _accelerator(qemu: programs.Helper, image: Path) -> str:
     """The one that ovm chooses, for the opponents to have the same."""
     emulator = accel.Emulator(program=qemu.path, version=qemu.version, arch=hypervisors.host_arch())
     kernel = registry.load_image(image).path("kernel")

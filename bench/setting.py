@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.samples import Recorder
-from ovm.helpers import Helper
+from ovm.host.programs import Helper
 
 CPUS = 2
 MEMORY_MIB = 2048

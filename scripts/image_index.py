@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ovm import __version__
+from ovm._version import __version__
 from ovm.image.index import INDEX, Release, write_index
 from ovm.image.release import inspect_release
 

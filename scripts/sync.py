@@ -1,4 +1,4 @@
-"""Write src/ovm/sync/twins.py: the blocking machines, by the signatures and docstrings of the asynchronous ones.
+"""Write src/ovm/sync/_generated.py: the blocking machines, by the signatures and docstrings of the asynchronous ones.
 
 `scripts/sync.py --check` writes nothing, and fails if the file is not what it would write.
 """
@@ -11,14 +11,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TARGET = ROOT / "src" / "ovm" / "sync" / "twins.py"
+TARGET = ROOT / "src" / "ovm" / "sync" / "_generated.py"
 BASE = "ovm.sync.base"
-CLASSES = {"OVM": ("ovm.machine", "Local"), "RemoteOVM": ("ovm.service.remote", "Remote")}
+CLASSES = {"OVM": ("ovm.machine.vm", "Local"), "RemoteOVM": ("ovm.service.remote", "Remote")}
 """By name: where it is, and what its twin builds on, which has the docstring, too."""
 FUNCTIONS = {
-    "create_ovm": "ovm.registry",
-    "create_linux_ovm": "ovm.create",
-    "create_darwin_ovm": "ovm.create",
+    "create_ovm": "ovm.registry.create",
+    "create_linux_ovm": "ovm.machine.create",
+    "create_darwin_ovm": "ovm.machine.create",
     "connect": "ovm.service.remote",
 }
 SAID_OTHERWISE = {"aclose"}

@@ -20,8 +20,8 @@ import homes
 import ovm.image
 import tiny
 import under
-from ovm import helpers
 from ovm.errors import HelperError
+from ovm.host import programs
 from ovm.image.build import host_arch
 
 BUILD_DEADLINE_S = 900.0
@@ -54,7 +54,7 @@ async def gvproxy() -> Path:
     if chosen := os.environ.get("OVM_TEST_GVPROXY"):
         return Path(chosen)
     try:
-        return (await helpers.find_gvproxy()).path
+        return (await programs.find_gvproxy()).path
     except HelperError as error:
         pytest.skip(error.message)
 

@@ -8,12 +8,15 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ovm import health, paths, records, settings, timeline
+from ovm import paths
+from ovm.cli import timeline
 from ovm.errors import OVMError
-from ovm.guest import ports, ready
+from ovm.guest import boot_channel, port_publisher
 from ovm.image import images, index
-from ovm.info import Stage
+from ovm.machine import health
+from ovm.model.info import Stage
 from ovm.process import lock
+from ovm.registry import records, settings
 
 Parse = Callable[[bytes], object]
 
@@ -35,7 +38,7 @@ def _changed(content: bytes) -> None:
 
 def _ready(content: bytes) -> None:
     async def hear() -> None:
-        told = ready.ReadyChannel(on_reset=lambda: None, on_warning=lambda _: None)
+        told = boot_channel.ReadyChannel(on_reset=lambda: None, on_warning=lambda _: None)
         for line in _text(content).split("\n"):
             told.hear(line)
 
@@ -71,7 +74,7 @@ PARSERS: Mapping[str, tuple[Parse, tuple[bytes, ...]]] = {
     ),
     "changed": (_changed, (b"cpus\n2\nmemory = 512\n", b'environment.A\nb\n[environment]\nA = "1"\nB = "2"\n')),
     "ports": (
-        lambda content: ports.parse("/services/forwarder/expose", content),
+        lambda content: port_publisher.parse("/services/forwarder/expose", content),
         (b'{"local": ":8080", "protocol": "tcp"}', b'{"local": "[::1]:53", "protocol": "udp"}'),
     ),
     "ready": (_ready, (b"stage boot 1.5\nready 2.0\n", b"warn something\nfatal data-disk words\n")),
@@ -95,7 +98,7 @@ PARSERS: Mapping[str, tuple[Parse, tuple[bytes, ...]]] = {
     "image": (lambda content: images.read_description(content, "it"), (b'{"format": 1, "guest": "ovm", "files": {}}',)),
 }
 """With texts that each understands, or nearly."""
-REFUSALS = (OVMError, ports.Refused)
+REFUSALS = (OVMError, port_publisher.Refused)
 
 
 def try_out(name: str, content: bytes) -> None:

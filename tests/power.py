@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from ovm.power.edges import Edges
-from ovm.power.jump import Clocks
+from ovm.power.clock_jump import Clocks
+from ovm.power.filter import Edges
 
 PATIENCE_S = 20.0
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import processes
 from homes import Done
-from ovm import machines
-from ovm.machines import Machine
+from ovm.registry import machines
+from ovm.registry.machines import Machine
 from ovm.service.client import Service
 
 DEADLINE_S = 30.0

@@ -27,8 +27,8 @@ import guests
 import ovm
 import processes
 import under
-from ovm.events import EVENT_NAMES
 from ovm.guest import bootconfig
+from ovm.model.events import EVENT_NAMES
 from processes import holders
 
 MODULES = {"button": "acpi", "evdev": "input"}

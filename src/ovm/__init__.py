@@ -1,9 +1,22 @@
 """ovm boots a small Linux virtual machine whose job is to run Podman, and looks after it.
 
-General layout, and who may import whom (import-linter holds it)::
+Its rooms, from top to bottom. Each imports only those below it, and none in its own line (import-linter holds it)::
 
-    cli → image → registry → create → machine, life, boot, session, prepare → helpers
-        → hypervisors | network | guest | disks → process → wire → errors, config, state, events, paths
+    cli
+    testing
+    sync
+    service, image
+    registry
+    machine
+    host, integrations
+    hypervisors, network, guest, disks, power
+    process
+    wire
+    trust
+    model
+    paths
+    errors
+    text
 
 The names below are resolved when first used, so that ``import ovm`` stays cheap.
 """
@@ -13,13 +26,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ovm._version import __version__
+
 if TYPE_CHECKING:
-    from ovm.config import Mount as Mount
-    from ovm.config import Options as Options
-    from ovm.config import OriginPath as OriginPath
-    from ovm.config import Versions as Versions
-    from ovm.create import create_darwin_ovm as create_darwin_ovm
-    from ovm.create import create_linux_ovm as create_linux_ovm
     from ovm.disks.verify import FileState as FileState
     from ovm.errors import ArchiveError as ArchiveError
     from ovm.errors import ExecTimeout as ExecTimeout
@@ -45,40 +54,46 @@ if TYPE_CHECKING:
     from ovm.errors import StopError as StopError
     from ovm.errors import UnsupportedError as UnsupportedError
     from ovm.errors import UntrustedError as UntrustedError
-    from ovm.events import Event as Event
     from ovm.guest.ssh import ExecResult as ExecResult
-    from ovm.info import Health as Health
-    from ovm.info import Info as Info
-    from ovm.machine import OVM as OVM
+    from ovm.machine.create import create_darwin_ovm as create_darwin_ovm
+    from ovm.machine.create import create_linux_ovm as create_linux_ovm
+    from ovm.machine.prune import Pruned as Pruned
+    from ovm.machine.vm import OVM as OVM
+    from ovm.model.events import Event as Event
+    from ovm.model.info import Health as Health
+    from ovm.model.info import Info as Info
+    from ovm.model.options import Mount as Mount
+    from ovm.model.options import Options as Options
+    from ovm.model.options import OriginPath as OriginPath
+    from ovm.model.options import Versions as Versions
+    from ovm.model.states import StateInfo as StateInfo
+    from ovm.model.states import VMState as VMState
     from ovm.network.gvproxy import Forward as Forward
     from ovm.process.guard import freeze_support as freeze_support
-    from ovm.prune import Pruned as Pruned
-    from ovm.registry import create_ovm as create_ovm
+    from ovm.registry.create import create_ovm as create_ovm
     from ovm.service.remote import RemoteOVM as RemoteOVM
     from ovm.service.remote import connect as connect
-    from ovm.state import StateInfo as StateInfo
-    from ovm.state import VMState as VMState
 
 _HOME = {
-    "create_ovm": "registry",
-    "create_linux_ovm": "create",
-    "create_darwin_ovm": "create",
+    "create_ovm": "registry.create",
+    "create_linux_ovm": "machine.create",
+    "create_darwin_ovm": "machine.create",
     "connect": "service.remote",
-    "OVM": "machine",
+    "OVM": "machine.vm",
     "RemoteOVM": "service.remote",
-    "Info": "info",
-    "Health": "info",
-    "Options": "config",
-    "OriginPath": "config",
-    "Versions": "config",
-    "Mount": "config",
+    "Info": "model.info",
+    "Health": "model.info",
+    "Options": "model.options",
+    "OriginPath": "model.options",
+    "Versions": "model.options",
+    "Mount": "model.options",
     "Forward": "network.gvproxy",
-    "Pruned": "prune",
+    "Pruned": "machine.prune",
     "FileState": "disks.verify",
     "ExecResult": "guest.ssh",
-    "VMState": "state",
-    "StateInfo": "state",
-    "Event": "events",
+    "VMState": "model.states",
+    "StateInfo": "model.states",
+    "Event": "model.events",
     "freeze_support": "process.guard",
     "OVMError": "errors",
     "InputError": "errors",
@@ -107,7 +122,6 @@ _HOME = {
 }
 """The public names, most important first, and the module each comes from."""
 
-__version__ = "0.1.0"
 __all__ = [*_HOME, "__version__"]  # noqa: PLE0604 - built from the table above, so they cannot drift
 
 

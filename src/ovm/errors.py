@@ -36,7 +36,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ovm.text import printable
+from ovm.text.printable import printable
 
 
 class OVMError(Exception):

@@ -15,13 +15,13 @@ import msgspec
 import pytest
 
 import sshds
-from ovm import health, prune
 from ovm.errors import GuestError, HelperError
 from ovm.guest import clock as clock_module
 from ovm.guest import ssh as ssh_module
 from ovm.guest.clock import Clock
 from ovm.guest.ssh import ANSWER_MAX_BYTES, SSH
-from ovm.machine import OVM
+from ovm.machine import health, prune
+from ovm.machine.vm import OVM
 from ovm.process import probe
 from ovm.service import protocol
 from ovm.service.remote import RemoteOVM

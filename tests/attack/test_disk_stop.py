@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from ovm.boot import Shutdown, shut_down
-from ovm.events import Events
 from ovm.hypervisors import Happening
-from ovm.life import Life
+from ovm.machine.boot import Shutdown, shut_down
+from ovm.machine.lifecycle import Life
+from ovm.model.events import Events
+from ovm.model.states import VMState
 from ovm.process.child import Child
-from ovm.state import VMState
 
 CONSOLE = (
     "[ 9.1] systemd-shutdown: Syncing\n"

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 import soak
-from ovm.guest import command, ports, ready, sparing
-from ovm.guest.ports import PEER, Publisher
+from ovm.guest import boot_channel, ovm_core, port_publisher, sparing
+from ovm.guest.port_publisher import PEER, Publisher
 from ovm.guest.sparing import Sparing
 
 EXPOSE = b"POST /services/forwarder/expose HTTP/1.1\r\nHost: gateway.containers.internal\r\n"
@@ -67,7 +67,7 @@ def is_managers(task: asyncio.Task[object]) -> bool:
 @pytest.fixture
 async def guest(sshd, ssh, unused_port, monkeypatch) -> Guest:
     """A guest whose announcements are served."""
-    monkeypatch.setattr(ports, "LISTEN_PORT", unused_port)
+    monkeypatch.setattr(port_publisher, "LISTEN_PORT", unused_port)
     guest = Guest(unused_port)
     sshd.serve = guest.serve
     Publisher(ssh, guest.decide)
@@ -110,7 +110,7 @@ async def test_a_flood_of_announcements_keeps_nobody_waiting(guest, ssh, sent, f
 
 async def test_more_than_may_wait_are_closed_at_once(guest, sshd, monkeypatch):
     """B8: beyond WAITING_MAX a connection is closed without a question, and podman is served once the others are."""
-    monkeypatch.setattr(ports, "WAITING_MAX", 5)
+    monkeypatch.setattr(port_publisher, "WAITING_MAX", 5)
     may_answer = asyncio.Event()
 
     async def late(process) -> None:
@@ -148,7 +148,7 @@ def test_a_flood_of_warnings_is_counted(monkeypatch):
 
 async def test_a_flood_of_the_ready_port_is_slowed_down(short_path, monkeypatch):
     """B9: whoever floods the ready port is read slowly and logged sparingly, and what follows is understood."""
-    monkeypatch.setattr(ready, "LINE_PAUSE_S", 0.0)
+    monkeypatch.setattr(boot_channel, "LINE_PAUSE_S", 0.0)
     pauses: list[float] = []
     sleep = asyncio.sleep
 
@@ -156,47 +156,47 @@ async def test_a_flood_of_the_ready_port_is_slowed_down(short_path, monkeypatch)
         pauses.append(seconds)
         await sleep(0)
 
-    monkeypatch.setattr(ready.asyncio, "sleep", counted)
+    monkeypatch.setattr(boot_channel.asyncio, "sleep", counted)
     warned: list[str] = []
     lines = soak.times(100_000)
-    async with ready.listen(short_path / "s", warned.append, lambda: None) as channel, asyncio.timeout(20):
+    async with boot_channel.listen(short_path / "s", warned.append, lambda: None) as channel, asyncio.timeout(20):
         _, writer = await asyncio.open_unix_connection(short_path / "s")
         with contextlib.closing(writer):
             writer.write(b"warn flood\n" * lines + b"ready 1\n")
             await writer.drain()
             await channel.wait()
     assert len(warned) <= sparing.LINES_MAX + 2
-    assert len(pauses) >= lines - ready.LINES_AT_ONCE
+    assert len(pauses) >= lines - boot_channel.LINES_AT_ONCE
 
 
 async def test_idle_connections_do_not_keep_root_from_the_ready_port(short_path):
     """B9: connections without the key give way to newer ones, and their number is bounded."""
     async with (
-        ready.listen(short_path / "s", print, lambda: None, key="k") as channel,
+        boot_channel.listen(short_path / "s", print, lambda: None, key="k") as channel,
         contextlib.AsyncExitStack() as stack,
         asyncio.timeout(5),
     ):
-        for _ in range(10 * ready.CONNECTIONS_MAX):
+        for _ in range(10 * boot_channel.CONNECTIONS_MAX):
             _, writer = await asyncio.open_unix_connection(short_path / "s")
             stack.enter_context(contextlib.closing(writer))
         _, writer = await asyncio.open_unix_connection(short_path / "s")
         stack.enter_context(contextlib.closing(writer))
         writer.write(b"key k\nready 1\n")
         await channel.wait()
-        while len(channel.tasks) > ready.CONNECTIONS_MAX:
+        while len(channel.tasks) > boot_channel.CONNECTIONS_MAX:
             await asyncio.sleep(0)
 
 
 async def test_more_connections_than_that_get_no_command(short_path):
     """B8: whoever opens the command's port again and again costs no more than SENDING_MAX tasks."""
     async with (
-        command.serve(short_path / "s", b"words", lambda: None),
+        ovm_core.serve(short_path / "s", b"words", lambda: None),
         contextlib.AsyncExitStack() as stack,
         asyncio.timeout(5),
     ):
         answers = []
-        for _ in range(2 * command.SENDING_MAX):
+        for _ in range(2 * ovm_core.SENDING_MAX):
             reader, writer = await asyncio.open_unix_connection(short_path / "s")
             stack.enter_context(contextlib.closing(writer))
             answers.append(await reader.read(5))
-    assert answers == [b"words"] * command.SENDING_MAX + [b""] * command.SENDING_MAX
+    assert answers == [b"words"] * ovm_core.SENDING_MAX + [b""] * ovm_core.SENDING_MAX

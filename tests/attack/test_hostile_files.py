@@ -13,14 +13,16 @@ from typing import Any
 import pytest
 
 import hostile
-from ovm import cli, errors, machines, paths, records, registry, settings
-from ovm.disks import data, suspended
+from ovm import cli, errors, paths
+from ovm.disks import data, saved_state
 from ovm.disks import records as disk_records
-from ovm.hooks import docker_context, ssh_config
 from ovm.hypervisors import accel
-from ovm.machines import Machine
-from ovm.process import lock, roster
-from ovm.records import Ended, ServiceRecord
+from ovm.integrations import docker_context, ssh_config
+from ovm.process import lock, orphans
+from ovm.registry import create as registry
+from ovm.registry import machines, records, settings
+from ovm.registry.machines import Machine
+from ovm.registry.records import Ended, ServiceRecord
 from ovm.testing import LOCK as TESTS_LOCK
 from ovm.testing import sharing
 
@@ -62,9 +64,9 @@ READERS: dict[str, tuple[str, Read]] = {
     "machine": (f"target/{paths.MACHINE}", lambda machine: data.load_machine(paths.TargetPaths(machine.target))),
     "versions": (f"target/{paths.VERSIONS}", lambda machine: disk_records.load(paths.TargetPaths(machine.target))),
     "digests": (f"target/{paths.DIGESTS}", lambda machine: disk_records.load(paths.TargetPaths(machine.target))),
-    "suspended": (f"target/{paths.SUSPENDED}", lambda machine: suspended.load(paths.TargetPaths(machine.target))),
+    "suspended": (f"target/{paths.SUSPENDED}", lambda machine: saved_state.load(paths.TargetPaths(machine.target))),
     "data disk": (f"target/{paths.DATA_DISK}", machines.at_rest),
-    "helpers": ("helpers.json", lambda machine: roster.reclaim(machine.directory / "helpers.json")),
+    "helpers": ("helpers.json", lambda machine: orphans.reclaim(machine.directory / "helpers.json")),
     "tests' lock": (TESTS_LOCK, sharing.stop_if_unused),
     "image": (registry.IMAGE_MANIFEST, lambda machine: registry.read_manifest(machine.directory)),
     "host key": ("ssh/host_key.pub", lambda _machine: ssh_config.write("dev", port=1)),
@@ -82,7 +84,7 @@ def test_no_reader_waits_or_fails_otherwise_than_by_an_error_of_ours(machine, re
     name, read = READERS[reader]
     SHAPES[shape](machine.directory / name)
     with hostile.bounded():
-        with contextlib.suppress(errors.OVMError, suspended.Unfit):
+        with contextlib.suppress(errors.OVMError, saved_state.Unfit):
             read(machine)
 
 

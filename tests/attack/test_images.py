@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fuzz
-from ovm import cli, registry
+from ovm import cli
 from ovm.errors import ImageError, OVMError
 from ovm.image import images, load_image, release
 from ovm.image import index as releases
+from ovm.registry import create as registry
 from releases import make_image
 
 DIGEST = "0" * 64

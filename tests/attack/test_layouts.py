@@ -18,10 +18,12 @@ from pathlib import Path
 
 import pytest
 
-from ovm import cli, machines, paths, prepare
+from ovm import cli, paths
 from ovm.cli import doctor
-from ovm.config import Options
 from ovm.errors import OVMError, UntrustedError
+from ovm.machine import prepare
+from ovm.model.options import Options
+from ovm.registry import machines
 from ovm.service import launch
 from ovm.service.run import _listening
 from ovm.testing import sharing

@@ -17,9 +17,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import fuzz
-from ovm import cli, hooks, paths
+from ovm import cli, integrations, paths
 from ovm.errors import FileError, OptionError
-from ovm.hooks import autostart, docker_context, environment, podman_connection, ssh_config
+from ovm.integrations import autostart, docker_context, environment, podman_connection, ssh_config
 
 ENDS = ["\n", "\r", "\r\n", "\x85", "\u2028", "\u2029", "\x1b[2J", "\x7f", "\t", "\udcff"]
 """What ends a line for one program or another, controls a terminal, or is no UTF-8."""
@@ -255,5 +255,5 @@ def test_the_hooks_say_what_failed(place, monkeypatch):
     """One that cannot be told leaves the other in place."""
     monkeypatch.setenv("OVM_HOME", str(place / "home"))
     monkeypatch.setenv("PATH", str(place))
-    outcome = hooks.add("default", place / "100%" / "podman.sock")
+    outcome = integrations.add("default", place / "100%" / "podman.sock")
     assert [problem.code for problem in outcome.problems] == ["invalid-file"]

@@ -13,11 +13,11 @@ import msgspec
 import pytest
 
 import puppets
-from ovm.checks import SECONDS_MAX, check_address, check_seconds
 from ovm.errors import OptionError
+from ovm.model.validation import SECONDS_MAX, check_address, check_seconds
+from ovm.registry.settings import port
 from ovm.service import app, connection
 from ovm.service import protocol as p
-from ovm.settings import port
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a puppet's service is looked at in /proc")
 

@@ -21,11 +21,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import fuzz
-from ovm import cli, machines
+from ovm import cli
 from ovm.cli import support_bundle
-from ovm.machines import Machine
-from ovm.redaction import Redactor, shown_url
-from ovm.settings import Settings
+from ovm.registry import machines
+from ovm.registry.machines import Machine
+from ovm.registry.settings import Settings
+from ovm.text.redaction import Redactor, shown_url
 
 SLOWEST_S = 2.0
 """For an eighth of a MiB."""

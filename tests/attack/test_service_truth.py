@@ -21,9 +21,9 @@ import ovm
 import processes
 import puppets
 import soak
-from ovm import machines
 from ovm.errors import GuestError, StartError, StateError, StopError
 from ovm.process import identity
+from ovm.registry import machines
 from ovm.service import client, launch
 from ovm.wire import plain
 from ovm.wire.error import WireError

@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 import soak
-from ovm import cli, errors, machines
-from ovm.disks import durable
-from ovm.hooks import docker_context
-from ovm.machines import Machine
+from ovm import cli, errors
+from ovm.disks import atomic
+from ovm.integrations import docker_context
+from ovm.registry import machines
+from ovm.registry.machines import Machine
 from ovm.trust import locks
 from strangers import Stranger
 
@@ -85,7 +86,7 @@ def at_once(actions: list[Callable[[], int]]) -> list[int]:
 
 
 def leftovers(directory: Path) -> list[str]:
-    return [path.name for path in directory.iterdir() if path.name.startswith(durable.TEMPORARY_PREFIX)]
+    return [path.name for path in directory.iterdir() if path.name.startswith(atomic.TEMPORARY_PREFIX)]
 
 
 # B13
@@ -209,12 +210,12 @@ def test_a_change_does_not_bring_back_a_machine_that_was_removed(machine):
 
 def test_two_writers_of_one_file_do_not_touch_each_others(short_path):
     """B13: each has a temporary file of its own, which no sweep removes; what a dead one left is removed."""
-    first, second = (durable.NewFile(short_path, "x") for _ in range(2))
-    (short_path / f"{durable.TEMPORARY_PREFIX}x.7").write_text("left")
-    durable.sweep(short_path)
+    first, second = (atomic.NewFile(short_path, "x") for _ in range(2))
+    (short_path / f"{atomic.TEMPORARY_PREFIX}x.7").write_text("left")
+    atomic.sweep(short_path)
     assert sorted(leftovers(short_path)) == sorted([first.path.name, second.path.name])
     for number, new in enumerate((first, second)):
-        durable.write_at(new.fd, b"%d" % number, 0)
+        atomic.write_at(new.fd, b"%d" % number, 0)
         new.seal(0o600)
         new.place(short_path / "x")
     assert (short_path / "x").read_text() == "1"
@@ -227,11 +228,11 @@ def test_writers_without_a_lock_each_write_a_whole_file(short_path):
 
     def write(number: int) -> int:
         for _ in range(20):
-            durable.write_whole(path, b"%d" % number * 1000, 0o600, durable=False)
+            atomic.write_whole(path, b"%d" % number * 1000, 0o600, durable=False)
         return 0
 
     assert at_once([lambda number=number: write(number) for number in range(WRITERS)]) == [0] * WRITERS
-    durable.sweep(short_path)
+    atomic.sweep(short_path)
     assert path.read_text() in {str(number) * 1000 for number in range(WRITERS)}
     assert leftovers(short_path) == []
 
@@ -264,7 +265,7 @@ def test_a_link_that_leads_to_itself_is_refused(machine):
         machine.change_settings(lambda text: text + "cpus = 2\n")
     assert refused.value.hint == f"remove the link {machine.settings_path}: it leads back to itself"
     with pytest.raises(OSError, match="symbolic links"):
-        durable.write_through(machine.settings_path, b"", 0o600)
+        atomic.write_through(machine.settings_path, b"", 0o600)
     assert machine.settings_path.is_symlink()
 
 
@@ -361,7 +362,7 @@ def test_a_service_lock_that_is_none_is_named(machine, capfd, what):
 @pytest.mark.parametrize("name", [machines.SERVICE_RECORD, machines.ENDED])
 def test_a_record_that_is_a_directory_is_named(machine, name):
     """B22: it can be neither read nor replaced."""
-    from ovm import records
+    from ovm.registry import records
 
     path = machine.directory / name
     path.mkdir()
@@ -375,7 +376,7 @@ def test_a_record_that_is_a_directory_is_named(machine, name):
 @pytest.mark.parametrize("name", [machines.SERVICE_RECORD, machines.ENDED])
 def test_a_record_that_is_a_link_is_replaced(machine, name):
     """B22: and what it led to stays."""
-    from ovm import records
+    from ovm.registry import records
 
     other = machine.directory / "other"
     other.write_text("kept")

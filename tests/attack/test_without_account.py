@@ -13,7 +13,7 @@ import strangers
 from ovm import cli
 from ovm.errors import GuestError, SettingsError
 from ovm.process import confine
-from ovm.settings import changed
+from ovm.registry.settings import changed
 
 COMMANDS = [
     ("doctor",),

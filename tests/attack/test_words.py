@@ -32,23 +32,25 @@ from asyncssh.packet import String, UInt32
 from qemu.qmp import Message
 
 import sshds
-from ovm import __version__, boot, cli, health, machines, prune, records, timeline
-from ovm.cli import foreground
+from ovm import __version__, cli
+from ovm.cli import foreground, timeline
 from ovm.cli import prune as cli_prune
 from ovm.cli.progress import steps
-from ovm.config import Options
 from ovm.errors import GuestError, OVMError, from_dict
-from ovm.guest import ready
+from ovm.guest import boot_channel
 from ovm.guest.clock import Clock
 from ovm.guest.ssh import SSH
 from ovm.hypervisors import qemu, vfkit
-from ovm.info import Health, Stage
+from ovm.machine import boot, health, prune
+from ovm.machine.running import Session
+from ovm.model.info import Health, Stage
+from ovm.model.options import Options
+from ovm.model.states import VMState
 from ovm.paths import KeyPaths, SocketPaths
 from ovm.process import probe
+from ovm.registry import machines, records
 from ovm.service import client, journal, protocol
 from ovm.service.history import History
-from ovm.session import Session
-from ovm.state import VMState
 from ovm.wire import http, plain
 from ovm.wire.error import WireError
 
@@ -273,7 +275,7 @@ async def _(world: World) -> None:
 @way("lines of the ready channel")
 async def _(world: World) -> None:
     path = world.directory / "ready.sock"
-    async with ready.listen(path, logging.getLogger("ovm.boot").warning, lambda: None) as channel:
+    async with boot_channel.listen(path, logging.getLogger("ovm.boot").warning, lambda: None) as channel:
         words = world.words.replace(b"\n", b"")
         reader, writer = await asyncio.open_unix_connection(path)
         for line in (b"warn %b", b"stage %b 1.0", b"%b", b"fatal odd %b"):

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import ovm
-from ovm import helpers, hypervisors
+from ovm import hypervisors
 from ovm.errors import HelperError
+from ovm.host import programs
 from ovm.hypervisors import accel
 from ovm.hypervisors.accel import Emulator
 from ovm.image import load_image, verify_image
@@ -34,7 +35,7 @@ def arm64_host(monkeypatch: pytest.MonkeyPatch) -> None:
 async def emulator(arm64_host: None) -> Emulator:
     """QEMU for arm64."""
     try:
-        found = await helpers.find_qemu("arm64")
+        found = await programs.find_qemu("arm64")
     except HelperError as error:
         pytest.skip(error.message)
     return Emulator(program=found.path, version=found.version, arch="aarch64")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import homes
-from ovm.hooks import autostart
+from ovm.integrations import autostart
 
 pytestmark = [
     pytest.mark.tiny,

@@ -17,8 +17,8 @@ import pytest
 import ovm
 import tiny
 import under
-from ovm import life
 from ovm.hypervisors.qemu import QEMU
+from ovm.machine import lifecycle
 
 pytestmark = pytest.mark.tiny
 
@@ -197,7 +197,7 @@ async def test_a_full_host_stops_the_guest_until_there_is_room(
     small_disk: Path, machines: tiny.Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """State, event and error say why; with room again it goes on by itself, and nothing of what it wrote is lost."""
-    monkeypatch.setattr(life, "ROOM_AGAIN_S", 0.5)
+    monkeypatch.setattr(lifecycle, "ROOM_AGAIN_S", 0.5)
     machine = await machines("m")
     await machine.ovm.start()
     filler = small_disk / "filler"
@@ -285,7 +285,7 @@ async def test_a_kernel_that_hangs_before_its_first_word_is_given_a_second_try(
     machines: tiny.Machines, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As one on a busy host may; nobody has to wait until the start's deadline for it."""
-    monkeypatch.setattr("ovm.life.FIRST_WORD_S", 20.0)
+    monkeypatch.setattr("ovm.machine.lifecycle.FIRST_WORD_S", 20.0)
     machine = await machines("m")
     with (machine.ovm.options.target_dir / "data.img").open("r+b") as disk:
         disk.write(b"hang")  # which the guest takes away before it does it

@@ -23,7 +23,7 @@ import ovm
 import tiny
 import under
 from ovm import power
-from ovm.events import EVENT_NAMES
+from ovm.model.events import EVENT_NAMES
 from ovm.paths import SOCKET_NAMES
 
 PAGE = Path(__file__).parents[2] / "docs" / "seed.md"

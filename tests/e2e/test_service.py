@@ -339,7 +339,7 @@ async def test_a_service_of_another_version(
     adopt(home, monkeypatch)
     told = {"name": "default", "state": "VirtualMachineStateRunning", "step": "", "health": None, "restart_needed": []}
     told |= {"started_at": 1.0, "pid": 12345, "version": "9.9.9", "api": p.API}
-    from ovm import machines
+    from ovm.registry import machines
 
     path = machines.find("default").service_socket
     path.parent.mkdir(parents=True, mode=0o700)

@@ -14,7 +14,7 @@ import ovm
 import processes
 import tiny
 import under
-from ovm.config import SSH_PORT_FIRST
+from ovm.model.options import SSH_PORT_FIRST
 
 pytestmark = pytest.mark.tiny
 

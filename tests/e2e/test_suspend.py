@@ -21,7 +21,7 @@ import pytest
 import ovm
 import tiny
 import under
-from ovm.disks import suspended
+from ovm.disks import saved_state
 from ovm.paths import TargetPaths
 
 pytestmark = [pytest.mark.tiny]
@@ -149,7 +149,7 @@ def cut_record(m: tiny.Machine) -> None:
 def other_version(m: tiny.Machine) -> None:
     told = msgspec.json.decode(of(m).suspended.read_bytes().splitlines()[0]) | {"format": 99}
     line = msgspec.json.encode(told)
-    of(m).suspended.write_bytes(line + b"\n%08x\n" % suspended._crc32(line))
+    of(m).suspended.write_bytes(line + b"\n%08x\n" % saved_state._crc32(line))
 
 
 def write_disk(m: tiny.Machine) -> None:
@@ -166,11 +166,11 @@ def replace_disk(m: tiny.Machine) -> None:
 
 def foreign_memory(m: tiny.Machine) -> None:
     """Another memory, whole by its record: QEMU itself has to refuse it."""
-    record = suspended.load(of(m))
-    memory = suspended.new_memory(of(m))
+    record = saved_state.load(of(m))
+    memory = saved_state.new_memory(of(m))
     os.write(memory.fd, of(m).memory.read_bytes()[: 3 * 1024 * 1024])
     told = {name: getattr(record, name) for name in record.__struct_fields__ if name not in {"size", "pieces"}}
-    suspended.keep(of(m), memory, **told)
+    saved_state.keep(of(m), memory, **told)
 
 
 DAMAGES: dict[Callable[[tiny.Machine], None], str] = {

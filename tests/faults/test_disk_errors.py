@@ -23,11 +23,11 @@ import pytest
 import filesystems
 import soak
 from crashes import look
-from ovm.config import OriginPath, Versions
 from ovm.disks import copying, data, verify
-from ovm.disks.durable import TEMPORARY_PREFIX
-from ovm.disks.materialize import prepare
+from ovm.disks.atomic import TEMPORARY_PREFIX
+from ovm.disks.install import prepare
 from ovm.errors import ArchiveError, FileError, SpaceError
+from ovm.model.options import OriginPath, Versions
 from ovm.paths import TargetPaths
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mounts file systems of Linux")

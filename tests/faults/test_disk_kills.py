@@ -20,9 +20,9 @@ import pytest
 
 import filesystems
 import soak
-from ovm.config import OriginPath, Versions
-from ovm.disks import data, materialize, verify
-from ovm.disks.durable import TEMPORARY_PREFIX
+from ovm.disks import data, install, verify
+from ovm.disks.atomic import TEMPORARY_PREFIX
+from ovm.model.options import OriginPath, Versions
 from ovm.paths import TargetPaths
 
 pytestmark = [pytest.mark.soak, pytest.mark.skipif(sys.platform != "linux", reason="mounts file systems of Linux")]
@@ -38,8 +38,8 @@ STEPS = 100
 PREPARE = """
 import asyncio, json, os, signal, sys, time
 from pathlib import Path
-from ovm.config import OriginPath, Versions
-from ovm.disks import copying, data, materialize, records
+from ovm.model.options import OriginPath, Versions
+from ovm.disks import copying, data, install, records
 from ovm.paths import TargetPaths
 import isal.igzip_lib
 
@@ -59,7 +59,7 @@ def run(origin, versions, target, force, size_mib, die_at):
         setattr(os, name, counted(getattr(os, name)))
     origin = OriginPath(**{name: Path(path) for name, path in origin.items()})
     async def work():
-        await materialize.prepare(origin, Versions(**versions), Path(target), force=force)
+        await install.prepare(origin, Versions(**versions), Path(target), force=force)
         await data.ensure_data_disk(TargetPaths(Path(target)), size_mib)
     asyncio.run(work())
     os._exit(0)
@@ -172,7 +172,7 @@ async def test_a_killed_preparation_is_made_good_by_the_next(disk, tmp_path, pre
 
     async def make(versions: dict[str, str], *, near: bool) -> None:
         given = {name: Path(origins[version, near][name]) for name, version in versions.items()}
-        await materialize.prepare(OriginPath(**given), Versions(**versions), target.directory)
+        await install.prepare(OriginPath(**given), Versions(**versions), target.directory)
 
     await make(dict.fromkeys(NAMES, "1"), near=True)
     await in_use(target)

@@ -27,9 +27,9 @@ import pytest
 
 import soak
 from crashes import Disk, Image, Op, Recorder, holding, look, put
-from ovm.config import OriginPath, Versions
-from ovm.disks import data, materialize, verify
-from ovm.disks.durable import TEMPORARY_PREFIX
+from ovm.disks import data, install, verify
+from ovm.disks.atomic import TEMPORARY_PREFIX
+from ovm.model.options import OriginPath, Versions
 from ovm.paths import TargetPaths
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="records Linux's calls")
@@ -136,7 +136,7 @@ class Run:
         kept = {n: v for n, v in self.promises[-1][1].recorded.items() if versions[n] == v and not force}
         self.promise(recorded=kept)
         origin = {name: getattr(self.origins[version], name) for name, version in versions.items()}
-        await materialize.prepare(OriginPath(**origin), Versions(**versions), self.target.directory, force=force)
+        await install.prepare(OriginPath(**origin), Versions(**versions), self.target.directory, force=force)
         self.promise(recorded=versions)
 
     async def ensure(self, size_mib: int = 1) -> None:
@@ -251,7 +251,7 @@ async def check_next(root: Path, promise: Promise, origins: dict[str, OriginPath
     """The next create makes everything good."""
     target = TargetPaths(root / "machines" / "target")
     given = OriginPath(**{name: getattr(origins[version], name) for name in NAMES})
-    await materialize.prepare(given, Versions(**all_of(version)), target.directory)
+    await install.prepare(given, Versions(**all_of(version)), target.directory)
     disk = await data.ensure_data_disk(target, 1)
     assert disk.size_bytes >= 1 << 20
     check(root, replace(promise, recorded=all_of(version)))

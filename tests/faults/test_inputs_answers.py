@@ -20,12 +20,12 @@ import vmspecs
 from ovm.errors import GuestError, PortError, StartError
 from ovm.hypervisors import Happening, qemu, vfkit
 from ovm.hypervisors.accel import Emulator
+from ovm.model.states import VMState
 from ovm.network import gvproxy
 from ovm.network.gvproxy import Forward, Network
 from ovm.paths import SocketPaths
 from ovm.process.child import Child
-from ovm.state import VMState
-from ovm.text import LENGTH_MAX
+from ovm.text.printable import LENGTH_MAX
 from ovm.wire import http
 from ovm.wire.error import WireError
 

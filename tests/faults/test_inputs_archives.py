@@ -18,10 +18,10 @@ import fuzz
 import fuzz_zips
 import releases
 from fuzz_zips import Member, assemble
-from ovm.config import OriginPath, Versions
-from ovm.disks import archive, assets, materialize
+from ovm.disks import archive, install, plan
 from ovm.errors import ImageError, InputError, SpaceError
 from ovm.image import images, release
+from ovm.model.options import OriginPath, Versions
 
 ROOTFS = bytes(range(256)) * 8 + bytes(64 << 10)
 NAME = "rootfs.btrfs"
@@ -48,8 +48,8 @@ def origin(tmp_path: Path) -> OriginPath:
 
 async def made(origin: OriginPath, target: Path) -> bytes:
     """What a machine's rootfs would be."""
-    assets.check_origins(origin, arch="x86_64", rootfs_must_be_btrfs=False)
-    return (await materialize.prepare(origin, VERSIONS, target)).rootfs.read_bytes()
+    plan.check_origins(origin, arch="x86_64", rootfs_must_be_btrfs=False)
+    return (await install.prepare(origin, VERSIONS, target)).rootfs.read_bytes()
 
 
 async def test_the_archives_are_archives(origin: OriginPath, tmp_path: Path) -> None:

@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 
 import fuzz
 import releases
-from ovm import machines, paths, registry
-from ovm.config import OriginPath, Versions
-from ovm.disks import data, materialize, records
+from ovm import paths
+from ovm.disks import data, install, records
 from ovm.errors import FileError, ImageError, InUseError
 from ovm.image import images, index
+from ovm.model.options import OriginPath, Versions
 from ovm.paths import LOCK, TargetPaths
-from ovm.process import identity, lock, roster
+from ovm.process import identity, lock, orphans
+from ovm.registry import create as registry
+from ovm.registry import machines
 
 VERSIONS = {"gvproxy": "1", "kernel": "1", "initrd": "1", "rootfs": "1"}
 MACHINES = [
@@ -44,7 +46,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> OriginPath:
 def made(origin: OriginPath, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A target directory with everything in it."""
     target = tmp_path_factory.mktemp("made")
-    asyncio.run(materialize.prepare(origin, Versions(**VERSIONS), target))
+    asyncio.run(install.prepare(origin, Versions(**VERSIONS), target))
     return target
 
 
@@ -68,7 +70,7 @@ async def test_whatever_the_records_say_every_file_is_whole(
     target.digests.write_bytes(digests)
     target.data_disk.write_bytes(DATA)
     wanted = Versions(**(VERSIONS | {"kernel": "2"} if other else VERSIONS))
-    await materialize.prepare(origin, wanted, target.directory)
+    await install.prepare(origin, wanted, target.directory)
     found = records.load(target)
     for name, path in origin.named().items():
         assert (target.directory / name).read_bytes() == path.read_bytes()
@@ -236,7 +238,7 @@ def test_whatever_the_roster_says(tmp_path: Path, data: st.DataObject, dead: boo
     path.write_bytes(data.draw(fuzz.documents(told)))
     path.chmod(0o600)
     with fuzz.unchanged(tmp_path):
-        assert roster.reclaim(path) == []
+        assert orphans.reclaim(path) == []
 
 
 ODD = ["", " ", ".", "..", "a/b", "/", "-x", "a\0b", "a" * 33, "ü", "\ud800", "a\n", "~", "$HOME", "a b", "*"]

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fuzz
-from ovm.disks import suspended
-from ovm.disks.suspended import Suspended
+from ovm.disks import saved_state
+from ovm.disks.saved_state import Suspended
+from ovm.machine.suspend import Recall, _disk
 from ovm.paths import TargetPaths
-from ovm.suspension import Recall, _disk
 
 FACTS = {"the rootfs": "1 2 3", "the virtual machine": "a"}
 MEMORY = bytes(range(256)) * 64 + bytes(70_000)
@@ -29,11 +29,11 @@ def target(tmp_path: Path) -> TargetPaths:
 
 
 def keep(target: TargetPaths) -> None:
-    memory = suspended.new_memory(target)
+    memory = saved_state.new_memory(target)
     memory_file = memory.path
     memory_file.write_bytes(MEMORY)
     told = {"at": 1.0, "facts": {**FACTS, **_disk(target)}, "ssh_port": 1, "podman_port": None, "forwards": ()}
-    suspended.keep(target, memory, **told)
+    saved_state.keep(target, memory, **told)
 
 
 async def goes_on(target: TargetPaths, now: dict[str, str]) -> bool:
@@ -44,7 +44,7 @@ async def goes_on(target: TargetPaths, now: dict[str, str]) -> bool:
     whole = await recall.is_whole()
     await recall.close()
     assert whole == (not told)
-    assert whole == suspended.is_there(target) == target.memory.exists()
+    assert whole == saved_state.is_there(target) == target.memory.exists()
     return whole
 
 
@@ -71,7 +71,7 @@ async def test_any_damage_is_found(target: TargetPaths, data: st.DataObject, nam
 async def test_whatever_a_whole_record_says_nothing_else_is_gone_on_from(target: TargetPaths, line: bytes) -> None:
     """Another version's, for one: its checksum is right."""
     keep(target)
-    target.suspended.write_bytes(line + b"\n%08x\n" % suspended._crc32(line))
+    target.suspended.write_bytes(line + b"\n%08x\n" % saved_state._crc32(line))
     assert not await goes_on(target, FACTS)
 
 

@@ -22,8 +22,8 @@ import ovm
 import soak
 import under
 from full import BUSYBOX_IMAGE, Podman, busybox_tar
-from ovm import helpers
 from ovm.errors import OVMError
+from ovm.host import programs
 from ovm.image.build import host_arch
 from powercut import records, tapped
 from powercut.records import Acknowledged
@@ -98,7 +98,7 @@ async def record(
     options = full.options(base, image, gvproxy, data_disk_mib=DISK_MIB)
     plain = (await ovm.create_linux_ovm(options))._life.prepared.driver
     log = base / "writes"
-    qemu = tapped.program(base / "qemu", (await helpers.find_qemu(host_arch())).path, log, cache)
+    qemu = tapped.program(base / "qemu", (await programs.find_qemu(host_arch())).path, log, cache)
     machine = await ovm.create_linux_ovm(options, qemu=qemu, accelerator=plain.accelerator)
     acknowledged: list[Acknowledged] = []
 

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ovm.config import OriginPath
-from ovm.disks import assets
+from ovm.disks import plan
 from ovm.errors import ArchiveError, FileError, HelperError, InputError, UnsupportedError
+from ovm.model.options import OriginPath
 
 
 def kernel(arch: str) -> bytes:
@@ -62,7 +62,7 @@ def with_rootfs(origin: OriginPath, name: str, content: bytes) -> OriginPath:
 
 def refused(kind: type[InputError], words: str, origin: OriginPath, **options: bool) -> None:
     with pytest.raises(kind, match=words) as error:
-        assets.check_origins(origin, arch="x86_64", **options)
+        plan.check_origins(origin, arch="x86_64", **options)
     assert type(error.value) is kind
     assert error.value.hint
 
@@ -84,14 +84,14 @@ def refused(kind: type[InputError], words: str, origin: OriginPath, **options: b
     ],
 )
 def test_a_file_is_replaced_when_forced_missing_or_of_another_version(recorded, there, force, reason):
-    items = assets.plan({"kernel": Path("/o/bzImage")}, {"kernel": "1"}, recorded, there, force=force)
+    items = plan.plan({"kernel": Path("/o/bzImage")}, {"kernel": "1"}, recorded, there, force=force)
     assert [item.reason for item in items] == ([reason] if reason else [])
-    assert all(item == assets.Item("kernel", Path("/o/bzImage"), "bzImage", reason) for item in items)
+    assert all(item == plan.Item("kernel", Path("/o/bzImage"), "bzImage", reason) for item in items)
 
 
 def test_each_file_is_decided_for_itself():
     origins = {name: Path(f"/o/{name}") for name in ("gvproxy", "kernel", "initrd")}
-    items = assets.plan(origins, dict.fromkeys(origins, "2"), {"gvproxy": "2", "kernel": "1"}, {"gvproxy", "kernel"})
+    items = plan.plan(origins, dict.fromkeys(origins, "2"), {"gvproxy": "2", "kernel": "1"}, {"gvproxy", "kernel"})
     assert [(item.name, item.reason) for item in items] == [("kernel", "version"), ("initrd", "missing")]
 
 
@@ -109,11 +109,11 @@ def test_each_file_is_decided_for_itself():
         b"\xff\xfe",
         b"[" * 50_000,
         b'{"kernel": ' + b"9" * 10_000 + b"}",
-        b'{"kernel": "' + b"x" * assets.RECORD_MAX_BYTES + b'"}',
+        b'{"kernel": "' + b"x" * plan.RECORD_MAX_BYTES + b'"}',
     ],
 )
 def test_a_hostile_record_records_nothing(content):
-    assert assets.recorded_versions(content) == {}
+    assert plan.recorded_versions(content) == {}
 
 
 texts = st.text('a\0é\ud800"', max_size=4)
@@ -123,21 +123,21 @@ texts = st.text('a\0é\ud800"', max_size=4)
 @given(st.binary() | st.recursive(st.none() | texts | st.floats(), lambda x: st.dictionaries(texts, x), max_leaves=4))
 def test_no_record_can_raise(given_):
     content = given_ if isinstance(given_, bytes) else json.dumps(given_).encode()
-    found = assets.recorded_versions(content)
+    found = plan.recorded_versions(content)
     assert all(isinstance(key, str) and isinstance(value, str) for key, value in found.items())
 
 
 def test_a_record_of_the_seed_is_read():
     versions = {"gvproxy": "1.0.0", "rootfs": "ä"}
-    assert assets.recorded_versions(json.dumps(versions, indent=2).encode()) == versions
+    assert plan.recorded_versions(json.dumps(versions, indent=2).encode()) == versions
 
 
 # --- files
 
 
 def test_good_origins_pass(origin):
-    assets.check_origins(origin, arch="x86_64")
-    assets.check_origins(with_rootfs(origin, "rootfs.btrfs.ZIP", zipped()), arch="AMD64")
+    plan.check_origins(origin, arch="x86_64")
+    plan.check_origins(with_rootfs(origin, "rootfs.btrfs.ZIP", zipped()), arch="AMD64")
 
 
 @pytest.mark.parametrize("name", ["gvproxy", "kernel", "initrd", "rootfs"])
@@ -215,7 +215,7 @@ def test_a_kernel_that_cannot_boot_is_refused(tmp_path, content, arch, words):
     path = tmp_path / "kernel"
     path.write_bytes(content)
     with pytest.raises(FileError, match=words) as error:
-        assets.check_kernel(path, arch)
+        plan.check_kernel(path, arch)
     assert error.value.hint
 
 
@@ -223,14 +223,14 @@ def test_a_kernel_that_cannot_boot_is_refused(tmp_path, content, arch, words):
 def test_a_kernel_of_the_hosts_architecture_passes(tmp_path, arch, host):
     path = tmp_path / "kernel"
     path.write_bytes(kernel(arch))
-    assets.check_kernel(path, host)
+    plan.check_kernel(path, host)
 
 
 @pytest.mark.parametrize("host", ["arm64", "aarch64"])
 def test_a_packed_arm64_kernel_passes(tmp_path, host):
     path = tmp_path / "vmlinuz"
     path.write_bytes(gzip.compress(kernel("arm64")))
-    assets.check_kernel(path, host)
+    plan.check_kernel(path, host)
 
 
 @pytest.mark.parametrize(
@@ -245,12 +245,12 @@ def test_a_packed_arm64_kernel_passes(tmp_path, host):
     ],
 )
 def test_what_is_unpacked_loses_the_end_of_its_name(name, path, target):
-    assert assets.target_name(name, Path(path)) == target
+    assert plan.target_name(name, Path(path)) == target
 
 
 def test_an_architecture_without_machines_is_named(tmp_path):
     with pytest.raises(UnsupportedError, match="no machines for riscv64"):
-        assets.check_kernel(tmp_path, "riscv64")
+        plan.check_kernel(tmp_path, "riscv64")
 
 
 # --- initrds
@@ -259,7 +259,7 @@ def test_an_architecture_without_machines_is_named(tmp_path):
 @pytest.mark.parametrize("magic", ["1f8b", "28b52ffd", "fd377a585a00", "02214c18", "303730373031", "303730373032"])
 def test_what_the_kernel_unpacks_is_an_initrd(origin, magic):
     origin.initrd.write_bytes(bytes.fromhex(magic) + bytes(32))
-    assets.check_origins(origin, arch="x86_64")
+    plan.check_origins(origin, arch="x86_64")
 
 
 @pytest.mark.parametrize(
@@ -294,8 +294,8 @@ def with_zip(origin: OriginPath, content: bytes) -> OriginPath:
 
 
 def test_a_bare_guest_takes_any_disk(origin):
-    assets.check_origins(with_rootfs(origin, "disk", b"x" * 512), arch="x86_64", rootfs_must_be_btrfs=False)
-    assets.check_origins(with_zip(origin, zipped(b"x" * 512)), arch="x86_64", rootfs_must_be_btrfs=False)
+    plan.check_origins(with_rootfs(origin, "disk", b"x" * 512), arch="x86_64", rootfs_must_be_btrfs=False)
+    plan.check_origins(with_zip(origin, zipped(b"x" * 512)), arch="x86_64", rootfs_must_be_btrfs=False)
     refused(FileError, "no multiple of 512", with_rootfs(origin, "disk", b"x"), rootfs_must_be_btrfs=False)
     refused(FileError, "is empty", with_rootfs(origin, "disk", b""), rootfs_must_be_btrfs=False)
 
@@ -308,7 +308,7 @@ def test_a_hostile_archive_is_refused_before_anything_is_unpacked(origin):
 
 
 def test_directories_that_can_be_made_or_used_pass(tmp_path):
-    assets.check_directories({"target_dir": tmp_path, "log_dir": tmp_path / "not" / "yet"})
+    plan.check_directories({"target_dir": tmp_path, "log_dir": tmp_path / "not" / "yet"})
     assert not (tmp_path / "not").exists()
 
 
@@ -317,7 +317,7 @@ def test_a_file_in_a_directorys_place_is_named(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for path in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "link"):
         with pytest.raises(FileError, match=r"socket_dir: .* is not a directory"):
-            assets.check_directories({"socket_dir": path})
+            plan.check_directories({"socket_dir": path})
 
 
 def test_a_directory_must_be_writable(tmp_path, monkeypatch):
@@ -326,7 +326,7 @@ def test_a_directory_must_be_writable(tmp_path, monkeypatch):
     else:
         monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(FileError, match=r"ssh_key_dir: .* cannot be written to"):
-        assets.check_directories({"ssh_key_dir": tmp_path})
+        plan.check_directories({"ssh_key_dir": tmp_path})
     with pytest.raises(FileError, match=r"ssh_key_dir: .* cannot be made, .* is not writable"):
-        assets.check_directories({"ssh_key_dir": tmp_path / "new"})
+        plan.check_directories({"ssh_key_dir": tmp_path / "new"})
     tmp_path.chmod(0o700)

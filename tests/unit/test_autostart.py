@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ovm.errors import FileError, HelperError, StateError, UnsupportedError
-from ovm.hooks import autostart
+from ovm.integrations import autostart
 
 AWKWARD = 'it\'s 100% "$HOME" \\n ü'
 """What systemd would read as something else unless it is quoted."""

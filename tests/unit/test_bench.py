@@ -18,7 +18,7 @@ from bench.goals import GOALS, Goal, Verdict, missed
 from bench.result import FORMAT, Host, Noise, Result
 from bench.samples import AGAIN, Recorder, Samples, SpoiledError, alternate, timed
 from bench.setting import SMOKE, Bench
-from ovm.helpers import Helper
+from ovm.host.programs import Helper
 
 HOST = Host(
     cpu="A & B <CPU>",

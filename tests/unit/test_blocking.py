@@ -9,7 +9,7 @@ from collections.abc import Generator
 import pytest
 
 from ovm.disks import copying
-from ovm.disks.blocking import AHEAD, ahead
+from ovm.process.threads import AHEAD, ahead
 
 MANY = 10 * AHEAD
 DEADLINE_S = 30.0

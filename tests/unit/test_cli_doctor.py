@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ovm import cli, helpers, paths
+from ovm import cli, paths
 from ovm.cli import doctor
 from ovm.cli.doctor import Check
+from ovm.host import programs
 from ovm.hypervisors import macos
 from ovm.hypervisors.macos import MacHost
 
@@ -27,7 +28,7 @@ def bare_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
     monkeypatch.setattr(doctor, "_SBIN", ())
     for table in ("_GVPROXY_DIRS", "_QEMU_DIRS", "_VFKIT_DIRS", "_VIRTIOFSD_DIRS"):
-        monkeypatch.setattr(helpers, table, ())
+        monkeypatch.setattr(programs, table, ())
     return directory
 
 

@@ -21,15 +21,16 @@ from typing import Any
 
 import pytest
 
-from ovm import cli, machines, records
+from ovm import cli
 from ovm.cli import autostart as autostart_command
 from ovm.cli import names
 from ovm.cli.init import TEMPLATE, template
-from ovm.config import Options
-from ovm.hooks import autostart
+from ovm.integrations import autostart
+from ovm.model.options import Options
 from ovm.process import lock
-from ovm.records import Ended, ServiceRecord
-from ovm.settings import KINDS, Settings, parse
+from ovm.registry import machines, records
+from ovm.registry.records import Ended, ServiceRecord
+from ovm.registry.settings import KINDS, Settings, parse
 
 MIB = 1024 * 1024
 DEADLINE_S = 60.0
@@ -240,7 +241,7 @@ HEAVY = {
     "http.client",
     "httpx2",
     "msgspec",
-    "ovm.config",
+    "ovm.model.options",
     "rich",
     "tomlkit",
 }

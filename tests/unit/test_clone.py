@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import clonefile
-from ovm.config import OriginPath, Versions
 from ovm.disks import copying
-from ovm.disks.durable import TEMPORARY_PREFIX, NewFile
-from ovm.disks.materialize import prepare
+from ovm.disks.atomic import TEMPORARY_PREFIX, NewFile
+from ovm.disks.install import prepare
+from ovm.model.options import OriginPath, Versions
 
 NAMES = ("gvproxy", "kernel", "initrd", "rootfs")
 CONTENT = os.urandom(200_000)

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ovm.checks import check_address, check_port
-from ovm.config import Mount, Options, OriginPath, Versions
 from ovm.errors import OptionError
+from ovm.model.options import Mount, Options, OriginPath, Versions
+from ovm.model.validation import check_address, check_port
 
 SEED = MappingProxyType(
     {

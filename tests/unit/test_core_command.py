@@ -11,7 +11,7 @@ import pytest
 
 from ovm.errors import OptionError
 from ovm.guest.bootconfig import BootConfig
-from ovm.guest.command import COMMAND_MAX_BYTES, serve, shell_command
+from ovm.guest.ovm_core import COMMAND_MAX_BYTES, serve, shell_command
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPyR ovm"
 HOST_KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXk=\n-----END OPENSSH PRIVATE KEY-----\n"

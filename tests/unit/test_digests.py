@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ovm import cli
-from ovm.config import OriginPath, Versions
 from ovm.disks import copying, digest, records, verify
 from ovm.disks.digest import PIECE_BYTES, Digest
-from ovm.disks.materialize import prepare
+from ovm.disks.install import prepare
+from ovm.model.options import OriginPath, Versions
 from ovm.paths import TargetPaths
 
 NAMES = ("gvproxy", "kernel", "initrd", "rootfs")

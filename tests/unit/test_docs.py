@@ -17,13 +17,14 @@ import click
 import pytest
 
 import ovm
-from ovm import config, errors, paths
+from ovm import errors, paths
 from ovm.cli import ovm as command_line
-from ovm.events import EVENT_NAMES
-from ovm.info import Info
-from ovm.machine import OVM
+from ovm.machine.vm import OVM
+from ovm.model import options as config
+from ovm.model.events import EVENT_NAMES
+from ovm.model.info import Info
+from ovm.model.states import TRANSITIONS, VMState
 from ovm.process import logs
-from ovm.state import TRANSITIONS, VMState
 
 ROOT = Path(__file__).parents[2]
 DIRECTORIES = ("src", "tests", "bench", "docs", "examples", "scripts", ".ci")
@@ -190,7 +191,7 @@ def test_every_file_and_socket_is_in_its_table(directory, names):
 
 def test_every_stage_is_in_the_table():
     """The stages of a start, in their order."""
-    called = re.findall(r"\bstep\(\"(\w+)\"\)", read("src/ovm/boot.py"))
+    called = re.findall(r"\bstep\(\"(\w+)\"\)", read("src/ovm/machine/boot.py"))
     table = [row[0].strip("`") for row in rows(section("docs/internals.md", "## Start")) if "guest:" not in row[0]]
     assert table == called
 

@@ -9,7 +9,7 @@ import logging
 import pytest
 
 from ovm.errors import GuestError, OptionError
-from ovm.events import EVENT_NAMES, Events
+from ovm.model.events import EVENT_NAMES, Events
 
 
 async def take(stream, count):
@@ -84,7 +84,7 @@ async def test_a_failing_listener_hurts_nobody(caplog):
     events, heard = Events(), []
     events.on("ready", lambda: 1 / 0)
     events.on("ready", lambda: heard.append(1))
-    with caplog.at_level(logging.ERROR, "ovm.events"):
+    with caplog.at_level(logging.ERROR, "ovm.model.events"):
         events.emit("ready")
     assert heard == [1]
     assert "the listener for ready failed" in caplog.text
@@ -106,7 +106,7 @@ async def test_async_listeners_run(caplog):
 
     events.on("close", bad)
     events.on("close", good)
-    with caplog.at_level(logging.ERROR, "ovm.events"):
+    with caplog.at_level(logging.ERROR, "ovm.model.events"):
         events.emit("close")
         async with asyncio.timeout(5):
             await heard.wait()

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from ovm import health
-from ovm.config import MIB, Options
 from ovm.errors import GuestError
 from ovm.guest.profiles import PROFILES
+from ovm.machine import health
+from ovm.model.options import MIB, Options
 
 GIB = 1024 * MIB
 WELL = f"{8 * GIB} {4 * GIB} rw 0\n".encode()

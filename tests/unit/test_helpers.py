@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ovm import helpers
 from ovm.errors import HelperError, UnsupportedError
+from ovm.host import programs
 from ovm.process.probe import GVPROXY, QEMU, VFKIT, VIRTIOFSD, check_helper, parse_version, probe_output, show_version
 
 
@@ -21,7 +21,7 @@ def bare_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", str(directory))
     monkeypatch.setenv("OVM_HOME", str(tmp_path / "home"))
     for table in ("_GVPROXY_DIRS", "_QEMU_DIRS", "_VFKIT_DIRS", "_VIRTIOFSD_DIRS"):
-        monkeypatch.setattr(helpers, table, ())
+        monkeypatch.setattr(programs, table, ())
     return directory
 
 
@@ -104,24 +104,24 @@ async def test_given_helper_must_be_an_executable_file(tmp_path: Path):
 
 async def test_gvproxy_on_path_wins(bare_host: Path):
     """What is on PATH is taken before what the set-up installed."""
-    put_program(helpers.own_bin_dir() / "gvproxy", "echo gvproxy version v0.8.9")
+    put_program(programs.own_bin_dir() / "gvproxy", "echo gvproxy version v0.8.9")
     on_path = put_program(bare_host / "gvproxy", "echo gvproxy version v0.8.1")
-    found = await helpers.find_gvproxy()
+    found = await programs.find_gvproxy()
     assert (found.path, found.version) == (on_path, (0, 8, 1))
 
 
 async def test_old_gvproxy_is_passed_over(bare_host: Path):
     """A gvproxy on PATH that is too old does not hide a newer one elsewhere."""
     put_program(bare_host / "gvproxy", "echo gvproxy version v0.7.5")
-    own = put_program(helpers.own_bin_dir() / "gvproxy", "echo gvproxy version v0.8.9")
-    assert (await helpers.find_gvproxy()).path == own
+    own = put_program(programs.own_bin_dir() / "gvproxy", "echo gvproxy version v0.8.9")
+    assert (await programs.find_gvproxy()).path == own
 
 
 async def test_too_old_everywhere_is_said(bare_host: Path):
     """Where only an old one is there, the error names it, its version and the one needed."""
     put_program(bare_host / "qemu-system-x86_64", "echo QEMU emulator version 6.2.0")
     with pytest.raises(HelperError, match=r"6\.2\.0; 7\.2 or newer is needed"):
-        await helpers.find_qemu("amd64")
+        await programs.find_qemu("amd64")
 
 
 async def test_an_old_vfkit_is_refused_with_the_reason(tmp_path: Path):
@@ -138,7 +138,7 @@ async def test_a_vfkit_that_does_not_know_its_version_is_taken(tmp_path: Path, c
     version = await check_helper(program, VFKIT)
     assert version == ()
     assert show_version(version) == "unknown"
-    assert str(helpers.Helper(program, version)) == f"{program} (unknown)"
+    assert str(programs.Helper(program, version)) == f"{program} (unknown)"
     assert "does not know which version of vfkit it is" in caplog.text
 
 
@@ -153,8 +153,8 @@ async def test_vfkit_is_found_beside_podman(bare_host: Path, tmp_path: Path, mon
     """Homebrew's podman keeps its own off PATH, and an old one on PATH does not hide it."""
     put_program(bare_host / "vfkit", "echo vfkit version: 0.5.1")
     beside = put_program(tmp_path / "libexec" / "podman" / "vfkit", "echo vfkit version: v0.6.4")
-    monkeypatch.setattr(helpers, "_VFKIT_DIRS", (str(beside.parent),))
-    found = await helpers.find_vfkit()
+    monkeypatch.setattr(programs, "_VFKIT_DIRS", (str(beside.parent),))
+    found = await programs.find_vfkit()
     assert (found.path, found.version) == (beside, (0, 6, 4))
 
 
@@ -162,35 +162,35 @@ async def test_vfkit_is_found_beside_podman(bare_host: Path, tmp_path: Path, mon
 async def test_missing_helpers_name_their_package():
     """What is not there is an error that says how to get it."""
     with pytest.raises(HelperError, match="gvproxy is not on this machine") as caught:
-        await helpers.find_gvproxy()
+        await programs.find_gvproxy()
     assert "go install" in caught.value.hint
     with pytest.raises(HelperError) as caught:
-        await helpers.find_qemu("arm64")
+        await programs.find_qemu("arm64")
     assert "qemu-system-aarch64" in caught.value.message
     assert "qemu-system-arm" in caught.value.hint
     with pytest.raises(HelperError, match="virtiofsd"):
-        await helpers.find_virtiofsd()
+        await programs.find_virtiofsd()
     with pytest.raises(HelperError, match="vfkit is not on this machine") as caught:
-        await helpers.find_vfkit()
+        await programs.find_vfkit()
     assert "brew install vfkit" in caught.value.hint
     with pytest.raises(UnsupportedError):
-        await helpers.find_qemu("riscv64")
+        await programs.find_qemu("riscv64")
 
 
 async def test_virtiofsd_tells_its_flavour(bare_host: Path):
     """The Rust virtiofsd and QEMU's old C one are told apart by their versions."""
     program = put_program(bare_host / "virtiofsd", "echo virtiofsd 1.10.1")
-    assert (await helpers.find_virtiofsd()).flavour == "rust"
+    assert (await programs.find_virtiofsd()).flavour == "rust"
     put_program(program, "echo virtiofsd version 7.2.22")
-    assert (await helpers.find_virtiofsd()).flavour == "c"
+    assert (await programs.find_virtiofsd()).flavour == "c"
 
 
 async def test_links_to_one_program_are_asked_once(bare_host: Path, tmp_path: Path):
     """Several links to the same unusable program give its evidence once."""
     program = put_program(tmp_path / "real", "echo nothing")
     (bare_host / "gvproxy").symlink_to(program)
-    helpers.own_bin_dir().mkdir(parents=True)
-    (helpers.own_bin_dir() / "gvproxy").symlink_to(program)
+    programs.own_bin_dir().mkdir(parents=True)
+    (programs.own_bin_dir() / "gvproxy").symlink_to(program)
     with pytest.raises(HelperError) as caught:
-        await helpers.find_gvproxy()
+        await programs.find_gvproxy()
     assert caught.value.log_tail.count("nothing") == 1

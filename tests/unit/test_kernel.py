@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ovm.disks import assets, kernel
+from ovm.disks import kernel, plan
 from ovm.errors import FileError
 
 if sys.version_info >= (3, 14):
@@ -145,7 +145,7 @@ def test_no_file_can_do_harm(path, way, at, change):
     content[at : at + len(change)] = change
     path.write_bytes(content)
     with contextlib.suppress(FileError):
-        assets.check_kernel(path, "arm64")
+        plan.check_kernel(path, "arm64")
     with contextlib.suppress(FileError):
         if found := kernel.find_packed(path):
             assert kernel.unpacked_size(found) <= kernel.IMAGE_MAX_BYTES

@@ -23,7 +23,7 @@ ON_LINUX = sys.platform == "linux"
 OWNER = """
 import asyncio, sys
 from pathlib import Path
-from ovm.process import lock, roster
+from ovm.process import lock, orphans
 from ovm.process.child import Child
 
 async def main():
@@ -33,7 +33,7 @@ async def main():
             "sleep", "60", pass_fds=held.fds, stdout=asyncio.subprocess.DEVNULL
         )
         if at:
-            roster.Roster(at).add(Child("sleep", helper))
+            orphans.Roster(at).add(Child("sleep", helper))
         print(helper.pid, flush=True)
         await asyncio.sleep(60)
 

@@ -11,8 +11,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from ovm import life, prepare
-from ovm.config import Options
 from ovm.errors import (
     GuestError,
     HelperExited,
@@ -25,9 +23,11 @@ from ovm.errors import (
 )
 from ovm.guest.profiles import PROFILES
 from ovm.hypervisors import Happening
-from ovm.machine import OVM
+from ovm.machine import lifecycle, prepare
+from ovm.machine.vm import OVM
+from ovm.model.options import Options
+from ovm.model.states import VMState
 from ovm.process.child import Child
-from ovm.state import VMState
 
 
 class Stage:
@@ -115,14 +115,14 @@ class Stage:
 async def stage(tmp_path, monkeypatch):
     stage = Stage(tmp_path)
     for name in ("power_on", "come_up", "shut_down"):
-        monkeypatch.setattr(life, name, getattr(stage, name))
+        monkeypatch.setattr(lifecycle, name, getattr(stage, name))
 
-    monkeypatch.setattr(life.power, "watch", stage.watch)
+    monkeypatch.setattr(lifecycle.power, "watch", stage.watch)
 
     async def blame(_session, noticed):
         return noticed
 
-    monkeypatch.setattr(life, "blame", blame)
+    monkeypatch.setattr(lifecycle, "blame", blame)
     return stage
 
 
@@ -383,7 +383,7 @@ async def test_a_reset_on_the_way_out_changes_nothing(running, stage, monkeypatc
     async def shut_down(_session, _how) -> None:
         stage.watcher(Happening.REBOOTED, "guest-reset")
 
-    monkeypatch.setattr(life, "shut_down", shut_down)
+    monkeypatch.setattr(lifecycle, "shut_down", shut_down)
     async with asyncio.timeout(5):
         await running.stop()
     assert running.heard == ["ready", "close"]

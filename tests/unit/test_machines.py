@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from ovm import errors, machines, records
-from ovm.config import Options
-from ovm.machines import Machine
+from ovm import errors
+from ovm.model.options import Options
 from ovm.process import identity, lock
-from ovm.records import Ended, ServiceRecord
+from ovm.registry import machines, records
+from ovm.registry.machines import Machine
+from ovm.registry.records import Ended, ServiceRecord
 
 HOLDER = (
     "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"

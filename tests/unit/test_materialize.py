@@ -16,12 +16,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from ovm.config import OriginPath, Versions
 from ovm.disks import copying
-from ovm.disks.blocking import AHEAD_THREAD
-from ovm.disks.durable import TEMPORARY_PREFIX
-from ovm.disks.materialize import prepare
+from ovm.disks.atomic import TEMPORARY_PREFIX
+from ovm.disks.install import prepare
 from ovm.errors import ArchiveError, FileError, SpaceError
+from ovm.model.options import OriginPath, Versions
+from ovm.process.threads import AHEAD_THREAD
 
 NAMES = ("gvproxy", "kernel", "initrd", "rootfs")
 RECORDS = ("versions.json", "digests.json")

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import clonefile
-from ovm.config import OriginPath, Versions
-from ovm.disks.durable import TEMPORARY_PREFIX
-from ovm.disks.materialize import prepare
+from ovm.disks.atomic import TEMPORARY_PREFIX
+from ovm.disks.install import prepare
+from ovm.model.options import OriginPath, Versions
 
 NAMES = ("gvproxy", "kernel", "initrd", "rootfs")
 
@@ -70,8 +70,8 @@ def target(tmp_path: Path) -> Path:
 KILLED_AT_EACH_STEP = """
 import asyncio, ctypes, json, os, signal, sys
 from pathlib import Path
-from ovm.config import OriginPath, Versions
-from ovm.disks import copying, materialize
+from ovm.model.options import OriginPath, Versions
+from ovm.disks import copying, install
 import isal.igzip_lib
 
 STEPS = "open fsync replace unlink pwrite copy_file_range ftruncate fchmod chmod dup2".split()
@@ -94,7 +94,7 @@ def run(origin, version, target, force, die_at):
     names = ("gvproxy", "kernel", "initrd", "rootfs")
     files = OriginPath(**{name: Path(origin, name) for name in names})
     versions = Versions(**dict.fromkeys(names, version))
-    asyncio.run(materialize.prepare(files, versions, Path(target), force=force))
+    asyncio.run(install.prepare(files, versions, Path(target), force=force))
     os._exit(0)
 
 print("ready", flush=True)

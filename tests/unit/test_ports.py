@@ -9,8 +9,8 @@ import json
 import pytest
 
 from ovm.errors import PortError
-from ovm.guest import ports
-from ovm.guest.ports import PEER, Published, Publisher, Refused, parse
+from ovm.guest import port_publisher
+from ovm.guest.port_publisher import PEER, Published, Publisher, Refused, parse
 
 EXPOSE, UNEXPOSE = "/services/forwarder/expose", "/services/forwarder/unexpose"
 
@@ -110,7 +110,7 @@ class Guest:
 @pytest.fixture
 async def guest(sshd, ssh, unused_port, monkeypatch):
     """A guest whose announcements are served."""
-    monkeypatch.setattr(ports, "LISTEN_PORT", unused_port)
+    monkeypatch.setattr(port_publisher, "LISTEN_PORT", unused_port)
     guest = Guest(unused_port)
     sshd.serve = guest.check_peer
     Publisher(ssh, guest.decide)
@@ -161,7 +161,7 @@ async def test_what_is_no_request_of_podmans_is_refused(guest, request_, status)
 
 async def test_after_rubbish_podman_is_still_served(guest, monkeypatch):
     """Whoever hangs up half way, or says nothing at all, does not keep podman from being served."""
-    monkeypatch.setattr(ports, "READ_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(port_publisher, "READ_TIMEOUT_S", 0.02)
     reader, writer = await asyncio.open_connection("127.0.0.1", guest.port)
     writer.write(b"POST / HT")
     async with asyncio.timeout(5):
@@ -170,7 +170,7 @@ async def test_after_rubbish_podman_is_still_served(guest, monkeypatch):
     writer.close()
     with contextlib.suppress(ConnectionError):
         await writer.wait_closed()
-    monkeypatch.setattr(ports, "READ_TIMEOUT_S", 5.0)
+    monkeypatch.setattr(port_publisher, "READ_TIMEOUT_S", 5.0)
     assert await guest.post(EXPOSE, {"local": ":8080"}) == (200, "")
 
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from ovm.power import edges as edges_module
+from ovm.power import filter as edges_module
 from power import Told, fail, hang, turns, until
 
 LONG_S = 60.0

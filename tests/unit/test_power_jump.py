@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from ovm.power import jump
-from ovm.power.jump import JUMP_S
+from ovm.power import clock_jump
+from ovm.power.clock_jump import JUMP_S
 from power import HostClocks, until
 
 
@@ -39,13 +39,13 @@ def test_a_slow_clock_is_no_jump():
 
 def test_the_real_clocks_do_not_jump():
     """They are the host's own by default."""
-    assert not jump.Clocks().jumped()
+    assert not clock_jump.Clocks().jumped()
 
 
 async def test_jumps_are_told():
     """Each once; in between there is silence."""
     host, jumps = HostClocks(), []
-    watch = asyncio.create_task(jump.watch(host.clocks, lambda: jumps.append(host.wall_s), tick_s=0.001))
+    watch = asyncio.create_task(clock_jump.watch(host.clocks, lambda: jumps.append(host.wall_s), tick_s=0.001))
     try:
         await asyncio.sleep(0.01)
         assert jumps == []

@@ -8,7 +8,7 @@ import functools
 import pytest
 
 from ovm import power
-from ovm.power import jump, linux
+from ovm.power import clock_jump, linux
 from power import PATIENCE_S, HostClocks, Told, hang, until
 
 
@@ -17,7 +17,7 @@ def host(monkeypatch) -> HostClocks:
     """A host whose clocks are the test's, looked at all the time; nobody there tells of anything."""
     host = HostClocks()
     monkeypatch.setattr(power, "Clocks", lambda: host.clocks)
-    monkeypatch.setattr(jump, "watch", functools.partial(jump.watch, tick_s=0.001))
+    monkeypatch.setattr(clock_jump, "watch", functools.partial(clock_jump.watch, tick_s=0.001))
     monkeypatch.setattr(power, "_system", lambda _edges: hang())
     return host
 

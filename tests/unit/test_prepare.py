@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from ovm import prepare
-from ovm.config import Options, OriginPath, Versions
 from ovm.guest.bootconfig import BootConfig
+from ovm.machine import prepare
+from ovm.model.options import Options, OriginPath, Versions
 
 IDENTITY = {"authorized_key": "a", "host_key": "b", "host_key_public": "c", "machine_id": "d", "channel_key": ""}
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from ovm import cli, prune
+from ovm import cli
 from ovm.errors import GuestError
 from ovm.guest.ssh import SSH, ExecResult
-from ovm.prune import Pruned
+from ovm.machine import prune
+from ovm.machine.prune import Pruned
 
 REPORT = {
     "PodPruneReport": [{"Err": None, "Id": "p1"}],

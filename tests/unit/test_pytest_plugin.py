@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ovm.hooks import environment
+from ovm.integrations import environment
 
 CONFTEST = """
 import os, types
@@ -59,7 +59,7 @@ def test_a_start_of_pytest_imports_hardly_anything(tmp_path):
         told = re.search("^modules (.*)$", run(tmp_path, *chosen).stdout, re.MULTILINE)
         assert told
         modules[not chosen] = set(told[1].split())
-    assert modules[True] - modules[False] == {"ovm", "ovm.testing", "ovm.testing.plugin"}
+    assert modules[True] - modules[False] == {"ovm", "ovm._version", "ovm.testing", "ovm.testing.plugin"}
 
 
 def test_the_variables_are_set_while_the_session_lasts(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from ovm.errors import GuestError, HelperExited, StartError
 from ovm.hypervisors import Happening, qemu
 from ovm.hypervisors.accel import Emulator
 from ovm.hypervisors.qemu import translate
-from ovm.state import VMState
+from ovm.model.states import VMState
 
 FAKE = """
 import json, os, re, sys

@@ -8,8 +8,8 @@ import logging
 import pytest
 
 from ovm.errors import GuestRefused
-from ovm.guest import ready
-from ovm.guest.ready import ReadyChannel
+from ovm.guest import boot_channel
+from ovm.guest.boot_channel import ReadyChannel
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ async def test_lines(channel, line, stages, warned):
     assert channel._ready.done() is (stages[:1] == [("ready", 2.5)])
 
 
-@pytest.mark.parametrize("code", sorted(ready._HINTS))
+@pytest.mark.parametrize("code", sorted(boot_channel._HINTS))
 async def test_a_guest_that_gives_up_says_what_to_do(channel, code):
     """A fatal line is GuestRefused with the guest's words, its code as the stage, and advice for each known code."""
     channel.hear(f"fatal {code} the superblock is gone")
@@ -119,7 +119,7 @@ async def test_a_cancelled_wait_spoils_nothing(channel):
 
 async def test_several_connections_are_heard(short_path):
     """The hypervisor may connect several times, say nothing at all, and cut a line in two."""
-    async with ready.listen(short_path / "s", print, lambda: None) as channel:
+    async with boot_channel.listen(short_path / "s", print, lambda: None) as channel:
         assert (short_path / "s").stat().st_mode & 0o777 == 0o600
         await say(short_path / "s", b"")
         await say(short_path / "s", b"stage one 1\r\nstage two 2\n")
@@ -140,7 +140,7 @@ async def test_several_connections_are_heard(short_path):
 @pytest.mark.parametrize("noise", [b"x" * 100_000 + b"\n", b"\xff\xfe\x00\n", b"\n\n\n", b"x" * 4097 + b"\n"])
 async def test_noise_is_passed_over(short_path, noise):
     """After an endless line or odd bytes the guest is still understood."""
-    async with ready.listen(short_path / "s", print, lambda: None) as channel:
+    async with boot_channel.listen(short_path / "s", print, lambda: None) as channel:
         await say(short_path / "s", noise + b"ready 1\n")
         await until_ready(channel)
 
@@ -148,7 +148,7 @@ async def test_noise_is_passed_over(short_path, noise):
 async def test_the_guest_cannot_write_to_the_terminal_as_it_likes(short_path):
     """Control characters of a guest's words do not reach people."""
     warned = []
-    async with ready.listen(short_path / "s", warned.append, lambda: None) as channel:
+    async with boot_channel.listen(short_path / "s", warned.append, lambda: None) as channel:
         await say(short_path / "s", b"warn \x1b]0;evil\x07 %s\nfatal x \x1b[2J\n")
         with pytest.raises(GuestRefused) as caught:
             await until_ready(channel)
@@ -159,7 +159,7 @@ async def test_the_guest_cannot_write_to_the_terminal_as_it_likes(short_path):
 async def test_leaving_ends_open_connections(short_path):
     """A connection that is still open when the channel is left is closed by us, and no task remains."""
     before = asyncio.all_tasks()
-    async with ready.listen(short_path / "s", print, lambda: None) as channel:
+    async with boot_channel.listen(short_path / "s", print, lambda: None) as channel:
         reader, writer = await asyncio.open_unix_connection(short_path / "s")
         writer.write(b"ready 1\n")
         await until_ready(channel)
@@ -173,7 +173,7 @@ async def test_leaving_ends_open_connections(short_path):
 
 async def test_what_is_not_understood_is_logged(channel, caplog):
     """A line that makes no sense can be found in the debug log, cut short."""
-    with caplog.at_level(logging.DEBUG, "ovm.guest.ready"):
+    with caplog.at_level(logging.DEBUG, "ovm.guest.boot_channel"):
         channel.hear("x" * 5000)
     assert "not understood" in caplog.text
     assert len(caplog.text) < 500
@@ -182,7 +182,7 @@ async def test_what_is_not_understood_is_logged(channel, caplog):
 async def test_who_has_not_the_key_is_not_heard(short_path):
     """On vsock anybody in the guest can speak; each connection shows the key first, or changes nothing."""
     path = short_path / "s"
-    async with ready.listen(path, print, lambda: None, key="open sesame") as channel:
+    async with boot_channel.listen(path, print, lambda: None, key="open sesame") as channel:
         for words in (
             b"ready 1\n",
             b"key open\nready 1\n",

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ovm import create, machines, registry
-from ovm.config import Options
 from ovm.errors import ImageError, OptionError
+from ovm.machine import create
+from ovm.model.options import Options
+from ovm.registry import create as registry
+from ovm.registry import machines
 
 
 def put_image(directory: Path, **changes: object) -> Path:

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 import watched
-from ovm.process import identity, roster
+from ovm.process import identity, orphans
 from ovm.process.child import Child
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="what /proc tells")
@@ -128,7 +128,7 @@ def test_it_lies_there_for_as_long_as_it_is_kept(tmp_path, sleeper):
     """Private, with who is who, and gone when all have ended."""
     path = tmp_path / "helpers.json"
     one, other = sleeper(), sleeper()
-    with roster.keep(path) as kept:
+    with orphans.keep(path) as kept:
         assert not path.exists()
         kept.add(child("gvproxy", one))
         kept.add(child("qemu", other))
@@ -151,7 +151,7 @@ def test_it_lies_there_for_as_long_as_it_is_kept(tmp_path, sleeper):
 def test_it_stays_for_who_outlives_its_end(tmp_path, sleeper):
     """A helper that could not be ended is not forgotten, and so can be when the manager has gone."""
     path = tmp_path / "helpers.json"
-    with roster.keep(path) as kept:
+    with orphans.keep(path) as kept:
         kept.add(child("qemu", sleeper()))
     assert path.exists()
 
@@ -160,7 +160,7 @@ def test_a_wrapper_becomes_what_it_wraps(tmp_path):
     """What a helper runs is looked at again when asked to."""
     path = tmp_path / "helpers.json"
     with subprocess.Popen(["sh", "-c", "read -r _ && exec sleep 60"], stdin=subprocess.PIPE) as process:
-        with roster.keep(path) as kept:
+        with orphans.keep(path) as kept:
             kept.add(child("gvproxy", process))
             before = identity.of(process.pid).program
             process.stdin.write(b"\n")
@@ -174,7 +174,7 @@ def test_a_wrapper_becomes_what_it_wraps(tmp_path):
 
 def test_a_directory_that_cannot_be_written_to_is_no_obstacle(tmp_path, sleeper, caplog):
     """A machine starts all the same; only this precaution is missing, and it is said."""
-    with roster.keep(tmp_path / "missing" / "helpers.json") as kept:
+    with orphans.keep(tmp_path / "missing" / "helpers.json") as kept:
         kept.add(child("qemu", sleeper()))
     assert "cannot be written" in caplog.text
 
@@ -186,9 +186,9 @@ def test_a_dead_managers_helpers_are_ended(tmp_path, sleeper):
     write(path, dead(), gvproxy=described(identity.of(one.pid)), guard=gone, qemu=described(identity.of(other.pid)))
     one.send_signal(signal.SIGSTOP)
     with watched.watching({"one": one.pid, "other": other.pid}) as pidfds:
-        assert roster.reclaim(path) == ["gvproxy", "qemu"]
+        assert orphans.reclaim(path) == ["gvproxy", "qemu"]
         assert watched.gone_within(0, *pidfds.values())
-    assert roster.reclaim(path) == []
+    assert orphans.reclaim(path) == []
 
 
 def test_a_live_managers_helpers_are_not_touched(tmp_path, sleeper):
@@ -196,7 +196,7 @@ def test_a_live_managers_helpers_are_not_touched(tmp_path, sleeper):
     path = tmp_path / "helpers.json"
     helper = sleeper()
     write(path, described(identity.of(os.getpid())), qemu=described(identity.of(helper.pid)))
-    assert roster.reclaim(path) == []
+    assert orphans.reclaim(path) == []
     assert helper.poll() is None
 
 
@@ -207,7 +207,7 @@ def test_another_boots_are_nobodys(tmp_path, sleeper, boot):
     helper = sleeper()
     write(path, dead(), qemu=described(identity.of(helper.pid)))
     change(path, boot_id=boot)
-    assert roster.reclaim(path) == []
+    assert orphans.reclaim(path) == []
     assert helper.poll() is None
 
 
@@ -223,7 +223,7 @@ def test_an_innocent_with_a_reused_pid_is_not_touched(tmp_path, sleeper, wrong):
         qemu=described(identity.of(helper.pid)),
         ourselves=described(identity.of(os.getpid())),
     )
-    assert roster.reclaim(path) == ["qemu"]
+    assert orphans.reclaim(path) == ["qemu"]
     assert innocent.poll() is None
 
 
@@ -233,7 +233,7 @@ def test_another_users_process_is_not_touched(tmp_path, sleeper):
     path = tmp_path / "helpers.json"
     theirs = sleeper(user=65534)
     write(path, dead(), qemu=described(identity.of(theirs.pid)))
-    assert roster.reclaim(path) == []
+    assert orphans.reclaim(path) == []
     assert theirs.poll() is None
 
 
@@ -244,16 +244,16 @@ def test_another_users_roster_is_not_read(tmp_path, sleeper):
     helper = sleeper()
     write(path, dead(), qemu=described(identity.of(helper.pid)))
     os.chown(path, 65534, 65534)
-    assert roster.reclaim(path) == []
+    assert orphans.reclaim(path) == []
     os.chown(path, 0, 0)
     path.chmod(0o666)
-    assert roster.reclaim(path) == []
+    assert orphans.reclaim(path) == []
     path.rename(tmp_path / "real")
     path.symlink_to(tmp_path / "real")
     (tmp_path / "real").chmod(0o600)
-    assert roster.reclaim(path) == []
+    assert orphans.reclaim(path) == []
     assert helper.poll() is None
-    assert roster.reclaim(tmp_path / "real") == ["qemu"]
+    assert orphans.reclaim(tmp_path / "real") == ["qemu"]
 
 
 RUBBISH = [
@@ -274,7 +274,7 @@ def test_rubbish_is_ignored(tmp_path, content):
     path = tmp_path / "helpers.json"
     path.write_bytes(content)
     path.chmod(0o600)
-    assert roster.reclaim(path) == []
+    assert orphans.reclaim(path) == []
 
 
 @pytest.mark.parametrize("pid", [0, -1, 2**31, 1.5, "1", None])
@@ -283,7 +283,7 @@ def test_numbers_that_name_no_process_are_ignored(tmp_path, pid, sleeper):
     path = tmp_path / "helpers.json"
     helper = sleeper()
     write(path, dead(), qemu=described(identity.of(helper.pid)), bad={"pid": pid, "started": 1, "program": "/bin/sh"})
-    assert roster.reclaim(path) == []
+    assert orphans.reclaim(path) == []
     assert helper.poll() is None
 
 
@@ -291,4 +291,4 @@ def test_no_file_is_nothing_to_do(tmp_path):
     """Nor is a directory, a fifo, or a name that no file can have."""
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "none", tmp_path, tmp_path / "fifo", Path("a\0b")):
-        assert roster.reclaim(path) == []
+        assert orphans.reclaim(path) == []

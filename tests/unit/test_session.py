@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from ovm.config import Options
 from ovm.errors import OptionError, PortError
 from ovm.guest.clock import Clock
-from ovm.guest.ports import Published
+from ovm.guest.port_publisher import Published
 from ovm.guest.ssh import SSH
+from ovm.machine.running import Session
+from ovm.model.options import Options
 from ovm.network.gvproxy import Forward
 from ovm.paths import KeyPaths, SocketPaths
-from ovm.session import Session
 
 
 class FakeNetwork:

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fuzz
-from ovm import errors, settings
+from ovm import errors
 from ovm.cli.init import TEMPLATE
-from ovm.config import Mount, Options
-from ovm.settings import KINDS, RESTART_KEYS, PortSetting, Settings, changed, parse
+from ovm.model.options import Mount, Options
+from ovm.registry import settings
+from ovm.registry.settings import KINDS, RESTART_KEYS, PortSetting, Settings, changed, parse
 
 FILE = Path("machine.toml")
 

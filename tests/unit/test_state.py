@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ovm.state import TRANSITIONS, VMState, may_follow, state_info
+from ovm.model.states import TRANSITIONS, VMState, may_follow, state_info
 
 S = VMState
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ovm import surroundings
 from ovm.errors import FileError, HelperError
+from ovm.host import environment
 
 NEAR = "localhost,127.0.0.1,::1,192.168.127.0/24,10.88.0.0/15,.containers.internal,host.docker.internal"
 
@@ -23,7 +23,7 @@ def nothing_around(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.lower().endswith("_proxy") or name == "SSH_AUTH_SOCK":
             monkeypatch.delenv(name)
     monkeypatch.setattr("sys.platform", "linux")
-    monkeypatch.setattr(surroundings, "_ANCHORS", {})
+    monkeypatch.setattr(environment, "_ANCHORS", {})
     monkeypatch.setenv("OVM_HOME", str(tmp_path / "home"))
 
 
@@ -49,7 +49,7 @@ def nothing_around(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_a_proxy_is_told_as_the_guest_reaches_it(given: str, in_the_guest: str, monkeypatch: pytest.MonkeyPatch):
     """The host's loopback has another address in the guest; all else stays, also what nobody can make sense of."""
     monkeypatch.setenv("http_proxy", given)
-    assert surroundings.host_proxies()["http_proxy"] == in_the_guest
+    assert environment.host_proxies()["http_proxy"] == in_the_guest
 
 
 def test_lower_case_is_stronger_and_both_are_told(monkeypatch: pytest.MonkeyPatch):
@@ -60,7 +60,7 @@ def test_lower_case_is_stronger_and_both_are_told(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("ALL_PROXY", "http://any:1")
     monkeypatch.setenv("all_proxy", "")
     monkeypatch.setenv("rsync_proxy", "http://other:1")
-    assert surroundings.host_proxies() == {
+    assert environment.host_proxies() == {
         "http_proxy": "http://lower:1",
         "https_proxy": "http://secure:1",
         "no_proxy": NEAR,
@@ -84,13 +84,13 @@ def test_no_proxy_is_kept_and_what_is_near_is_added(given: str, told: str, monke
     """Each once, separated as every program understands."""
     monkeypatch.setenv("https_proxy", "http://proxy:1")
     monkeypatch.setenv("no_proxy", given)
-    assert surroundings.host_proxies()["no_proxy"] == told
+    assert environment.host_proxies()["no_proxy"] == told
 
 
 def test_without_proxies_nothing_is_told(monkeypatch: pytest.MonkeyPatch):
     """Exceptions from no proxy are none."""
     monkeypatch.setenv("no_proxy", "intranet.example")
-    assert surroundings.host_proxies() == {}
+    assert environment.host_proxies() == {}
 
 
 MakeCertificate = Callable[..., str]
@@ -119,14 +119,14 @@ async def test_authorities_are_found_where_distributions_want_them(
     """PEM files by the distribution's pattern, in folders too where it looks there; what is no certificate is left."""
     debian, fedora = tmp_path / "debian", tmp_path / "fedora"
     anchors = {str(debian): "**/*.crt", str(fedora): "*", str(tmp_path / "missing"): "*"}
-    monkeypatch.setattr(surroundings, "_ANCHORS", anchors)
+    monkeypatch.setattr(environment, "_ANCHORS", anchors)
     pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
     for path in (debian / "b.crt", debian / "company/a.crt", debian / "c.pem", fedora / "any.name", fedora / "sub/x"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(pem)
     (debian / "binary.crt").write_bytes(b"\x30\x82")
     (debian / "dangling.crt").symlink_to("nowhere")
-    found = await surroundings.host_ca_certificates()
+    found = await environment.host_ca_certificates()
     assert found == (debian / "b.crt", debian / "company/a.crt", fedora / "any.name")
 
 
@@ -139,31 +139,31 @@ async def test_the_keychain_of_a_mac(
     broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
     told = tmp_path / "told"
     told.write_text(f"noise\n{company}{make_certificate('this mac', may_sign=False)}{broken}{other}{company}")
-    monkeypatch.setattr(surroundings, "_KEYCHAIN", ("/bin/cat", str(told)))
-    (path,) = await surroundings.host_ca_certificates()
+    monkeypatch.setattr(environment, "_KEYCHAIN", ("/bin/cat", str(told)))
+    (path,) = await environment.host_ca_certificates()
     assert path.read_text() == company + other
     assert path == tmp_path / "home/cache/host-ca.pem"
     told.write_text(other)
-    assert [p.read_text() for p in await surroundings.host_ca_certificates()] == [other]
+    assert [p.read_text() for p in await environment.host_ca_certificates()] == [other]
     told.write_text("")
-    assert await surroundings.host_ca_certificates() == ()
-    monkeypatch.setattr(surroundings, "_KEYCHAIN", (str(tmp_path / "no such program"),))
+    assert await environment.host_ca_certificates() == ()
+    monkeypatch.setattr(environment, "_KEYCHAIN", (str(tmp_path / "no such program"),))
     with pytest.raises(HelperError, match="cannot be run"):
-        await surroundings.host_ca_certificates()
+        await environment.host_ca_certificates()
 
 
 def test_an_agent_that_answers(short_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Its socket is told; one that nobody listens at any more, and none at all, are said."""
     path = short_path / "agent.sock"
     with pytest.raises(FileError, match="SSH_AUTH_SOCK is not set") as refused:
-        surroundings.ssh_agent()
+        environment.ssh_agent()
     assert "leave ssh_agent out" in refused.value.hint
     monkeypatch.setenv("SSH_AUTH_SOCK", str(path))
     with pytest.raises(FileError, match=f"no agent answers at {path}: No such file"):
-        surroundings.ssh_agent()
+        environment.ssh_agent()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
-        assert surroundings.ssh_agent() == path
+        assert environment.ssh_agent() == path
     with pytest.raises(FileError, match="Connection refused"):
-        surroundings.ssh_agent()
+        environment.ssh_agent()

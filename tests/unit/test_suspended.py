@@ -9,33 +9,33 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ovm.disks import suspended
-from ovm.disks.suspended import Suspended, Unfit
+from ovm.disks import saved_state
+from ovm.disks.saved_state import Suspended, Unfit
 from ovm.errors import FileError
+from ovm.machine.suspend import Recall, _disk
 from ovm.paths import TargetPaths
-from ovm.suspension import Recall, _disk
 
 FACTS = {"the rootfs": "1 2 3", "the kernel": "4 5 6"}
 TOLD = {"at": 1.0, "facts": FACTS, "ssh_port": 2222, "podman_port": None, "forwards": ()}
-CONTENT = os.urandom(1024) + bytes(2 * suspended.PIECE_BYTES) + os.urandom(100)
+CONTENT = os.urandom(1024) + bytes(2 * saved_state.PIECE_BYTES) + os.urandom(100)
 
 
 @pytest.fixture
 def target(tmp_path: Path) -> TargetPaths:
     """A machine's directory with a memory in it."""
     paths = TargetPaths(tmp_path)
-    memory = suspended.new_memory(paths)
+    memory = saved_state.new_memory(paths)
     os.write(memory.fd, CONTENT)
-    suspended.keep(paths, memory, **TOLD)
+    saved_state.keep(paths, memory, **TOLD)
     return paths
 
 
 def taken(target: TargetPaths) -> Suspended:
     """As a start takes it."""
-    record = suspended.load(target)
-    fd = suspended.open_memory(target)
+    record = saved_state.load(target)
+    fd = saved_state.open_memory(target)
     try:
-        suspended.check_memory(fd, record)
+        saved_state.check_memory(fd, record)
     finally:
         os.close(fd)
     return record
@@ -82,18 +82,18 @@ def test_another_version_is_told_apart(target: TargetPaths, change: dict[str, ob
     """Its record is whole, but not understood."""
     told = msgspec.json.decode(target.suspended.read_bytes().splitlines()[0]) | change
     line = msgspec.json.encode(told)
-    target.suspended.write_bytes(line + b"\n%08x\n" % suspended._crc32(line))
+    target.suspended.write_bytes(line + b"\n%08x\n" % saved_state._crc32(line))
     with pytest.raises(Unfit, match="another version"):
         taken(target)
 
 
 def test_nothing_is_left_of_it(target: TargetPaths) -> None:
-    assert suspended.is_there(target)
-    suspended.new_memory(target)  # of a suspend that was killed
-    suspended.discard(target)
-    assert not suspended.is_there(target)
+    assert saved_state.is_there(target)
+    saved_state.new_memory(target)  # of a suspend that was killed
+    saved_state.discard(target)
+    assert not saved_state.is_there(target)
     assert list(target.directory.iterdir()) == []
-    suspended.discard(target)
+    saved_state.discard(target)
 
 
 def test_what_cannot_be_removed_is_an_error(tmp_path: Path) -> None:
@@ -101,17 +101,17 @@ def test_what_cannot_be_removed_is_an_error(tmp_path: Path) -> None:
     target = TargetPaths(tmp_path)
     target.suspended.mkdir()
     with pytest.raises(FileError, match="cannot be removed"):
-        suspended.discard(target)
+        saved_state.discard(target)
 
 
 def test_another_file_is_another_one(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    assert suspended.identity(path) == "missing"
+    assert saved_state.identity(path) == "missing"
     path.write_bytes(b"one")
-    first = suspended.identity(path)
-    assert suspended.identity(path) == first
+    first = saved_state.identity(path)
+    assert saved_state.identity(path) == first
     os.utime(path, ns=(0, 0))
-    assert suspended.identity(path) != first
+    assert saved_state.identity(path) != first
 
 
 async def recalled(target: TargetPaths, now: dict[str, str], *, wanted: bool = True) -> tuple[bool, list[str]]:
@@ -129,15 +129,15 @@ def beside_a_disk(tmp_path: Path) -> TargetPaths:
     """A memory with a data disk."""
     target = TargetPaths(tmp_path)
     target.data_disk.write_bytes(os.urandom(100_000))
-    memory = suspended.new_memory(target)
+    memory = saved_state.new_memory(target)
     os.write(memory.fd, CONTENT)
-    suspended.keep(target, memory, **{**TOLD, "facts": {**FACTS, **_disk(target)}})
+    saved_state.keep(target, memory, **{**TOLD, "facts": {**FACTS, **_disk(target)}})
     return target
 
 
 async def test_it_goes_with_the_same_machine(beside_a_disk: TargetPaths) -> None:
     assert await recalled(beside_a_disk, FACTS) == (True, [])
-    assert suspended.is_there(beside_a_disk), "until it is used"
+    assert saved_state.is_there(beside_a_disk), "until it is used"
 
 
 async def test_it_goes_with_no_other(beside_a_disk: TargetPaths) -> None:
@@ -165,7 +165,7 @@ async def test_damage_is_told(beside_a_disk: TargetPaths) -> None:
     with beside_a_disk.memory.open("r+b") as file:
         file.write(b"x")
     assert await recalled(beside_a_disk, FACTS) == (False, ["the memory is damaged"])
-    assert not suspended.is_there(beside_a_disk)
+    assert not saved_state.is_there(beside_a_disk)
 
 
 async def test_who_does_not_want_it_has_it_removed(beside_a_disk: TargetPaths) -> None:

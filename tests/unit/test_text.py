@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ovm.errors import OVMError, from_dict
-from ovm.text import LENGTH_MAX, GuestText, printable
+from ovm.text.printable import LENGTH_MAX, GuestText, printable
 
 HOSTILE = [
     pytest.param(b"\x1b]0;owned\x07\x1b[2J", id="escapes"),

@@ -6,8 +6,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from ovm import timeline
-from ovm.info import Stage
+from ovm.cli import timeline
+from ovm.model.info import Stage
 
 COLD = [
     Stage("guard", 20.0),

@@ -15,7 +15,7 @@ import pytest
 from ovm.errors import FileError, GuestError, SocketPathError
 from ovm.hypervisors import Channel, Disk, Share, VMSpec
 from ovm.hypervisors.vfkit import Vfkit, check_paths, command
-from ovm.state import VMState
+from ovm.model.states import VMState
 from ovm.wire import http
 
 SPEC = VMSpec(

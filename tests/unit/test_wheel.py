@@ -90,4 +90,4 @@ def test_installed_command_runs(installed: Path):
 def test_installed_names_resolve(installed: Path):
     """Every public name can be had from the installed package."""
     script = "import ovm; [getattr(ovm, name) for name in ovm.__all__]; print(ovm.OVM.__module__)"
-    assert run(installed / "python", "-W", "error", "-c", script) == "ovm.machine"
+    assert run(installed / "python", "-W", "error", "-c", script) == "ovm.machine.vm"

@@ -16,7 +16,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 import click
 
-from ovm import __version__
+from ovm._version import __version__
 from ovm.cli.outlet import say, say_json, say_styled
 from ovm.errors import OVMError
 
@@ -188,7 +188,7 @@ def _status(ui: Ui, args: Sequence[str] | None) -> int:
 def _os_error(error: OSError) -> str:
     from pathlib import Path
 
-    from ovm.text import printable
+    from ovm.text.printable import printable
     from ovm.trust.files import advice
 
     if not isinstance(error.filename, str | bytes) or not error.strerror:

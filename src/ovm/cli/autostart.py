@@ -42,8 +42,8 @@ def disable(name: str) -> None:
 @json_option
 def status(name: str, *, as_json: bool) -> int:
     """Say whether the machine NAME is started at a login. The exit status is 3 if it is not."""
-    from ovm import machines
-    from ovm.hooks import autostart
+    from ovm.integrations import autostart
+    from ovm.registry import machines
 
     machine = machines.find(name)
     there = autostart.is_there(name)
@@ -59,9 +59,9 @@ def status(name: str, *, as_json: bool) -> int:
 
 
 def _set(name: str, *, enabled: bool) -> str:
-    from ovm import machines
-    from ovm.hooks import autostart
-    from ovm.settings import changed
+    from ovm.integrations import autostart
+    from ovm.registry import machines
+    from ovm.registry.settings import changed
 
     machine = machines.find(name)
     done = ""

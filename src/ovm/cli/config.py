@@ -16,10 +16,10 @@ import click
 from ovm.cli import EXIT_FAILED, json_option
 from ovm.cli.names import complete, name_argument
 from ovm.cli.outlet import say, say_json
-from ovm.cli.show import filled, format_option
+from ovm.cli.output import filled, format_option
 
 if TYPE_CHECKING:
-    from ovm.machines import Machine
+    from ovm.registry.machines import Machine
 
 F = TypeVar("F")
 
@@ -30,7 +30,7 @@ def command() -> None:
 
 
 def _key(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    from ovm.settings import KINDS
+    from ovm.registry.settings import KINDS
 
     return [key for key in KINDS if key.startswith(incomplete)]
 
@@ -57,8 +57,8 @@ def get(key: str | None, name: str, *, as_json: bool, template: str | None) -> N
     """Print the setting KEY, or all that are set."""
     import tomllib
 
-    from ovm import machines
-    from ovm.settings import check_key
+    from ovm.registry import machines
+    from ovm.registry.settings import check_key
 
     machine = machines.find(name)
     machine.settings()  # what is wrong is told with its line
@@ -89,8 +89,8 @@ def get(key: str | None, name: str, *, as_json: bool, template: str | None) -> N
 @_machine_option
 def set_(key: str, value: str | None, name: str, *, unset: bool) -> None:
     """Set KEY to VALUE. The items of a list are parted by commas; `environment.NAME` is one variable."""
-    from ovm import machines
-    from ovm.settings import changed
+    from ovm.registry import machines
+    from ovm.registry.settings import changed
 
     if (value is None) != unset:
         raise click.UsageError("give a VALUE, or --unset")
@@ -105,9 +105,9 @@ def edit(name: str) -> None:
 
     If another command changes them meanwhile, they are not replaced either, unless you say so.
     """
-    from ovm import machines
     from ovm.cli.init import template
     from ovm.errors import StateError
+    from ovm.registry import machines
 
     machine = machines.find(name)
     before = machine.settings_text()
@@ -164,9 +164,9 @@ def _run_editor(path: Path) -> None:
 
 def _change(machine: Machine, change: Callable[[str], str]) -> None:
     """Change the settings, and do what that asks for, or say what has to be done for it to take effect."""
-    from ovm import machines
-    from ovm.hooks import autostart
-    from ovm.settings import RESTART_KEYS, Settings, parse
+    from ovm.integrations import autostart
+    from ovm.registry import machines
+    from ovm.registry.settings import RESTART_KEYS, Settings, parse
 
     different: set[str] = set()
     done = ""

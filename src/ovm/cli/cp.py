@@ -8,7 +8,7 @@ import sys
 import click
 
 from ovm.cli import Ui
-from ovm.cli.reach import become, ssh_program
+from ovm.cli.openssh import become, ssh_program
 
 _IN_GUEST = re.compile(r"([^/:]+):(.*)", re.DOTALL)
 _PATTERN = re.compile(r"[\\*?\[\]]")
@@ -24,7 +24,7 @@ def command(ui: Ui, /, source: str, destination: str) -> None:
     Directories are copied with all that is in them. A relative PATH is below root's home. A file of this host with
     a colon in its name is written ./a:b.
     """
-    from ovm.hooks import ssh_config
+    from ovm.integrations import ssh_config
 
     match _IN_GUEST.fullmatch(source), _IN_GUEST.fullmatch(destination):
         case re.Match() as found, None:

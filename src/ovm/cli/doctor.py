@@ -16,11 +16,11 @@ import click
 
 from ovm.cli import json_option, run
 from ovm.cli.outlet import say_json, say_styled
-from ovm.cli.show import filled, format_option
+from ovm.cli.output import filled, format_option
 
 if TYPE_CHECKING:
     from ovm.disks.verify import FileState
-    from ovm.helpers import Helper
+    from ovm.host.programs import Helper
     from ovm.hypervisors.macos import MacHost
     from ovm.process.probe import Version
 
@@ -79,7 +79,7 @@ async def examine(platform: str = sys.platform) -> list[Check]:
     """Every check for that system, in the order of the table."""
     import asyncio
 
-    from ovm import registry
+    from ovm.registry import create as registry
 
     arch = registry.host_arch()
     found = await asyncio.gather(*(_mac_programs() if platform == "darwin" else _linux_programs(arch)))
@@ -97,23 +97,23 @@ async def examine(platform: str = sys.platform) -> list[Check]:
 
 
 def _linux_programs(arch: str) -> list[Awaitable[list[Check]]]:
-    from ovm import helpers
+    from ovm.host import programs
 
     return [
-        _helper("QEMU", lambda: helpers.find_qemu(arch)),
+        _helper("QEMU", lambda: programs.find_qemu(arch)),
         _accelerator(arch),
-        _helper("gvproxy", helpers.find_gvproxy),
+        _helper("gvproxy", programs.find_gvproxy),
         _virtiofsd(),
     ]
 
 
 def _mac_programs() -> list[Awaitable[list[Check]]]:
-    from ovm import helpers
+    from ovm.host import programs
     from ovm.hypervisors import macos
 
     return [
-        _helper("vfkit", helpers.find_vfkit, partial(macos.check_program, entitled=True)),
-        _helper("gvproxy", helpers.find_gvproxy, partial(macos.check_program, entitled=False)),
+        _helper("vfkit", programs.find_vfkit, partial(macos.check_program, entitled=True)),
+        _helper("gvproxy", programs.find_gvproxy, partial(macos.check_program, entitled=False)),
     ]
 
 
@@ -135,7 +135,8 @@ async def check_files(machine: str = "") -> list[Check]:
 
 
 def _targets(machine: str) -> dict[str, Path]:
-    from ovm import machines, paths
+    from ovm import paths
+    from ovm.registry import machines
 
     if "/" in machine:
         return {machine: paths.expanded(machine).absolute()}
@@ -203,9 +204,9 @@ def check_mac(host: MacHost, linux: Version | None) -> Check:
 
 
 def _image_linux() -> Version | None:
-    from ovm import registry
     from ovm.errors import ImageError
     from ovm.hypervisors import macos
+    from ovm.registry import create as registry
 
     try:
         return macos.linux_version(registry.load_image(registry.default_image_dir(registry.host_arch())).path("kernel"))
@@ -215,8 +216,8 @@ def _image_linux() -> Version | None:
 
 def check_image(directory: Path, platform: str) -> Check:
     """The default guest image is there and whole; on Linux one that is not yet there is built by the first start."""
-    from ovm import registry
     from ovm.errors import ImageError
+    from ovm.registry import create as registry
 
     try:
         image = registry.load_image(directory)
@@ -344,12 +345,12 @@ async def _helper(
 
 
 async def _virtiofsd() -> list[Check]:
-    from ovm import helpers
     from ovm.errors import HelperError
+    from ovm.host import programs
 
     name = "virtiofsd"
     try:
-        found = await helpers.find_virtiofsd()
+        found = await programs.find_virtiofsd()
     except HelperError as error:
         why = "; ".join([error.message, *error.log_tail])
         return [Check(name, "warn", f"{why}; folders cannot be shared without it", error.hint)]
@@ -360,13 +361,15 @@ async def _virtiofsd() -> list[Check]:
 
 
 async def _accelerator(arch: str) -> list[Check]:
-    from ovm import helpers, hypervisors, paths, registry
+    from ovm import hypervisors, paths
     from ovm.errors import OVMError
+    from ovm.host import programs
     from ovm.hypervisors import accel
+    from ovm.registry import create as registry
 
     name = "accelerator"
     try:
-        found = await helpers.find_qemu(arch)
+        found = await programs.find_qemu(arch)
         kernel = registry.load_image(registry.default_image_dir(arch)).path("kernel")
     except OVMError:
         return [Check(name, "warn", "can be told once there are QEMU and a guest image", "ovm image build")]

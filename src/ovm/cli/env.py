@@ -60,8 +60,8 @@ def command(name: str, *, shell: str | None, unset: bool, as_json: bool) -> None
 
     In bash or zsh: eval "$(ovm env)"
     """
-    from ovm import machines
-    from ovm.hooks.environment import variables
+    from ovm.integrations.environment import variables
+    from ovm.registry import machines
 
     wanted = variables(machines.find(name).sockets.podman)
     if as_json:

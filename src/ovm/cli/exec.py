@@ -6,9 +6,9 @@ import shlex
 
 import click
 
-from ovm.cli.dashes import WithCommand
 from ovm.cli.names import name_argument
-from ovm.cli.reach import become, ssh_program
+from ovm.cli.openssh import become, ssh_program
+from ovm.cli.passthrough import WithCommand
 
 
 @click.command("exec", cls=WithCommand)
@@ -20,7 +20,7 @@ def command(ctx: click.Context, /, name: str, *, tty: bool, argv: list[str]) -> 
 
     Its words reach it as they are here: no shell in the guest looks at them.
     """
-    from ovm.hooks import ssh_config
+    from ovm.integrations import ssh_config
 
     if not argv:
         ctx.fail(f"there is no command; it goes behind --: {ctx.command_path} -- uname -a")

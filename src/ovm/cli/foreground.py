@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ovm.cli.progress import Advance, Steps
-    from ovm.machines import Machine
+    from ovm.registry.machines import Machine
     from ovm.service.host import Host
     from ovm.service.protocol import InfoAnswer
 

@@ -13,8 +13,8 @@ import click
 
 from ovm.cli import Ui, json_option, run
 from ovm.cli.outlet import say, say_json
+from ovm.cli.output import filled, format_option
 from ovm.cli.progress import Steps, steps
-from ovm.cli.show import filled, format_option
 
 if TYPE_CHECKING:
     from ovm.image import BuildOptions, GuestImage, PullOptions
@@ -155,7 +155,7 @@ def ls(as_json: bool, template: str | None) -> None:
             filled(_summary(found), template)
         return
     if not images:
-        from ovm.registry import image_hint
+        from ovm.registry.create import image_hint
 
         say(f"There is no image yet; {image_hint()}", err=True)
     for found in images:

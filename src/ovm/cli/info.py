@@ -10,7 +10,7 @@ from ovm.cli import json_option
 from ovm.cli import service as services
 from ovm.cli.names import name_argument
 from ovm.cli.outlet import say, say_json
-from ovm.cli.show import filled, format_option
+from ovm.cli.output import filled, format_option
 
 if TYPE_CHECKING:
     from ovm.service.protocol import InfoAnswer

@@ -14,7 +14,7 @@ from ovm.cli.names import name_argument
 from ovm.cli.outlet import say
 
 if TYPE_CHECKING:
-    from ovm.machines import Machine
+    from ovm.registry.machines import Machine
 
 HEAD = """\
 # The settings of this machine, in TOML. What stands behind a # does not count: it is the default, or an example.
@@ -54,7 +54,7 @@ TEMPLATE = {
 @options.settings_options
 def command(name: str, **given: Any) -> None:
     """Make the machine NAME, without starting it: a directory, and in it the settings to edit."""
-    from ovm import machines
+    from ovm.registry import machines
 
     machine = machines.of(name)
     write(machine, given, new=True)
@@ -75,7 +75,7 @@ def write(machine: Machine, given: Mapping[str, Any], *, new: bool = False) -> d
         StateError: it is made already, and is to be ``new``.
     """
     from ovm.errors import StateError
-    from ovm.settings import changed
+    from ovm.registry.settings import changed
 
     wanted = options.as_settings(given)
 

@@ -27,9 +27,9 @@ def command(name: str, log: str, *, follow: bool, lines: int, generation: int, o
 
     LOG is console (the guest's own, which is shown if none is named), service, gvproxy, qemu, vfkit or guard.
     """
-    from ovm import machines
     from ovm.errors import FileError
     from ovm.process import logs
+    from ovm.registry import machines
 
     machine = machines.find(name)
     there = sorted({path.name.partition(".")[0] for path in machine.log_dir.glob("*.log")})

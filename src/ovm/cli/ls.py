@@ -11,10 +11,10 @@ import click
 from ovm.cli import json_option
 from ovm.cli import service as services
 from ovm.cli.outlet import say
-from ovm.cli.show import format_option, rows
+from ovm.cli.output import format_option, rows
 
 if TYPE_CHECKING:
-    from ovm.machines import Machine, Rest
+    from ovm.registry.machines import Machine, Rest
 
 COLUMNS = ("name", "state", "cpus", "memory", "disk", "last_up")
 ASKED_AT_ONCE = 16
@@ -29,7 +29,7 @@ def command(*, as_json: bool, template: str | None) -> None:
 
     A machine that a service holds is asked; of the others their files and locks tell.
     """
-    from ovm import machines
+    from ovm.registry import machines
 
     there = [machines.of(name) for name in machines.names()]
     rests = [machines.at_rest(machine) for machine in there]
@@ -79,9 +79,9 @@ def _asked(running: Sequence[Machine]) -> dict[str, str]:
 
 def _row(machine: Machine, rest: Rest, state: str) -> dict[str, Any]:
     """What is known of it; a machine whose settings are wrong is listed, too, and says so."""
-    from ovm import machines
     from ovm.errors import OVMError
-    from ovm.settings import Settings
+    from ovm.registry import machines
+    from ovm.registry.settings import Settings
 
     why = ""
     try:

@@ -11,7 +11,7 @@ F = TypeVar("F")
 
 def complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """The names that begin so."""
-    from ovm import machines
+    from ovm.registry import machines
 
     return [name for name in machines.names() if name.startswith(incomplete)]
 

@@ -20,8 +20,8 @@ class _Checked(click.ParamType[str]):
         self._key = key
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from ovm import settings
         from ovm.errors import OptionError
+        from ovm.registry import settings
 
         if self._key == "mounts":
             value = _absolute(value)

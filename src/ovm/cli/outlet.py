@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from ovm.text import printable
+from ovm.text.printable import printable
 
 
 def say(*lines: str, err: bool = False) -> None:

@@ -11,7 +11,7 @@ from ovm.cli import json_option
 from ovm.cli import service as services
 from ovm.cli.names import name_argument
 from ovm.cli.outlet import say, say_json
-from ovm.cli.show import format_option, rows
+from ovm.cli.output import format_option, rows
 
 _PORT = re.compile(
     r"(?:(?P<address>\[[0-9a-fA-F:.]+\]|\d+(?:\.\d+){3}):)?(?:(?P<host>\d{1,5}):)?(?P<guest>\d{1,5})(?:/(?P<protocol>tcp|udp))?"

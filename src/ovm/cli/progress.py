@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from ovm.cli.outlet import say
-from ovm.text import printable
+from ovm.text.printable import printable
 
 if TYPE_CHECKING:
     from ovm.cli import ProgressMode

@@ -17,7 +17,7 @@ from ovm.cli.outlet import say, say_json
 
 if TYPE_CHECKING:
     from ovm.guest.ssh import SSH
-    from ovm.prune import Pruned
+    from ovm.machine.prune import Pruned
 
 _ONES = {"pods": "pod", "containers": "container", "images": "image", "networks": "network", "volumes": "volume"}
 
@@ -39,7 +39,7 @@ def command(ui: Ui, /, name: str, yes: bool, as_json: bool, **more: bool) -> Non
 
 async def _prune(ui: Ui, name: str, more: Mapping[str, bool], *, yes: bool, as_json: bool) -> None:
     from ovm.cli.progress import steps
-    from ovm.prune import prune
+    from ovm.machine.prune import prune
 
     machine = await _running(name)
     if not yes:
@@ -69,9 +69,9 @@ class _Machine:
 
 async def _running(name: str) -> _Machine:
     """The machine ``name``; raises :class:`StateError` if it does not run."""
-    from ovm import machines
-    from ovm.cli.reach import ssh_port
+    from ovm.cli.openssh import ssh_port
     from ovm.guest.ssh import SSH
+    from ovm.registry import machines
 
     machine = machines.find(name)
     port = await asyncio.to_thread(ssh_port, machine)

@@ -13,7 +13,7 @@ from ovm.cli.names import name_argument
 from ovm.cli.outlet import say
 
 if TYPE_CHECKING:
-    from ovm.machines import Machine
+    from ovm.registry.machines import Machine
 
 
 @click.command("reset")
@@ -26,9 +26,9 @@ def command(ui: Ui, /, name: str, *, data: bool, yes: bool) -> None:
 
     A running machine is stopped for that and started again.
     """
-    from ovm import machines
     from ovm.cli.progress import steps
     from ovm.errors import StateError
+    from ovm.registry import machines
 
     machine = machines.find(name)
     if data and not yes:
@@ -42,7 +42,7 @@ def command(ui: Ui, /, name: str, *, data: bool, yes: bool) -> None:
 
 
 async def _reset(machine: Machine, *, data: bool) -> None:
-    from ovm.registry import create_from_settings
+    from ovm.registry.create import create_from_settings
 
     made = await create_from_settings(machine)
     await made.reset_path(data=data)

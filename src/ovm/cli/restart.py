@@ -16,10 +16,10 @@ from ovm.cli.names import name_argument
 @click.pass_obj
 def command(ui: Ui, /, name: str, *, as_json: bool) -> None:
     """Shut the machine NAME down and boot it again, with the settings it has now."""
-    from ovm import machines
     from ovm.cli.start import start
     from ovm.cli.stop import stop
     from ovm.errors import InUseError
+    from ovm.registry import machines
 
     machine = machines.find(name)
     stop(ui, name)

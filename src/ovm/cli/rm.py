@@ -12,7 +12,7 @@ from ovm.cli.names import complete
 from ovm.cli.outlet import say
 
 if TYPE_CHECKING:
-    from ovm.machines import Machine
+    from ovm.registry.machines import Machine
 
 
 @click.command("rm")
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def command(name: tuple[str, ...], *, yes: bool) -> None:
     """Remove machines with everything in them: images, containers and volumes. A running one is refused."""
-    from ovm import hooks, machines
+    from ovm import integrations
     from ovm.errors import OVMError
-    from ovm.hooks import autostart
+    from ovm.integrations import autostart
     from ovm.paths import SocketPaths
+    from ovm.registry import machines
 
     doomed = [machines.find(one) for one in dict.fromkeys(name)]
     for machine in doomed:  # all or none
@@ -31,7 +32,7 @@ def command(name: tuple[str, ...], *, yes: bool) -> None:
     if not yes:
         _ask(doomed)
     for machine in doomed:
-        problems = list(hooks.remove(machine.name, SocketPaths(machine.socket_dir).podman).problems)
+        problems = list(integrations.remove(machine.name, SocketPaths(machine.socket_dir).podman).problems)
         try:
             autostart.remove(machine.name)
         except OVMError as error:
@@ -43,7 +44,7 @@ def command(name: tuple[str, ...], *, yes: bool) -> None:
 
 
 def _ask(doomed: list[Machine]) -> None:
-    from ovm import machines
+    from ovm.registry import machines
 
     if not sys.stdin.isatty():
         raise click.UsageError("data is removed for good, and there is no terminal to ask on: add --yes to agree")

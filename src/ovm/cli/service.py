@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ovm import __version__
+from ovm._version import __version__
 from ovm.cli.outlet import say
 
 if TYPE_CHECKING:
-    from ovm.machines import Machine
+    from ovm.registry.machines import Machine
     from ovm.service.client import Service
     from ovm.service.protocol import Status
 
@@ -26,7 +26,7 @@ def of(name: str) -> Service:
 
 def asked(name: str) -> tuple[Service, Status]:
     """The service of the machine ``name``, and what it says of itself; raises as :func:`of` does."""
-    from ovm import machines
+    from ovm.registry import machines
     from ovm.service.client import Service
 
     service = Service(name, machines.find(name).service_socket)
@@ -57,7 +57,7 @@ def bytes_in_words(count: int) -> str:
 
 def why_it_rests(machine: Machine) -> str:
     """Why a machine whose service does not answer is not running, as far as files and locks tell."""
-    from ovm import machines
+    from ovm.registry import machines
 
     rest = machines.at_rest(machine)
     if rest.state == "crashed":

@@ -6,10 +6,10 @@ import sys
 
 import click
 
-from ovm.cli.dashes import WithCommand
 from ovm.cli.names import name_argument
+from ovm.cli.openssh import become, ssh_program
 from ovm.cli.outlet import say
-from ovm.cli.reach import become, ssh_program
+from ovm.cli.passthrough import WithCommand
 
 
 @click.command("ssh", cls=WithCommand)
@@ -17,7 +17,7 @@ from ovm.cli.reach import become, ssh_program
 @click.option("--config", is_flag=True, help="Print the line for ~/.ssh/config that makes `ssh ovm-NAME` work.")
 def command(name: str, *, config: bool, argv: list[str]) -> None:
     """Open a shell in the running machine NAME, or have its shell do COMMAND."""
-    from ovm.hooks import ssh_config
+    from ovm.integrations import ssh_config
 
     if config:
         say(*ssh_config.include().split("\n"))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ovm.cli.progress import Steps
     from ovm.errors import OVMError
-    from ovm.machines import Machine
+    from ovm.registry.machines import Machine
     from ovm.service.client import Service
     from ovm.service.protocol import InfoAnswer
 
@@ -57,8 +57,8 @@ def command(
     The first start fetches the guest image that was released with ovm, or builds one, which takes a minute or two.
     What is given by options is written into the machine's settings.
     """
-    from ovm import machines
     from ovm.cli import init
+    from ovm.registry import machines
 
     machine = machines.of(name)
     if changed := init.write(machine, given):
@@ -133,7 +133,8 @@ def _given_up_by_signals() -> Iterator[None]:
 
 def provide_image(machine: Machine, shown: Steps) -> None:
     """Fetch the released image, or build one, unless there is one or the machine has one of its own."""
-    from ovm import image, registry
+    from ovm import image
+    from ovm.registry import create as registry
 
     if machine.settings().image is not None:
         return
@@ -152,7 +153,7 @@ def announce(machine: Machine, info: InfoAnswer, *, as_json: bool) -> None:
     """The lines to use it, on stdout; all else on stderr."""
     import msgspec
 
-    from ovm.hooks.environment import variables
+    from ovm.integrations.environment import variables
 
     if as_json:
         say_json({"name": machine.name} | msgspec.to_builtins(info))

@@ -11,10 +11,10 @@ from ovm.cli import EXIT_NOT_SO, json_option
 from ovm.cli import service as services
 from ovm.cli.names import name_argument
 from ovm.cli.outlet import say, say_json
-from ovm.cli.show import filled, format_option
+from ovm.cli.output import filled, format_option
 
 if TYPE_CHECKING:
-    from ovm.machines import Machine
+    from ovm.registry.machines import Machine
     from ovm.service.protocol import Status
 
 ENDING_S = 2.0
@@ -29,9 +29,9 @@ def command(name: str, *, as_json: bool, template: str | None) -> int:
     """Say what the machine NAME is doing. The exit status is 0 if it runs, and 3 if it does not."""
     import msgspec
 
-    from ovm import machines
     from ovm.errors import StateError
-    from ovm.state import VMState
+    from ovm.model.states import VMState
+    from ovm.registry import machines
 
     machine = machines.find(name)
     try:

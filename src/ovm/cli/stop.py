@@ -14,14 +14,14 @@ from ovm.cli.outlet import say
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ovm.machines import Machine
+    from ovm.registry.machines import Machine
 
 FORCED_GONE_S = 15.0
 """A service that says it has cut the power is gone by then, or is not what answered."""
 
 
 def _seconds(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
-    from ovm.checks import check_seconds
+    from ovm.model.validation import check_seconds
 
     return None if value is None else check_seconds("--timeout", value)
 
@@ -44,8 +44,8 @@ def command(ui: Ui, /, name: str, *, force: bool, timeout: float | None) -> None
 
 def stop(ui: Ui, name: str, *, force: bool = False, timeout_s: float | None = None) -> None:
     """Shut it down, showing how that goes."""
-    from ovm import machines
     from ovm.cli.progress import steps
+    from ovm.registry import machines
     from ovm.service.protocol import STOP_TIMEOUT_S
 
     machine = machines.find(name)
@@ -61,8 +61,8 @@ def stop(ui: Ui, name: str, *, force: bool = False, timeout_s: float | None = No
 
 
 def _shut_down(machine: Machine, progress: Callable[[str], object], timeout_s: float) -> None:
-    from ovm import machines
     from ovm.errors import SkewError, StateError
+    from ovm.registry import machines
     from ovm.service import holder, launch
 
     try:

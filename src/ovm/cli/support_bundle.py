@@ -1,7 +1,7 @@
 """``ovm support-bundle``: what is needed to understand a problem, in one file, without secrets.
 
 Nothing is copied as it is. Each file is read into known fields, and only these are written. Logs are free text: they
-pass :class:`ovm.redaction.Redactor`, which knows the values that were removed elsewhere.
+pass :class:`ovm.text.redaction.Redactor`, which knows the values that were removed elsewhere.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from ovm.cli.names import name_argument
 from ovm.cli.outlet import say
 
 if TYPE_CHECKING:
-    from ovm.machines import Machine
-    from ovm.redaction import Redactor
+    from ovm.registry.machines import Machine
+    from ovm.text.redaction import Redactor
 
 LOG_MAX_BYTES = 1 << 20
 """Of each log the end."""
@@ -63,8 +63,8 @@ def command(ui: Ui, /, name: str, output: Path | None) -> None:
     and keys are removed, and of the guest's console all lines that neither the kernel nor systemd wrote.
     left-out.json in the file lists what was removed.
     """
-    from ovm import machines
     from ovm.cli.progress import steps
+    from ovm.registry import machines
 
     machine = machines.find(name)
     path = output or Path(time.strftime(f"ovm-{name}-%Y%m%d-%H%M%S.tar.gz"))
@@ -115,7 +115,7 @@ def kept_files(machine: Machine, clean: Redactor | None = None) -> Iterator[tupl
 
 
 def _redactor(machine: Machine) -> Redactor:
-    from ovm.redaction import Redactor
+    from ovm.text.redaction import Redactor
 
     return Redactor({*_secret_settings(machine), *_secret_proxies(), *_secret_keys(machine)})
 
@@ -125,7 +125,7 @@ def _redactor(machine: Machine) -> Redactor:
 
 def _secret_settings(machine: Machine) -> Iterator[str]:
     from ovm.errors import OVMError
-    from ovm.redaction import credentials_of
+    from ovm.text.redaction import credentials_of
 
     try:
         text = machine.settings_text()
@@ -153,7 +153,7 @@ def _unquoted(value: str) -> str:
 def _is_shown(key: str, value: object) -> bool:
     """Whether a setting is sent with all of its value."""
     from ovm.errors import SettingsError
-    from ovm.settings import made_of
+    from ovm.registry.settings import made_of
 
     try:
         return key in _SHOWN and _REMOVED not in str(_SHOWN[key](made_of(key, value)))
@@ -173,10 +173,10 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def _secret_proxies() -> Iterator[str]:
-    from ovm import surroundings
-    from ovm.redaction import credentials_of
+    from ovm.host import environment
+    from ovm.text.redaction import credentials_of
 
-    for key, value in (surroundings.host_proxies() | dict(os.environ)).items():
+    for key, value in (environment.host_proxies() | dict(os.environ)).items():
         if key.lower().endswith("_proxy"):
             yield from credentials_of(value)
 
@@ -196,7 +196,7 @@ def _secret_keys(machine: Machine) -> Iterator[str]:
 
 
 def _host() -> dict[str, Any]:
-    from ovm import __version__
+    from ovm._version import __version__
 
     return {
         "ovm": __version__,
@@ -228,7 +228,7 @@ def _answers(machine: Machine) -> Iterator[tuple[str, object]]:
 
 def _settings(machine: Machine, left_out: dict[str, str]) -> dict[str, Any]:
     from ovm.errors import OVMError
-    from ovm.settings import Settings
+    from ovm.registry.settings import Settings
 
     try:
         settings = machine.settings()
@@ -243,7 +243,8 @@ def _settings(machine: Machine, left_out: dict[str, str]) -> dict[str, Any]:
 
 
 def _ended(machine: Machine) -> dict[str, Any] | None:
-    from ovm import errors, records
+    from ovm import errors
+    from ovm.registry import records
 
     ended = records.read(machine.ended_record, records.Ended)
     if ended is None:
@@ -254,7 +255,7 @@ def _ended(machine: Machine) -> dict[str, Any] | None:
 
 
 def _versions(machine: Machine) -> dict[str, str] | None:
-    from ovm.checks import ORIGINS
+    from ovm.model.validation import ORIGINS
     from ovm.trust.files import read_file
 
     try:
@@ -313,7 +314,7 @@ def _json(told: object, clean: Redactor) -> bytes:
 
 
 def _sent(text: str) -> bytes:
-    from ovm.text import printable_lines
+    from ovm.text.printable import printable_lines
 
     return printable_lines(text).encode()
 

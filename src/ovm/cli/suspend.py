@@ -19,9 +19,9 @@ def command(ui: Ui, /, name: str) -> None:
     Its next `ovm start` takes about a second, and its containers go on where they were. If something about the machine
     has changed by then, it boots, as after a power failure.
     """
-    from ovm import machines
     from ovm.cli.progress import steps
     from ovm.errors import StateError
+    from ovm.registry import machines
     from ovm.service import launch
 
     machine = machines.find(name)

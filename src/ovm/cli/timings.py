@@ -13,7 +13,7 @@ from ovm.cli import run
 from ovm.cli.outlet import say
 
 if TYPE_CHECKING:
-    from ovm.machines import Machine
+    from ovm.registry.machines import Machine
     from ovm.service.protocol import InfoAnswer
 
 F = TypeVar("F")
@@ -57,9 +57,9 @@ class Timings:
             return
         import msgspec
 
-        from ovm import timeline
-        from ovm.disks.durable import disk_errors, write_whole
-        from ovm.info import Stage
+        from ovm.cli import timeline
+        from ovm.disks.atomic import disk_errors, write_whole
+        from ovm.model.info import Stage
 
         stages = msgspec.convert(info.timings, list[Stage])
         found = timeline.phases(stages)
@@ -77,7 +77,7 @@ class Timings:
 async def _units(name: str) -> str:
     """What the guest's systemd tells; empty where there is none."""
     import ovm
-    from ovm.timeline import SHOW_UNITS
+    from ovm.cli.timeline import SHOW_UNITS
 
     async with await ovm.connect(name) as machine:
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from ovm.disks import assets
+from ovm.disks import plan
 from ovm.paths import TargetPaths
 from ovm.trust.files import read_file
 
@@ -44,7 +44,7 @@ class Records:
 
 def load(target: TargetPaths) -> Records:
     """What is recorded; nothing where it is missing or damaged."""
-    versions = assets.recorded_versions(_content(target.versions))
+    versions = plan.recorded_versions(_content(target.versions))
     try:
         # not msgspec.json: a name need not be UTF-8
         made = msgspec.convert(json.loads(_content(target.digests)), dict[str, Made])
@@ -60,6 +60,6 @@ def encode(record: Mapping[str, str | Made]) -> bytes:
 
 def _content(path: Path) -> bytes:
     try:
-        return read_file(path, assets.RECORD_MAX_BYTES)
+        return read_file(path, plan.RECORD_MAX_BYTES)
     except OSError:
         return b""

@@ -10,10 +10,10 @@ from pathlib import Path
 from threading import Event
 from typing import Literal
 
-from ovm.disks import assets, digest, records
-from ovm.disks.blocking import in_thread
+from ovm.disks import digest, plan, records
 from ovm.disks.records import Made
 from ovm.paths import TargetPaths
+from ovm.process.threads import in_thread
 
 State = Literal["ok", "damaged", "missing", "unknown"]
 
@@ -53,7 +53,7 @@ def _state(name: str, target: TargetPaths, made: Made | None, stopped: Callable[
     if made is None:
         return FileState(name, None, "unknown", "no digest of it is recorded")
     path = target.directory / made.file
-    if not assets.existing({name: path}):
+    if not plan.existing({name: path}):
         return FileState(name, path, "missing", "it is gone")
     try:
         with path.open("rb") as opened:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ovm.checks import GuestProfile
+from ovm.model.validation import GuestProfile
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ovm.errors import ExecTimeout, FileError, GuestError, HostKeyMismatch, PortError
 from ovm.paths import KeyPaths, public
-from ovm.text import GuestText, tamed
+from ovm.text.printable import GuestText, tamed
 from ovm.trust import directories
 
 if TYPE_CHECKING:

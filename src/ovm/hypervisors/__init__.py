@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from ovm.errors import UnsupportedError
+from ovm.model.states import VMState
 from ovm.process.child import Child, Group
-from ovm.state import VMState
 
 Arch = Literal["x86_64", "aarch64"]
 

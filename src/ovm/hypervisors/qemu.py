@@ -21,11 +21,11 @@ import msgspec
 from ovm.errors import GuestError, NotReadyError, OVMError, StartError
 from ovm.hypervisors import Arch, Card, Happening, VMSpec, Watcher, virtiofsd
 from ovm.hypervisors.accel import CONSOLE, MACHINE, Accel, Answer, Emulator, flags
+from ovm.model.states import VMState
 from ovm.process.child import Child, Group
 from ovm.process.probe import show_version
 from ovm.process.supervise import race
-from ovm.state import VMState
-from ovm.text import GuestText, tamed
+from ovm.text.printable import GuestText, tamed
 
 if TYPE_CHECKING:
     from qemu.qmp import Message, QMPClient

@@ -22,11 +22,11 @@ import msgspec
 
 from ovm.errors import FileError, GuestError, SocketPathError, UnsupportedError
 from ovm.hypervisors import Arch, Card, Happening, VMSpec, Watcher
+from ovm.model.states import VMState
 from ovm.process import logs as log_files
 from ovm.process.child import Child, Group
 from ovm.process.supervise import race
-from ovm.state import VMState
-from ovm.text import GuestText
+from ovm.text.printable import GuestText
 from ovm.wire import http
 from ovm.wire.error import WireError
 

@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from ovm.disks.durable import sync_directory
+from ovm.disks.atomic import sync_directory
 from ovm.errors import ImageError, SpaceError
 from ovm.image.images import DESCRIPTION
 

@@ -20,8 +20,7 @@ from threading import Event
 from typing import get_args
 
 from ovm import paths
-from ovm.disks.blocking import in_thread
-from ovm.disks.durable import disk_errors
+from ovm.disks.atomic import disk_errors
 from ovm.errors import ImageError, InUseError, OptionError
 from ovm.image.build import host_arch
 from ovm.image.download import PARTIAL, Wanted, discard, download, url_complaint
@@ -29,6 +28,7 @@ from ovm.image.images import Arch, GuestImage, load_image
 from ovm.image.index import released_image
 from ovm.image.place import check_target, into_place
 from ovm.image.release import unpack_release
+from ovm.process.threads import in_thread
 from ovm.trust import directories
 
 PullProgress = Callable[[str, int, int], object]

@@ -15,13 +15,13 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
-from ovm import __version__
+from ovm._version import __version__
 from ovm.disks import copying
-from ovm.disks.blocking import in_thread
-from ovm.disks.durable import NewFile, disk_errors, sync, sync_directory, write_whole
+from ovm.disks.atomic import NewFile, disk_errors, sync, sync_directory, write_whole
 from ovm.errors import ImageError
 from ovm.image.images import DESCRIPTION, FILE_NAMES, Arch, Description, read_description, sha256, verify_image
 from ovm.image.place import check_space
+from ovm.process.threads import in_thread
 from ovm.trust import directories
 
 MANIFEST = "manifest"

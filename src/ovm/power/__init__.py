@@ -11,9 +11,9 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from ovm.power import jump
-from ovm.power.edges import Edges
-from ovm.power.jump import Clocks
+from ovm.power import clock_jump
+from ovm.power.clock_jump import Clocks
+from ovm.power.filter import Edges
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ async def watch(on_sleep: Callable[[], Awaitable[None]], on_wake: Callable[[], A
     edges = Edges(on_sleep, on_wake, clocks)
     sources = [
         asyncio.create_task(_keep(lambda: _system(edges))),
-        asyncio.create_task(_keep(lambda: jump.watch(clocks, edges.jumped))),
+        asyncio.create_task(_keep(lambda: clock_jump.watch(clocks, edges.jumped))),
     ]
     try:
         yield

@@ -12,7 +12,7 @@ import os
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from ovm.power.edges import Edges
+from ovm.power.filter import Edges
 
 if TYPE_CHECKING:
     from dbus_fast import Message

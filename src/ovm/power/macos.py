@@ -18,7 +18,7 @@ from ctypes import POINTER, byref, c_int32, c_ssize_t, c_uint32, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
-from ovm.power.edges import Edges
+from ovm.power.filter import Edges
 
 log = logging.getLogger(__name__)
 

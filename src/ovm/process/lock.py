@@ -4,7 +4,7 @@ The lock belongs to an open file, and every helper inherits that file. So a lock
 that the manager *and* its last helper are gone, whatever became of them; no pid is ever believed.
 
 If manager and guard were killed together, the helpers live on and hold it. Then it is told by identity that the
-manager is dead, and its helpers are ended by theirs (see :mod:`ovm.process.roster`).
+manager is dead, and its helpers are ended by theirs (see :mod:`ovm.process.orphans`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import msgspec
 
 from ovm.errors import FileError, InUseError
 from ovm.paths import LOCK
-from ovm.process import identity, roster
+from ovm.process import identity, orphans
 from ovm.process.identity import Identity
 from ovm.trust.locks import open_lock
 
@@ -186,7 +186,7 @@ def _told(directory: Path) -> _Note | None:
 
 def _reclaim(note: _Note) -> None:
     if note.roster is not None:
-        roster.reclaim(Path(note.roster))
+        orphans.reclaim(Path(note.roster))
 
 
 def _in_use(directory: Path, note: _Note | None) -> InUseError:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from ovm.paths import LOG_GENERATIONS
-from ovm.text import printable
+from ovm.text.printable import printable
 
 TAIL_LINES = 15
 SIZE_MAX_BYTES = 16 * 1024 * 1024

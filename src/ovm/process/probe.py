@@ -1,6 +1,6 @@
 """Outside programs: which version a given one is, and whether that will do.
 
-Where to look for them is not known here; see ``ovm.helpers``.
+Where to look for them is not known here; see ``ovm.host.programs``.
 """
 
 from __future__ import annotations

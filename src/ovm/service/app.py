@@ -30,7 +30,7 @@ from ovm.errors import (
     SpaceError,
     StateError,
 )
-from ovm.info import Health
+from ovm.model.info import Health
 from ovm.process import logs
 from ovm.service import protocol as p
 from ovm.service.host import Host

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from ovm import __version__
+from ovm._version import __version__
 from ovm.errors import GuestError, OVMError, SkewError, StateError, from_dict
 from ovm.service import protocol as p
 from ovm.wire import plain

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 
 from ovm.errors import OVMError
-from ovm.info import Health
+from ovm.model.info import Health
 from ovm.service.protocol import EventKind, Told
 
 KEPT = 1000

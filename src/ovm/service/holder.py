@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ovm import machines, records
 from ovm.errors import StopError
-from ovm.machines import Machine
 from ovm.process import identity, lock
 from ovm.process.identity import Identity
-from ovm.records import ServiceRecord
+from ovm.registry import machines, records
+from ovm.registry.machines import Machine
+from ovm.registry.records import ServiceRecord
 from ovm.service.protocol import STOP_TIMEOUT_S
 
 SAME_SIGNAL_S = 1.0

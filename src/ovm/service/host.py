@@ -11,14 +11,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from ovm import __version__
+from ovm._version import __version__
 from ovm.errors import OVMError, StateError
-from ovm.events import EVENT_NAMES, EventName
-from ovm.info import Health
-from ovm.machine import OVM
+from ovm.machine.vm import OVM
+from ovm.model.events import EVENT_NAMES, EventName
+from ovm.model.info import Health
+from ovm.model.states import VMState
 from ovm.service.history import History
 from ovm.service.protocol import API, STOP_TIMEOUT_S, Status
-from ovm.state import VMState
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 
-from ovm.text import printable
+from ovm.text.printable import printable
 
 SERVICE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 COMMAND_FORMAT = "ovm: %(message)s"

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from ovm import machines
 from ovm.errors import InUseError, OVMError, StartError, StateError, StopError, UnsupportedError, from_dict
-from ovm.machines import Machine
+from ovm.model.states import VMState
 from ovm.process import guard, logs
+from ovm.registry import machines
+from ovm.registry.machines import Machine
 from ovm.service.client import Service
-from ovm.state import VMState
 
 GONE_TIMEOUT_S = 60.0
 CHANGED_TIMEOUT_S = 600.0

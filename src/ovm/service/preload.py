@@ -14,8 +14,8 @@ _LATER = (
     "encodings.idna",
     "httpcore2",
     "ovm.disks.verify",
-    "ovm.process.roster",
-    "ovm.prune",
+    "ovm.process.orphans",
+    "ovm.machine.prune",
     "urllib.request",
 )
 """Imported where they are used, which may be long after the start."""

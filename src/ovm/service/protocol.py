@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from ovm.checks import PORT_MAX, SECONDS_MAX
-from ovm.info import Health, Info
-from ovm.state import StateInfo, VMState
+from ovm.model.info import Health, Info
+from ovm.model.states import StateInfo, VMState
+from ovm.model.validation import PORT_MAX, SECONDS_MAX
 
 API = 1
 STOP_TIMEOUT_S = 90.0

@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import msgspec
 
-from ovm.checks import check_seconds
 from ovm.errors import GuestError, OptionError, OVMError, from_dict
-from ovm.events import EVENT_NAMES, Event, Events, Listener
 from ovm.guest.clock import ClockSync
 from ovm.guest.ssh import COLLECTED_MAX_BYTES, Collected, ExecResult
-from ovm.info import Health, Info
+from ovm.machine.prune import Pruned
+from ovm.model.events import EVENT_NAMES, Event, Events, Listener
+from ovm.model.info import Health, Info
+from ovm.model.states import StateInfo
+from ovm.model.validation import check_seconds
 from ovm.network.gvproxy import Forward, Protocol
-from ovm.prune import Pruned
 from ovm.service import client
 from ovm.service import protocol as p
-from ovm.state import StateInfo
 from ovm.wire import http
 from ovm.wire.error import WireError
 
 if TYPE_CHECKING:
-    from ovm.events import EventName
+    from ovm.model.events import EventName
 
 T = TypeVar("T")
 
@@ -262,7 +262,7 @@ async def connect(name: str = "default") -> RemoteOVM:
         StateError: there is no such service.
         SkewError: it is of a version of ovm that this one does not understand.
     """
-    from ovm import machines
+    from ovm.registry import machines
 
     found = await asyncio.to_thread(machines.find, name)
     async with contextlib.AsyncExitStack() as stack:

@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from ovm import machines, paths, records
-from ovm.disks.durable import disk_errors
+from ovm import paths
+from ovm.disks.atomic import disk_errors
 from ovm.errors import FileError, InUseError, OVMError
-from ovm.hooks import add as register_with_others
-from ovm.hooks import ssh_config
-from ovm.machines import Machine
+from ovm.integrations import add as register_with_others
+from ovm.integrations import ssh_config
 from ovm.process import logs
 from ovm.process.logcap import kept_small
-from ovm.records import Ended, ServiceRecord
+from ovm.registry import machines, records
+from ovm.registry.machines import Machine
+from ovm.registry.records import Ended, ServiceRecord
 from ovm.service import journal, preload
 from ovm.service.app import app
 from ovm.service.connection import Connection
@@ -36,8 +37,8 @@ from ovm.trust import directories
 from ovm.trust.locks import open_lock
 
 if TYPE_CHECKING:
-    from ovm.info import Info
-    from ovm.machine import OVM
+    from ovm.machine.vm import OVM
+    from ovm.model.info import Info
     from ovm.service.host import Step
 
 log = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ def _failure(error: OVMError) -> Ended:
 
 
 async def _make(machine: Machine, tell: Step) -> OVM:
-    from ovm.registry import create_from_settings
+    from ovm.registry.create import create_from_settings
 
     tell("preparing")
     return await create_from_settings(machine)

@@ -2,7 +2,7 @@
 
 One event loop in a thread of its own does the work, for all machines of the process. General layout::
 
-    twins (written by scripts/sync.py) → base, process → loop → the asynchronous machines
+    _generated (written by scripts/sync.py) → base, process → loop → the asynchronous machines
 
 The names below are resolved when first used, as those of :mod:`ovm` are.
 """
@@ -51,12 +51,12 @@ if TYPE_CHECKING:
     from ovm import Versions as Versions
     from ovm import VMState as VMState
     from ovm import freeze_support as freeze_support
-    from ovm.sync.twins import OVM as OVM
-    from ovm.sync.twins import RemoteOVM as RemoteOVM
-    from ovm.sync.twins import connect as connect
-    from ovm.sync.twins import create_darwin_ovm as create_darwin_ovm
-    from ovm.sync.twins import create_linux_ovm as create_linux_ovm
-    from ovm.sync.twins import create_ovm as create_ovm
+    from ovm.sync._generated import OVM as OVM
+    from ovm.sync._generated import RemoteOVM as RemoteOVM
+    from ovm.sync._generated import connect as connect
+    from ovm.sync._generated import create_darwin_ovm as create_darwin_ovm
+    from ovm.sync._generated import create_linux_ovm as create_linux_ovm
+    from ovm.sync._generated import create_ovm as create_ovm
 
 _TWINS = ("create_ovm", "create_linux_ovm", "create_darwin_ovm", "connect", "OVM", "RemoteOVM")
 """What is another here; all else is the same."""
@@ -68,9 +68,9 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in _TWINS:
-        from ovm.sync import twins
+        from ovm.sync import _generated
 
-        value: object = getattr(twins, name)
+        value: object = getattr(_generated, name)
     else:
         value = getattr(ovm, name)
     globals()[name] = value

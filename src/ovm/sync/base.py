@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
-from ovm.config import Options
-from ovm.events import Event, EventName, Listener
-from ovm.machine import OVM
+from ovm.machine.vm import OVM
+from ovm.model.events import Event, EventName, Listener
+from ovm.model.options import Options
 from ovm.service.remote import RemoteOVM
 from ovm.sync.loop import Loop, Stream
 from ovm.sync.process import Process

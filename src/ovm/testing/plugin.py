@@ -42,7 +42,7 @@ def ovm_machine(pytestconfig: pytest.Config) -> Iterator[RemoteOVM]:
 @pytest.fixture(scope="session")
 def ovm_environment(ovm_machine: RemoteOVM) -> dict[str, str]:
     """The variables by which docker, podman and testcontainers find the machine."""
-    from ovm.hooks import environment
+    from ovm.integrations import environment
 
     return environment.variables(ovm_machine.info().podman_socket)
 

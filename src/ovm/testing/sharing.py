@@ -15,16 +15,17 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ovm import machines, sync
+from ovm import sync
 from ovm.errors import InUseError, OVMError, StateError
+from ovm.model.states import VMState
+from ovm.registry import machines
 from ovm.service import client, launch
-from ovm.state import VMState
 from ovm.testing import LOCK
 from ovm.trust import directories
 from ovm.trust.locks import open_lock
 
 if TYPE_CHECKING:
-    from ovm.machines import Machine
+    from ovm.registry.machines import Machine
     from ovm.service.protocol import Status
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from ovm.text import GuestText
+from ovm.text.printable import GuestText
 
 
 class WireError(Exception):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from ovm.errors import OVMError
-from ovm.text import GuestText, tamed
+from ovm.text.printable import GuestText, tamed
 from ovm.trust import peers
 from ovm.wire.error import WireError
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ovm.errors import UntrustedError
-from ovm.text import GuestText, tamed
+from ovm.text.printable import GuestText, tamed
 from ovm.trust import peers
 from ovm.wire.error import WireError
 

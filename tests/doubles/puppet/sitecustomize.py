@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 if os.environ.get("OVM_PUPPET"):
-    from ovm import registry
     from ovm.errors import StartError, StateError
-    from ovm.events import Events
-    from ovm.info import Health, Info
-    from ovm.state import VMState, state_info
+    from ovm.model.events import Events
+    from ovm.model.info import Health, Info
+    from ovm.model.states import VMState, state_info
+    from ovm.registry import create as registry
 
     AGAIN_S = 0.01
 

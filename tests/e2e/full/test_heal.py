@@ -142,7 +142,7 @@ async def test_a_port_that_was_taken_meanwhile_is_told(vm: ovm.OVM) -> None:
 
 async def test_a_gvproxy_that_hangs_is_replaced(vm: ovm.OVM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing answers by way of it: looks find that out, and it is given up."""
-    monkeypatch.setattr("ovm.health.TIMEOUT_S", 2.0)
+    monkeypatch.setattr("ovm.machine.health.TIMEOUT_S", 2.0)
     hung = gvproxy(vm)
     await asyncio.to_thread(processes.freeze, hung)
     vm._life.care.look_soon()  # type: ignore[union-attr]  # as the host's wake does

@@ -9,7 +9,7 @@ import pytest
 import ovm
 import under
 from full import BUSYBOX_IMAGE, MachineOptions, Podman, busybox_tar, eventually
-from ovm import prune
+from ovm.machine import prune
 
 pytestmark = [pytest.mark.full, under.QEMU_ALONE]
 

@@ -17,7 +17,7 @@ import foreign
 import ovm
 import under
 from full import BUSYBOX_IMAGE, MachineOptions, Podman, busybox_tar, eventually
-from ovm import surroundings
+from ovm.host import environment as surroundings
 
 pytestmark = pytest.mark.full
 

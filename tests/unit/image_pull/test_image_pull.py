@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from ovm import cli, registry
+from ovm import cli
 from ovm.errors import ImageError
 from ovm.image import PullOptions, list_images, pull_image, verify_image
 from ovm.image import download as downloading
 from ovm.image.index import read_index, released_image
 from ovm.image.release import MEMBERS
+from ovm.registry import create as registry
 from releases import (
     MIB,
     SOON_S,

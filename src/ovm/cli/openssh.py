@@ -1,0 +1,66 @@
+"""Where the guest of a running machine is reached, whoever runs it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from ovm.registry.machines import Machine
+
+
+def ssh_port(machine: Machine) -> int:
+    """The port of 127.0.0.1 that leads to the sshd of a running machine; its gvproxy is asked.
+
+    Raises:
+        StateError: it is not running.
+        UntrustedError: another user listens there, or could exchange the socket.
+    """
+    import msgspec
+
+    from ovm.errors import StateError, UntrustedError
+    from ovm.network import gvproxy
+    from ovm.wire import plain
+    from ovm.wire.error import WireError
+
+    sshd = f"{gvproxy.GUEST_ADDRESS}:22"
+    try:
+        with plain.request(machine.sockets.network_api, "GET", "/services/forwarder/all") as answer:
+            forwards = msgspec.json.decode(answer.read(), type=list[dict[str, str]])
+        return next(int(f["local"].rpartition(":")[2]) for f in forwards if f.get("remote") == sshd)
+    except UntrustedError:  # which is a ValueError, too
+        raise
+    except (WireError, msgspec.DecodeError, UnicodeDecodeError, StopIteration, KeyError, ValueError) as error:
+        raise StateError(f"{machine.name} is not running", hint=f"start it: ovm start {machine.name}") from error
+
+
+def ssh_program(program: str, name: str) -> list[str]:
+    """``ssh``, or one of its kin, with what it has to know of the running machine ``name``, and nothing of the user's.
+
+    The host to name then is ``ssh_config.host(name)``.
+
+    Raises:
+        StateError: there is no such machine, or it is not running.
+        HelperError: this host has no ``program``.
+    """
+    import shutil
+
+    from ovm.errors import HelperError
+    from ovm.integrations import ssh_config
+    from ovm.registry import machines
+
+    if not (found := shutil.which(program)):
+        raise HelperError(f"{program} is not installed", hint="install OpenSSH's client (Debian: openssh-client)")
+    machine = machines.find(name)
+    return [found, "-F", str(ssh_config.write(name, port=ssh_port(machine)))]
+
+
+def become(argv: list[str]) -> NoReturn:
+    """Let this process be the program ``argv``: its signals, its terminal and its exit status are the program's."""
+    import os
+    import sys
+
+    from ovm.process.child import users_environment
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(argv[0], argv, users_environment())  # noqa: S606 - a list of arguments, as everywhere

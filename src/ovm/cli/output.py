@@ -1,0 +1,48 @@
+"""Rows for people and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from ovm.cli.outlet import say, say_filled, say_json
+from ovm.text.printable import printable
+
+F = TypeVar("F")
+
+
+def format_option(function: F) -> F:
+    """Give a command ``--format``: a line of one's own for what it shows, or for each of it."""
+    said = "A line of your own (for each), like '{name} {state}', of the fields that --json shows."
+    add: Any = click.option("--format", "template", metavar="TEMPLATE", help=said)
+    decorated: F = add(function)
+    return decorated
+
+
+def filled(row: Mapping[str, Any], template: str) -> None:
+    """Print one line by ``template``."""
+    try:
+        say_filled(template, row)
+    except (LookupError, ValueError, AttributeError, TypeError) as error:
+        fields = ", ".join(row)
+        raise click.BadParameter(f"{template!r} cannot be filled in; the fields are {fields}") from error
+
+
+def rows(
+    found: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool = False, template: str | None = None
+) -> None:
+    """Print ``found``: aligned below the names of ``columns``, as JSON, or each by ``template``."""
+    if as_json:
+        say_json(list(found))
+        return
+    if template is not None:
+        for row in found:
+            filled(row, template)
+        return
+    cells = [[column.replace("_", " ").upper() for column in columns]]
+    cells += [["" if row[column] is None else printable(str(row[column])) for column in columns] for row in found]
+    widths = [max(len(line[number]) for line in cells) for number in range(len(columns))]
+    for line in cells:
+        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -1,0 +1,1 @@
+"""What this host has: helper programs, proxies, certificate authorities, the ssh agent."""

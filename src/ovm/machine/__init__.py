@@ -1,0 +1,1 @@
+"""One machine: how it is prepared, booted, paused, suspended, watched and ended."""

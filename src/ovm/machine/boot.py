@@ -1,0 +1,434 @@
+"""From nothing to a virtual machine that is ready, and back: the steps of a start, top to bottom."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from ovm.errors import GuestError, HelperExited, OVMError, PortError, StartError
+from ovm.guest import boot_channel, ovm_core
+from ovm.guest.profiles import PROFILES
+from ovm.guest.ssh import AGENT_SOCKET, SSH, warm_up
+from ovm.host import environment
+from ovm.hypervisors import Channel, Disk, Happening, Share, VMSpec, Watcher
+from ovm.machine import prepare, suspend
+from ovm.machine.running import PODMAN_SOCKET, Session, open_session
+from ovm.model.options import PODMAN_PORT_FIRST, SSH_PORT_FIRST, Options
+from ovm.network import gvproxy
+from ovm.paths import KeyPaths, SocketPaths, TargetPaths
+from ovm.process import lock, logs, orphans
+from ovm.process.child import Child, process_group
+from ovm.process.logcap import kept_small
+from ovm.process.threads import in_thread
+
+log = logging.getLogger(__name__)
+
+LOCK_WAIT_S = 5.0
+"""How long a start waits for the last helpers of an owner that has just gone."""
+STOP_TIMEOUT_S = 90.0
+"""How long the guest may take to shut down before its power is cut."""
+POWER_BUTTON_AFTER_S = 15.0
+"""When a guest that was asked over ssh and is still there hears the power button too, and how often."""
+POWER_BUTTON_RETRY_S = 2.0
+POWER_BUTTON_TRIES = 5
+"""How often in a row a button may be out of reach before the power is cut."""
+FORCE_TIMEOUT_S = 5.0
+LOAD_TIMEOUT_S = 120.0
+"""For gigabytes from a slow disk."""
+BLAME_WAIT_S = 0.5
+"""gvproxy ends with its hypervisor and may be noticed first; wait to see who really was the first to go."""
+
+DISK_TROUBLE = re.compile(r"I/O error|BTRFS(?: error| critical|: error)|EXT4-fs error")
+"""What the guest's kernel writes to the console when a disk has failed it."""
+
+POWER_OFF = ("systemctl", "start", "--no-block", "--job-mode=replace-irreversibly", "poweroff.target")
+"""What ``systemctl poweroff`` does where there is no logind to ask, which the guest has not."""
+
+PANIC = "Kernel panic - not syncing: "
+FATAL = "ovm: fatal: "
+"""What the guest's initrd writes before ``CODE TEXT`` when it cannot go on."""
+PANIC_LINES = 100
+"""How far behind the reason of a panic its registers and call trace may end."""
+
+PODMAN_GUEST_PORT = 58125
+SSH_GUEST_PORT = 22
+READY_VSOCK_PORT = 1026
+NETWORK_VSOCK_PORT = 1024
+CHANNEL_KEY_BYTES = 16
+
+CMDLINE = (
+    "quiet loglevel=4 panic=-1 cryptomgr.notests rcupdate.rcu_expedited=1 "
+    "initcall_blacklist=crypto_kdf108_init,jent_mod_init,init_encrypted"
+)
+"""A panic resets the guest at once; the crypto self-tests are the kernel maintainers', not each boot's. The initcalls
+left out are one more such test, a source of entropy besides the hypervisor's, and the type ``encrypted`` of the
+kernel's keys, which nothing in the guest asks for."""
+
+
+@contextlib.asynccontextmanager
+async def power_on(
+    prepared: prepare.Prepared, *, recall: suspend.Recall, step: Callable[[str], None], watcher: Watcher
+) -> AsyncIterator[Session]:
+    """A machine whose guest has begun to boot, or waits for its memory. Whatever was entered here is left in reverse.
+
+    Args:
+        prepared: What it is to be, and what it is made of.
+        recall: Whether to go on from a memory, and who is told if that cannot be; then the guest boots.
+        step: Called with the name of each step that is done.
+        watcher: Called with what the hypervisor tells.
+
+    Raises:
+        InUseError: another process owns one of the directories.
+        FileError: a file of the machine, or the ssh agent that is to be lent, is not there.
+        StartError: a helper did not come up.
+        PortError: no port is to be had.
+    """
+    options, driver, profile = prepared.options, prepared.driver, PROFILES[prepared.options.guest]
+    sockets = SocketPaths(options.socket_dir)
+    names = ["guard", "gvproxy", "console", *driver.logs(len(options.mounts))]
+    async with contextlib.AsyncExitStack() as stack:
+        await in_thread(partial(prepare.make_directories, options))  # a logout may have taken the runtime directory
+        held = await stack.enter_async_context(
+            lock.hold(prepare.locked_directories(options), wait_s=LOCK_WAIT_S, helpers=sockets.helpers)
+        )
+        await in_thread(partial(prepare.check_files, prepared.files))
+        agent = await in_thread(environment.ssh_agent) if options.ssh_agent else None
+        # a thread cannot be cancelled: it is waited for, or it would write behind the back of the lock's next holder
+        await in_thread(partial(_clear_sockets, sockets))
+        stack.push_async_callback(in_thread, partial(_clear_sockets, sockets))
+        await in_thread(partial(gvproxy.lay_out, sockets))
+        log_paths = await in_thread(lambda: {name: logs.rotate(options.log_dir, name) for name in names})
+        await stack.enter_async_context(kept_small(log_paths.values()))
+        spec = vm_spec(prepared, sockets, log_paths["console"])
+        facts = await in_thread(partial(suspend.facts, prepared, spec))
+        await recall.look(TargetPaths(options.target_dir), facts)
+        stack.push_async_callback(recall.close)
+        importing = asyncio.create_task(warm_up())
+        stack.callback(importing.cancel)
+
+        kept = stack.enter_context(orphans.keep(sockets.helpers))
+        group = await stack.enter_async_context(process_group(held.fds, log_path=log_paths["guard"], spawned=kept.add))
+        step("guard")
+
+        wire: gvproxy.Wire = "channel" if profile.over_vsock else driver.card
+        reads = [KeyPaths(options.ssh_key_dir).user_key] if profile.over_vsock else []  # for its ssh tunnel
+        network = await stack.enter_async_context(
+            gvproxy.start(group, prepared.files.gvproxy, sockets, log_paths["gvproxy"], wire=wire, reads=reads)
+        )
+        ssh_port, podman_port = await _open_ports(network, sockets, options, recall)
+        ssh = SSH(ssh_port, KeyPaths(options.ssh_key_dir))
+        if agent is not None:
+            ssh.lend_socket(agent, AGENT_SOCKET)
+        step("network")
+
+        def was_reset() -> None:
+            if not driver.tells_resets:
+                watcher(Happening.REBOOTED, "")
+
+        key = secrets.token_hex(CHANNEL_KEY_BYTES) if driver.vsock else ""
+        channel = await stack.enter_async_context(boot_channel.listen(sockets.ready, log.warning, was_reset, key=key))
+        if profile.over_vsock:
+            await in_thread(partial(prepare.make_scratch_disk, options))
+            told = await in_thread(partial(prepare.shell_command, options, key))
+            await stack.enter_async_context(ovm_core.serve(sockets.command, told, channel.boot_began))
+        else:
+            blocked = tuple(port for port in (ssh_port, podman_port) if port is not None)
+            await in_thread(partial(prepare.write_boot_initrd, options, prepared.files.initrd, key, blocked))
+        spec = dataclasses.replace(spec, waits_for_memory=await recall.is_whole())
+        vm = await stack.enter_async_context(driver.start(group, spec, logs=log_paths, watcher=watcher))
+        kept.update()
+        step("hypervisor")
+
+        yield await stack.enter_async_context(
+            open_session(
+                options=options,
+                network=network,
+                vm=vm,
+                channel=channel,
+                ssh=ssh,
+                sockets=sockets,
+                podman_port=podman_port,
+                guard=group.guard,
+                helpers_changed=kept.update,
+                console_log=log_paths["console"],
+                initrd_is_read=driver.reads_initrd_once,
+                facts=facts,
+            )
+        )
+
+
+def _clear_sockets(sockets: SocketPaths) -> None:
+    for path in sockets.stale():
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # somebody else's file is in it, or there is none
+        sockets.gvproxy.rmdir()
+
+
+async def _open_ports(
+    network: gvproxy.Network, sockets: SocketPaths, options: Options, recall: suspend.Recall
+) -> tuple[int, int | None]:
+    """Sshd's and podman's port on the host, before the guest boots: it is told never to reach them itself.
+
+    A guest that goes on was told of podman's port before, so it is that one or a boot; of sshd's, which wants a key, it
+    can be told once it runs.
+    """
+    ssh = await network.pick(SSH_GUEST_PORT, first=recall.ssh_port or SSH_PORT_FIRST)
+    profile = PROFILES[options.guest]
+    if not profile.engine:
+        return ssh.host_port, None
+    podman_socket = sockets.made_by_gvproxy(sockets.podman)
+    if not profile.managed:  # podman's TCP port is the older ones' alone: the session leads one to its socket
+        await network.expose_tunnel(podman_socket, PODMAN_SOCKET, KeyPaths(options.ssh_key_dir).user_key)
+        return ssh.host_port, None
+    await network.expose_socket(podman_socket, PODMAN_GUEST_PORT)
+    if not options.podman_tcp:
+        return ssh.host_port, None
+    podman = await network.pick(PODMAN_GUEST_PORT, first=recall.podman_port or PODMAN_PORT_FIRST)
+    if recall.podman_port not in {None, podman.host_port}:
+        await recall.give_up(f"port {recall.podman_port}, podman's own, is taken")
+    return ssh.host_port, podman.host_port
+
+
+def vm_spec(prepared: prepare.Prepared, sockets: SocketPaths, console_log: Path) -> VMSpec:
+    """The virtual machine that the options ask for."""
+    options, profile, target = (
+        prepared.options,
+        PROFILES[prepared.options.guest],
+        TargetPaths(prepared.options.target_dir),
+    )
+    # an ovm-core guest formats its second disk at every boot, and keeps people's images on its third
+    scratch = [Disk(name="ovm-scratch", path=target.scratch_disk)] if profile.over_vsock else []
+    channels = [Channel(name="ovm.ready", vsock_port=READY_VSOCK_PORT, socket=sockets.ready)]
+    if profile.over_vsock:
+        channels += [
+            Channel(name="ovm.network", vsock_port=NETWORK_VSOCK_PORT, socket=sockets.network_card),
+            Channel(name="ovm.command", vsock_port=ovm_core.VSOCK_PORT, socket=sockets.command),
+        ]
+    return VMSpec(
+        arch=prepared.driver.arch,
+        cpus=options.cpus,
+        memory_mib=options.memory_mib,
+        kernel=prepared.files.kernel,
+        initrd=prepared.files.initrd if profile.over_vsock else sockets.boot_initrd,
+        cmdline=f"{CMDLINE} {options.kernel_cmdline}".strip(),
+        disks=(
+            Disk(name="ovm-rootfs", path=prepared.files.rootfs, read_only=True),
+            *scratch,
+            Disk(name="ovm-data", path=target.data_disk),
+        ),
+        shares=tuple(
+            Share(
+                tag=f"share{number}",
+                host_path=mount.host_path,
+                read_only=mount.read_only,
+                socket=sockets.share(number),
+            )
+            for number, mount in enumerate(options.mounts)
+        ),
+        channels=tuple(channels),
+        network_socket=None if profile.over_vsock else sockets.network_card,
+        mac=gvproxy.GUEST_MAC,
+        console_log=console_log,
+        control_socket=sockets.control,
+        rosetta=options.rosetta,
+    )
+
+
+async def come_up(session: Session, *, step: Callable[[str], None]) -> None:
+    """From a guest that boots to one that can be used, which the host remembers.
+
+    Raises:
+        GuestRefused: the guest says that it cannot go on.
+        GuestError: it said it was ready, but cannot be reached.
+    """
+    await session.channel.wait()
+    step("guest")
+    if session.profile.engine:
+        await session.attach()
+    await in_thread(partial(prepare.remember_ready, session.options))
+    await _be_ready(session)
+    step("ready")
+
+
+async def go_on(session: Session, recall: suspend.Recall, *, step: Callable[[str], None]) -> list[PortError]:
+    """From a guest that waits for its memory to one that can be used, its clock set and its ports open.
+
+    Returns the ports that could not be opened again.
+
+    Raises:
+        OVMError: the memory cannot be loaded, or the guest not be reached.
+    """
+    await recall.load(session, timeout_s=LOAD_TIMEOUT_S)
+    step("memory")
+    await session.vm.resume()
+    step("guest")
+    async with asyncio.TaskGroup() as tasks:
+        opening = tasks.create_task(session.open_again(recall.forwards))
+        if session.profile.engine:
+            tasks.create_task(session.reach_again(known_ssh_port=recall.ssh_port))
+    await _be_ready(session)
+    step("ready")
+    return opening.result()
+
+
+async def _be_ready(session: Session) -> None:
+    session.console_read = (await in_thread(session.console_log.stat)).st_size
+    if session.initrd_is_read:
+        await in_thread(partial(session.sockets.boot_initrd.unlink, missing_ok=True))
+
+
+async def boot_error(session: Session, message: str) -> StartError:
+    """What went wrong inside the guest while it booted; its console is the evidence."""
+    console = await in_thread(partial(logs.tail, session.console_log, PANIC_LINES))
+    for line in console:  # where the guest speaks over vsock, its first steps have the console alone to tell it
+        if FATAL in line:
+            return boot_channel.refusal(*line.partition(FATAL)[2].partition(" ")[::2])
+    panics = [line.partition(PANIC)[2] for line in console if PANIC in line]
+    return StartError(
+        f"{message}: kernel panic, {panics[-1]}" if panics else message,
+        stage="boot",
+        log_tail=console[-logs.TAIL_LINES :],
+        hint=f"the guest's console is in {session.console_log}",
+    )
+
+
+async def explain(
+    session: Session, noticed: HelperExited, powered_off: Callable[[Child], Awaitable[bool]]
+) -> StartError:
+    """What a helper's end during the boot really means: a guest that is gone takes the hypervisor and gvproxy along.
+
+    Raises:
+        GuestRefused: the guest had said why.
+    """
+    await session.channel.last_words()
+    vm = session.vm.child
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(BLAME_WAIT_S):
+            await vm.wait()
+    if vm.running:
+        return noticed
+    if await powered_off(vm):
+        return await boot_error(session, "the guest powered itself off before it was ready")
+    return await vm.exited("boot")
+
+
+async def find_panic(session: Session) -> GuestError | None:
+    """What the guest's console tells of a panic since it was ready; ``None`` if there was none."""
+    console = await in_thread(partial(logs.tail, session.console_log, PANIC_LINES, since=session.console_read))
+    panics = [number for number, line in enumerate(console) if PANIC in line]
+    if not panics:
+        return None
+    first = panics[0]
+    return GuestError(
+        f"the guest's kernel panicked, and boots again: {console[first].partition(PANIC)[2]}",
+        log_tail=tuple(console[first : first + logs.TAIL_LINES]),
+        hint=f"containers with a restart policy come back; the guest's console is in {session.console_log}",
+    )
+
+
+async def blame(session: Session, noticed: Child) -> Child:
+    """Which helper's end ended the machine: gvproxy follows the hypervisor, all follow the guard."""
+    vm, guard = session.vm.child, session.guard
+    if guard.running and not noticed.was_killed:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(BLAME_WAIT_S):
+                await vm.wait()
+    return next((child for child in (guard, vm) if not child.running), noticed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shutdown:
+    """How a guest is to be shut down."""
+
+    tell: Callable[[str], None]
+    """Called with each step, in words for people."""
+    force_wanted: asyncio.Event
+    trouble: Callable[[], str] = str
+    """What the hypervisor has reported that may keep the guest from it; empty if nothing."""
+    timeout_s: float = STOP_TIMEOUT_S
+
+
+async def cut_power(session: Session) -> None:
+    """End a guest that stands still and whose memory is kept; nothing is asked of it."""
+    for child in session.children:
+        child.expected = True
+    await session.vm.force_stop()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FORCE_TIMEOUT_S):
+            await session.vm.child.wait()
+
+
+async def shut_down(session: Session, how: Shutdown) -> None:
+    """Ask, ask louder, cut the power. The helpers that hang on the hypervisor may end with it."""
+    try:
+        await _shut_down(session, how)
+    except asyncio.CancelledError:  # the event loop is ending in the midst of it: what was begun is finished
+        await _shut_down(session, how)
+        raise
+
+
+async def _shut_down(session: Session, how: Shutdown) -> None:
+    for child in session.children:
+        child.expected = True
+    vm = session.vm
+    if not vm.child.running:
+        return
+    gone = asyncio.create_task(vm.child.wait())
+    force = asyncio.create_task(how.force_wanted.wait())
+    asking = asyncio.create_task(_ask_to_power_off(session, how))
+    began = time.monotonic()
+    try:
+        await asyncio.wait({gone, force}, timeout=how.timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if not gone.done():
+            if force.done() and not asking.done():
+                reason = how.trouble() or "as was asked"
+            else:
+                reason = f"it has not shut down within {how.timeout_s:g} s"
+                if force.done():
+                    reason = "it cannot be asked to shut down"
+                if trouble := how.trouble() or await _disk_trouble(session):
+                    reason = f"{reason}; {trouble}"
+            log.warning("cutting the guest's power after %.1f s: %s", time.monotonic() - began, reason)
+            how.tell(f"cutting the guest's power: {reason}")
+            asking.cancel()
+            await vm.force_stop()
+            await asyncio.wait({gone}, timeout=FORCE_TIMEOUT_S)
+        elif vm.child.process.returncode != 0:
+            log.warning("%s ended before the guest had shut down: %s", vm.child.name, vm.child.exit_reason)
+    finally:
+        for task in (gone, force, asking):
+            task.cancel()
+        await asyncio.wait({gone, force, asking})
+
+
+async def _disk_trouble(session: Session) -> str:
+    """What the guest's console says of a disk that failed since it was ready; empty if nothing."""
+    console = await in_thread(partial(logs.tail, session.console_log, PANIC_LINES, since=session.console_read))
+    told = [line for line in console if DISK_TROUBLE.search(line)]
+    return f"the guest's console says: {told[-1]}" if told else ""
+
+
+async def _ask_to_power_off(session: Session, how: Shutdown) -> None:
+    """Until the guest is gone; gives up, and wants the power cut, if there is no way to ask."""
+    with contextlib.suppress(OVMError):
+        await session.vm.resume()  # a paused guest hears nothing
+    if session.profile.engine and not how.force_wanted.is_set():
+        how.tell("asking the guest to shut down")
+        with contextlib.suppress(OVMError):
+            await session.ssh.exec(POWER_OFF, timeout_s=POWER_BUTTON_AFTER_S)
+            await asyncio.sleep(POWER_BUTTON_AFTER_S)
+    unheard = 0
+    while unheard < POWER_BUTTON_TRIES:  # a press that comes before the guest listens is lost
+        how.tell("pressing the guest's power button")
+        unheard = 0 if await session.vm.request_stop() else unheard + 1
+        await asyncio.sleep(POWER_BUTTON_AFTER_S if not unheard else POWER_BUTTON_RETRY_S)
+    how.force_wanted.set()

@@ -1,0 +1,123 @@
+"""Whether a running machine is well: what can be seen of it on the way from the host to podman."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from ovm.errors import GuestError, OVMError
+from ovm.machine.running import Session
+from ovm.model.info import Health
+from ovm.model.options import MIB, Options
+from ovm.paths import TargetPaths
+from ovm.process.threads import in_thread
+
+REPORT = "/usr/lib/ovm/health"
+"""Tells of the data disk in one line: its size and what is free in bytes, ``rw`` or ``ro``, errors it has counted."""
+NOT_FOUND = 127
+"""What a shell says of a program that is not there: the guest's image is an older one."""
+TIMEOUT_S = 10.0
+"""How long podman and the guest may each take to answer."""
+LOW_MIB = 256
+"""Less room than that, for the guest or for its data disk on the host, is told."""
+ENOUGH_MIB = 32
+NUMBER_MAX = 1 << 53
+"""Of what a guest reports: more than any disk has bytes, and no more than JSON can carry."""
+_SHOWN_BYTES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look at a machine has found."""
+
+    health: Health
+    reachable: bool
+    """Whether anything of it answered; if not, its network may be to blame."""
+
+
+async def look(session: Session) -> Look:
+    """Ask podman by way of the user's own socket, and the guest over ssh."""
+    room = await in_thread(partial(_room, TargetPaths(session.options.target_dir).data_disk))
+    found = Health(checked_at=time.time(), host_free_bytes=room.free_bytes)
+    problems = [room.problem] if room.problem else []
+    if not session.profile.engine:
+        return Look(replace(found, problems=tuple(problems)), reachable=True)
+    podman, guest = await asyncio.gather(_podman(session), _guest(session), return_exceptions=True)
+    unreachable = [error for error in (podman, guest) if isinstance(error, OVMError)]
+    for unexpected in (podman, guest):
+        if isinstance(unexpected, BaseException) and not isinstance(unexpected, OVMError):
+            raise unexpected
+    problems += [error.message for error in unreachable]
+    if isinstance(guest, Health):
+        found = replace(guest, checked_at=found.checked_at, host_free_bytes=found.host_free_bytes)
+        problems += guest.problems
+    return Look(replace(found, problems=tuple(problems)), reachable=len(unreachable) < 2)
+
+
+async def _podman(session: Session) -> None:
+    await session.ping(timeout_s=TIMEOUT_S)
+
+
+async def _guest(session: Session) -> Health:
+    if not session.profile.managed:
+        await session.ssh.exec(["true"], timeout_s=TIMEOUT_S)
+        return Health()
+    answer = await session.ssh.exec([REPORT], timeout_s=TIMEOUT_S)
+    return Health() if answer.exit_status == NOT_FOUND else parse(answer.stdout)
+
+
+def parse(report: bytes) -> Health:
+    """What the guest says of its data disk.
+
+    Raises:
+        GuestError: it is no such report.
+    """
+    try:
+        size, free, mode, errors = report.split()
+        size_bytes, free_bytes, error_count = int(size), int(free), int(errors)
+    except ValueError:
+        raise _not_understood(report) from None
+    if not all(0 <= number <= NUMBER_MAX for number in (size_bytes, free_bytes, error_count)):
+        raise _not_understood(report)
+    problems = []
+    if mode == b"ro":
+        problems.append("the data disk is read-only: its file system has met an error")
+    if error_count:
+        problems.append(f"the data disk has counted {error_count} errors")
+    if size_bytes and free_bytes < LOW_MIB * MIB:
+        problems.append(f"the data disk is almost full: {free_bytes // MIB} MiB are free")
+    return Health(problems=tuple(problems), data_size_bytes=size_bytes or None, data_free_bytes=free_bytes or None)
+
+
+def _not_understood(report: bytes) -> GuestError:
+    return GuestError(f"the guest's report on its data disk is not understood: {report[:_SHOWN_BYTES]!r}")
+
+
+async def has_room(options: Options) -> bool:
+    """Whether the host has enough for a guest that it had none for to go on."""
+    room = await in_thread(partial(_room, TargetPaths(options.target_dir).data_disk))
+    return room.free_bytes is None or room.free_bytes >= ENOUGH_MIB * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    free_bytes: int | None
+    problem: str = ""
+
+
+def _room(data_disk: Path) -> _Room:
+    """What the data disk can still grow into on the host."""
+    try:
+        there, disk = os.statvfs(data_disk.parent), data_disk.stat()
+    except OSError as error:
+        return _Room(None, f"{data_disk} cannot be looked at: {error.strerror}")
+    if not there.f_blocks:  # some network file systems do not tell
+        return _Room(None)
+    free, missing = there.f_bavail * there.f_frsize, disk.st_size - disk.st_blocks * 512
+    if free >= min(LOW_MIB * MIB, missing):
+        return _Room(free)
+    return _Room(free, f"the host has {free // MIB} MiB left for {data_disk}, which may need {missing // MIB} MiB more")

@@ -1,0 +1,355 @@
+"""Everything before the first start: inputs checked, then files, keys and disks made ready."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ovm import hypervisors, paths
+from ovm.disks import data, install, plan, saved_state
+from ovm.disks.kernel import find_packed
+from ovm.errors import FileError, HelperError, OptionError, UnsupportedError
+from ovm.guest import bootconfig, ovm_core, ssh
+from ovm.guest.profiles import PROFILES
+from ovm.host import environment
+from ovm.hypervisors import Driver, accel, vfkit
+from ovm.hypervisors.qemu import QEMUDriver
+from ovm.hypervisors.virtiofsd import Virtiofsd
+from ovm.model.options import Options
+from ovm.paths import KeyPaths, SocketPaths, TargetPaths
+from ovm.process import lock
+from ovm.process.probe import GVPROXY, QEMU, VFKIT, VIRTIOFSD, check_helper, show_version
+from ovm.process.threads import in_thread
+from ovm.trust import directories
+from ovm.trust.files import advice, read_file
+
+if TYPE_CHECKING:
+    from ovm.host.programs import Helper
+
+_FOR_OUR_GUEST = ("dns", "ssh_agent", "foreign_arch")
+"""Options that other guests know nothing of."""
+PREPARE_LOCK_WAIT_S = 60.0
+"""Another create on the same directory is waited for; a running machine is not, and it is said who owns it."""
+CONTENT_MAX_BYTES = 16 << 20
+"""Of a certificate file or a key; a bundle of all the world's authorities has less than 1 MiB."""
+
+Progress = Callable[[str, int, int], object]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """What a start needs and does not change."""
+
+    options: Options
+    """As given, and with the helpers that were found."""
+    files: install.Files
+    driver: Driver
+
+
+def locked_directories(options: Options) -> list[Path]:
+    """What one machine owns alone."""
+    return [options.target_dir, options.socket_dir, options.log_dir]
+
+
+async def prepare_linux(options: Options, progress: Progress | None = None) -> Prepared:
+    """Check everything for a machine under QEMU, then make it ready. Until the checks are over nothing is touched.
+
+    Raises:
+        InputError: something given cannot be used.
+        InUseError: another process owns one of the directories.
+        SpaceError: the disk is too small.
+    """
+    if options.guest == "ovm-core":
+        raise UnsupportedError("ovm-core guests want vfkit", hint='use create_darwin_ovm, or guest="ovm"')
+    if options.rosetta:
+        raise UnsupportedError("rosetta is Apple's and comes with vfkit", hint="leave it out")
+    arch = hypervisors.host_arch()
+    await asyncio.to_thread(paths.check_socket_paths, options.socket_dir)
+    options = await with_helpers(options, "gvproxy")
+    await asyncio.to_thread(_check, options, arch)
+    emulator, virtiofsd = await _check_emulator(options, arch)
+    choose = partial(accel.choose, options.accelerator, emulator, cache_dir=paths.cache_dir())
+    given = options.origin_path.kernel
+    packed = arch == "aarch64" and await asyncio.to_thread(find_packed, given) is not None
+    answer = None if packed else await choose(kernel=given)
+    files = await _make_all(options, progress)
+    answer = answer or await choose(kernel=files.kernel)  # only now can QEMU load it
+    driver = QEMUDriver(emulator=emulator, answer=answer, virtiofsd=virtiofsd)
+    return Prepared(options=options, files=files, driver=driver)
+
+
+async def prepare_darwin(options: Options, progress: Progress | None = None) -> Prepared:
+    """Check everything for a machine under vfkit, then make it ready; raises as :func:`prepare_linux` does."""
+    from ovm.hypervisors import macos
+
+    if sys.platform == "darwin":
+        macos.check_host(macos.this_host(), rosetta=options.rosetta)
+    arch = hypervisors.host_arch()
+    if options.accelerator not in {"auto", "hvf"}:
+        raise UnsupportedError(f"accelerator {options.accelerator} does not exist on macOS", hint="use auto")
+    await asyncio.to_thread(paths.check_socket_paths, options.socket_dir, vfkit.LOCAL_SOCKET_LONGEST)
+    shared = [mount.host_path for mount in options.mounts]
+    vfkit.check_paths(
+        [options.target_dir / options.origin_path.rootfs.name, options.log_dir, *shared], options.socket_dir
+    )
+    options = await with_helpers(options, "gvproxy", "vfkit")
+    await asyncio.to_thread(_check, options, arch)
+    program, gvproxy = options.origin_path.vfkit, options.origin_path.gvproxy
+    assert program is not None
+    assert gvproxy is not None
+    version = show_version(await check_helper(program, VFKIT))
+    await macos.preflight(
+        program, gvproxy, options.origin_path.kernel, rosetta=options.rosetta, cmdline=options.kernel_cmdline
+    )
+    files = await _make_all(options, progress)
+    assert files.vfkit is not None
+    driver = vfkit.VfkitDriver(program=files.vfkit, version=version, arch=arch)
+    return Prepared(options=options, files=files, driver=driver)
+
+
+async def with_helpers(options: Options, *names: str) -> Options:
+    """``options`` with the helpers of these names that are installed, where none is given.
+
+    Raises:
+        HelperError: there is none that will do.
+    """
+    from ovm.host import programs
+
+    find = {"gvproxy": programs.find_gvproxy, "vfkit": programs.find_vfkit}
+    found = {name: await find[name]() for name in names if getattr(options.origin_path, name) is None}
+    if options.origin_path.gvproxy is not None:
+        await check_helper(options.origin_path.gvproxy, GVPROXY)
+    if not found:
+        return options
+    versions = {name: await asyncio.to_thread(_identity, helper) for name, helper in found.items()}
+    return dataclasses.replace(
+        options,
+        origin_path=dataclasses.replace(options.origin_path, **{name: h.path for name, h in found.items()}),
+        versions=dataclasses.replace(options.versions, **versions),
+    )
+
+
+def _identity(helper: Helper) -> str:
+    """Changes when another program lies there."""
+    status = helper.path.stat()
+    return f"{show_version(helper.version)} {status.st_size} {status.st_mtime_ns}"
+
+
+async def _make_all(options: Options, progress: Progress | None) -> install.Files:
+    await in_thread(partial(make_directories, options))
+    # the keys may be shared by several machines, so they are owned only while they are made
+    alone = [*locked_directories(options), options.ssh_key_dir]
+    async with lock.hold(alone, wait_s=PREPARE_LOCK_WAIT_S, brief=True), asyncio.TaskGroup() as tasks:
+        files = tasks.create_task(_make_files(options, progress))
+        tasks.create_task(in_thread(partial(ssh.make_keys, KeyPaths(options.ssh_key_dir))))
+    return files.result()
+
+
+async def _make_files(
+    options: Options, progress: Progress | None = None, *, force: bool = False, without_data: bool = False
+) -> install.Files:
+    """One after the other: both sweep away what a dead run has left half-written in the directory."""
+    target = TargetPaths(options.target_dir)
+    files = await install.prepare(
+        options.origin_path,
+        options.versions,
+        options.target_dir,
+        sha256=options.sha256,
+        force=force,
+        progress=progress,
+    )
+    if without_data:
+        await data.remove_data(target)
+    await data.ensure_data_disk(target, options.data_disk_mib)
+    return files
+
+
+def _check(options: Options, arch: hypervisors.Arch) -> None:
+    plan.check_origins(options.origin_path, arch=arch, rootfs_must_be_btrfs=options.guest != "bare")
+    plan.check_directories(
+        {name: getattr(options, name) for name in ("target_dir", "socket_dir", "log_dir", "ssh_key_dir")}
+    )
+    for mount in options.mounts:
+        if not mount.host_path.is_dir():
+            raise FileError(f"mounts: {mount.host_path} is not a directory", hint="only folders can be shared")
+    for certificate in options.ca_certificates:
+        if b"-----BEGIN CERTIFICATE-----" not in _content(certificate):
+            raise FileError(f"ca_certificates: {certificate} is not a PEM certificate")
+    given = [name for name in _FOR_OUR_GUEST if getattr(options, name)]
+    if given and not PROFILES[options.guest].managed:
+        raise OptionError(
+            f"{' and '.join(given)} cannot be had with guest={options.guest!r}",
+            hint='use guest="ovm", or leave it out',
+        )
+    if options.ssh_agent:
+        environment.ssh_agent()
+    if options.guest == "bare" and options.mounts:
+        raise OptionError("a bare guest mounts nothing", hint="give it none: mounts=[]")
+    if PROFILES[options.guest].over_vsock:  # whether all can be told, with keys that are as long as ours will be
+        keys = {"authorized_key": "k" * 84, "host_key": "k" * 400, "host_key_public": "k" * 90}
+        ovm_core.shell_command(_boot_config(options, **keys, machine_id="", channel_key="k" * 32))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_file(path, CONTENT_MAX_BYTES)
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror}", hint=advice(error, path)) from error
+
+
+def _key(path: Path) -> str:
+    """The text of one of our ssh keys."""
+    return _content(path).decode(errors="replace")
+
+
+async def _check_emulator(options: Options, arch: hypervisors.Arch) -> tuple[accel.Emulator, Virtiofsd | None]:
+    from ovm.host import programs
+
+    if options.qemu:
+        emulator = accel.Emulator(program=options.qemu, version=await check_helper(options.qemu, QEMU), arch=arch)
+    else:
+        found = await programs.find_qemu(arch)
+        emulator = accel.Emulator(program=found.path, version=found.version, arch=arch)
+    if not options.mounts:
+        return emulator, None
+    if options.virtiofsd:
+        virtiofsd = Virtiofsd(options.virtiofsd, await check_helper(options.virtiofsd, VIRTIOFSD))
+    else:
+        found = await programs.find_virtiofsd()
+        virtiofsd = Virtiofsd(found.path, found.version)
+    if virtiofsd.is_c and os.geteuid() != 0:
+        raise HelperError(
+            f"{virtiofsd.program} shares folders for root only",
+            hint="install the newer virtiofsd (a package of its own from Debian 13 on), or start without mounts",
+        )
+    return emulator, virtiofsd
+
+
+def check_files(files: install.Files) -> None:
+    """See that nobody has taken a file away since it was put there.
+
+    Raises:
+        FileError: says which is missing.
+    """
+    for path in (files.gvproxy, files.kernel, files.initrd, files.rootfs, files.vfkit):
+        if path is not None and not path.is_file():
+            raise FileError(f"{path} is missing", hint="restore the files with reset_path()")
+
+
+def make_directories(options: Options) -> None:
+    """Make the four directories, private to this user.
+
+    Raises:
+        FileError: one cannot be made.
+        UntrustedError: another user made one, or could change it.
+    """
+    for directory in (options.target_dir, options.log_dir):
+        directories.make(directory)
+    for directory in (options.socket_dir, options.ssh_key_dir):
+        directories.make(directory, private=True)
+
+
+def boot_config(
+    options: Options, *, channel_key: str, blocked_host_ports: tuple[int, ...] = ()
+) -> bootconfig.BootConfig:
+    """Everything the guest is told at its next boot."""
+    keys = KeyPaths(options.ssh_key_dir)
+    machine = data.load_machine(TargetPaths(options.target_dir))
+    return _boot_config(
+        options,
+        authorized_key=_key(paths.public(keys.user_key)),
+        host_key=_key(keys.host_key),
+        host_key_public=_key(paths.public(keys.host_key)),
+        machine_id=machine.machine_id,
+        channel_key=channel_key,
+        blocked_host_ports=blocked_host_ports,
+        format_data=not machine.data_ever_ready,
+    )
+
+
+def _boot_config(options: Options, **identity: Any) -> bootconfig.BootConfig:
+    agent = {"SSH_AUTH_SOCK": ssh.AGENT_SOCKET} if options.ssh_agent else {}
+    return bootconfig.BootConfig(
+        hostname=options.hostname,
+        timezone=options.timezone or host_timezone(),
+        name_servers=options.dns,
+        search_domains=search_domains(),
+        environment={**agent, **options.environment},
+        ca_certificates={f"{n:02}-{path.stem}.crt": _content(path) for n, path in enumerate(options.ca_certificates)},
+        mounts=tuple((f"share{n}", m.guest_path, m.read_only) for n, m in enumerate(options.mounts)),
+        foreign_arch=options.foreign_arch and not options.rosetta,  # which does the same, faster
+        rosetta=vfkit.ROSETTA_TAG if options.rosetta else "",
+        **identity,
+    )
+
+
+def write_boot_initrd(options: Options, initrd: Path, channel_key: str, blocked_host_ports: tuple[int, ...]) -> None:
+    """The initrd of one start: the image's own and behind it what this boot must know."""
+    config = boot_config(options, channel_key=channel_key, blocked_host_ports=blocked_host_ports)
+    bootconfig.write_initrd(initrd, config, SocketPaths(options.socket_dir).boot_initrd)
+
+
+def shell_command(options: Options, channel_key: str) -> bytes:
+    """What an ovm-core guest is told at its next boot."""
+    return ovm_core.shell_command(boot_config(options, channel_key=channel_key))
+
+
+def make_scratch_disk(options: Options) -> None:
+    """The disk an ovm-core guest formats at every boot, without what the last one left on it.
+
+    Raises:
+        FileError: the data disk has lost its file system, and the guest would format it.
+    """
+    target = TargetPaths(options.target_dir)
+    data.check_still_formatted(target)
+    data.make_scratch_disk(target, options.data_disk_mib)
+
+
+def remember_ready(options: Options) -> None:
+    """From now on the data disk is never to be formatted."""
+    target = TargetPaths(options.target_dir)
+    machine = data.load_machine(target)
+    if not machine.data_ever_ready:
+        data.save_machine(target, msgspec.structs.replace(machine, data_ever_ready=True))
+
+
+def host_timezone() -> str:
+    """The host's IANA zone; empty if it cannot be told."""
+    link = os.path.realpath("/etc/localtime")
+    _, found, zone = link.partition("/zoneinfo/")
+    if found:
+        return zone.removeprefix("posix/")
+    try:
+        return Path("/etc/timezone").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def search_domains() -> tuple[str, ...]:
+    """The host's DNS search domains."""
+    try:
+        lines = Path("/etc/resolv.conf").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ()
+    searches = [words[1:] for line in lines if (words := line.split())[:1] == ["search"]]
+    return tuple(searches[-1]) if searches else ()
+
+
+async def reset(options: Options, *, with_data: bool) -> None:
+    """Make every file anew from its origin, and the data disk too if asked; a memory that was kept goes.
+
+    Raises as :func:`prepare_linux` does.
+    """
+    await asyncio.to_thread(plan.check_origins, options.origin_path, rootfs_must_be_btrfs=options.guest != "bare")
+    async with lock.hold(locked_directories(options), wait_s=0, brief=True):
+        await _make_files(options, force=True, without_data=with_data)
+        await in_thread(partial(saved_state.discard, TargetPaths(options.target_dir)))

@@ -1,0 +1,310 @@
+"""One running machine, from its boot to its end: what can be asked of it, and what its podman asks of us."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ovm.errors import GuestError, HostKeyMismatch, OVMError, PortError
+from ovm.guest.boot_channel import ReadyChannel
+from ovm.guest.clock import CORE_GOOD_ENOUGH_S, CORE_HELPER, CORE_KICK, Clock, ClockSync, spoken
+from ovm.guest.port_publisher import Published, Publisher
+from ovm.guest.profiles import PROFILES, Profile
+from ovm.guest.ssh import SSH
+from ovm.hypervisors import Control
+from ovm.model.options import PODMAN_PORT_FIRST, Options
+from ovm.model.validation import check_address
+from ovm.network.gvproxy import Forward, Network, Protocol
+from ovm.paths import SocketPaths
+from ovm.process.child import Child
+from ovm.text.printable import GuestText
+from ovm.wire import http
+from ovm.wire.error import WireError
+
+log = logging.getLogger(__name__)
+
+ATTACHED = "/usr/lib/ovm/attached"
+"""Tells the guest that published ports are served, so that containers may start."""
+FIREWALLED = ("inet", "netdev")
+"""The families of the guest's two firewall tables."""
+PODMAN_SOCKET = "/run/podman/podman.sock"
+"""Of root's podman in the guest."""
+PING = "/libpod/_ping"
+PING_TIMEOUT_S = 60.0
+ATTACH_TIMEOUT_S = 60.0
+REACH_AGAIN_S = 0.2
+REATTACH_S = 2.0
+"""Between two tries to reach a guest that does not answer; it may be paused, or rebooting."""
+
+
+@dataclass(kw_only=True)
+class Session:
+    """The parts of a running machine, and what is open for it on the host."""
+
+    options: Options
+    network: Network
+    vm: Control
+    channel: ReadyChannel
+    ssh: SSH
+    clock: Clock
+    sockets: SocketPaths
+    podman_port: int | None
+    guard: Child
+    helpers_changed: Callable[[], object]
+    """To be called when a helper has been replaced, and is what it is to be."""
+    console_log: Path
+    console_read: int = 0
+    """Bytes of it that were there when the guest was last ready."""
+    initrd_is_read: bool = True
+    """Whether the guest needs ``boot.initrd`` no more once it is ready."""
+    facts: dict[str, str] = field(default_factory=dict)
+    """What the guest's memory goes with, should it be kept; empty where it cannot."""
+    forwards: dict[tuple[str, str], Forward] = field(default_factory=dict)
+
+    @property
+    def children(self) -> tuple[Child, ...]:
+        """Every helper, the guard first."""
+        return self.guard, self.vm.child, self.network.child, *self.vm.daemons
+
+    @property
+    def profile(self) -> Profile:
+        """What can be counted on in the guest."""
+        return PROFILES[self.options.guest]
+
+    async def attach(self) -> None:
+        """After the guest's ready: until podman answers through the user's own socket, and ports are published.
+
+        Raises:
+            GuestError: the guest cannot be reached after all.
+        """
+        if not self.profile.managed:
+            await self._reach()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.ping())
+            # published ports are led to us by the connection itself
+            tasks.create_task(self.ssh.connect() if self.profile.managed else self._lead_to_podman())
+
+    async def _reach(self) -> None:
+        """Until sshd answers: the ready of the seed's guests does not wait for their network."""
+        last = GuestError(f"no ssh connection to the guest within {ATTACH_TIMEOUT_S:g} s")
+        try:
+            async with asyncio.timeout(ATTACH_TIMEOUT_S):
+                while True:
+                    try:
+                        await self.ssh.connect()
+                    except HostKeyMismatch:
+                        raise
+                    except GuestError as error:
+                        last = error
+                        await asyncio.sleep(REACH_AGAIN_S)
+                    else:
+                        return
+        except TimeoutError:
+            raise last from None
+
+    async def ping(self, *, timeout_s: float = PING_TIMEOUT_S) -> None:
+        """Ask podman for a sign of life, by way of the user's own socket.
+
+        Raises:
+            GuestError: it gave none within ``timeout_s`` seconds.
+        """
+        async with http.connect(self.sockets.podman) as podman:
+            try:
+                await podman.text(PING, timeout_s=timeout_s)
+            except WireError as error:
+                raise GuestError(f"podman does not answer: {error.message}") from error
+
+    async def _lead_to_podman(self) -> None:
+        """Podman's port on the host, where the guest has only its socket; ours to carry, over ssh."""
+        await self.ssh.connect()  # which opens it again, once it was open
+        if self.options.podman_tcp and self.podman_port is None:
+            self.podman_port = await self.ssh.forward_port(PODMAN_PORT_FIRST, PODMAN_SOCKET)
+
+    async def keep_attached(self) -> None:
+        """For ever: whenever the connection is lost, make it anew, or published ports would no longer be heard of."""
+        while True:
+            await self.ssh.wait_lost()
+            try:
+                await self.ssh.connect()
+            except OVMError as error:
+                log.info("not attached to the guest: %s", error.message)
+                await asyncio.sleep(REATTACH_S)
+
+    async def restore_network(self) -> list[PortError]:
+        """Give the running guest another gvproxy, after the last one died; containers do not notice.
+
+        Returns the ports that could not be opened again; they are closed now.
+
+        Raises:
+            StartError: gvproxy does not come up.
+            PortError: ssh's or podman's own way could not be opened again.
+            GuestError: the guest cannot be led to it, or does not answer by way of it.
+        """
+        await self.network.begin_again()
+        self.helpers_changed()
+        await self.vm.replug(self.sockets.network_card)
+        await self.ssh.close()
+        await self.clock.close()
+        if self.profile.engine:  # before podman can be reached, its containers' ports are to be heard of again
+            await self.network.reopen_port(self.ssh.port)
+            await self._reach()
+        refused = await self.network.reopen()
+        lost = [error for key, error in refused.items() if self.forwards.pop(key, None)]
+        for error in refused.values():
+            if error not in lost:
+                raise error
+        if self.profile.engine:
+            await self._until_ping()
+        return lost
+
+    async def open_again(self, forwards: Iterable[Forward]) -> list[PortError]:
+        """Open what was open when the guest was suspended; returns what could not be."""
+        lost = []
+        for forward in forwards:
+            try:
+                await self._open(forward)
+            except PortError as error:
+                lost.append(error)
+        return lost
+
+    async def reach_again(self, *, known_ssh_port: int | None) -> None:
+        """When the guest has gone on from its memory: until it is connected, its clock is set, and podman answers.
+
+        ``known_ssh_port`` is the host's port of sshd that the guest's firewall keeps everybody in it from.
+
+        Raises:
+            GuestError: it cannot be reached.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._until_ping())
+            await self._reach()
+            if self.profile.managed and known_ssh_port != self.ssh.port:
+                tasks.create_task(self._block_ssh_port())
+            await self.sync_clock()
+
+    async def _block_ssh_port(self) -> None:
+        added = "; ".join(f"add element {family} ovm blocked_host_ports {{ {self.ssh.port} }}" for family in FIREWALLED)
+        told = await self.ssh.exec(["nft", added], timeout_s=ATTACH_TIMEOUT_S)
+        if told.exit_status != 0:
+            raise GuestError(f"the guest's firewall did not take a port: {GuestText(told.stderr)}")
+
+    async def _until_ping(self) -> None:
+        """Until podman answers: the guest may still think it is spoken to from a port of the last gvproxy's."""
+        while True:
+            try:
+                await self.ping()
+            except GuestError as error:
+                log.debug("%s", error.message)
+                await asyncio.sleep(REACH_AGAIN_S)
+            else:
+                return
+
+    async def publish(self, wanted: Published, opened: bool) -> None:
+        """Open or close what podman announces, within the policy: loopback unless ``-p`` names an address.
+
+        Raises:
+            PortError: the port is taken or may not be bound.
+        """
+        address = check_address("published address", wanted.address or self.options.publish_address)
+        forward = Forward(
+            protocol=wanted.protocol,
+            host_address=address,
+            host_port=wanted.port,
+            guest_port=wanted.port,
+            purpose="container",
+        )
+        known = self.forwards.get(forward.key)
+        if opened:
+            if known != forward:  # podman repeats itself after a restart
+                await self._open(forward)
+        elif known is not None and known.purpose == "container":
+            await self._close(known)
+
+    async def export(self, host_port: int, guest_port: int, protocol: Protocol, address: str) -> Forward:
+        """Lead a host port, any free one for 0, to a port of the guest; raises PortError."""
+        if host_port == 0:
+            forward = await self.network.pick(guest_port, protocol=protocol, address=address)
+            self.forwards[forward.key] = forward
+            return forward
+        forward = Forward(protocol=protocol, host_address=address, host_port=host_port, guest_port=guest_port)
+        if self.forwards.get(forward.key) != forward:
+            await self._open(forward)
+        return forward
+
+    async def unexport(self, host_port: int, protocol: Protocol, address: str) -> None:
+        """Close what :meth:`export` opened; raises PortError."""
+        forward = Forward(protocol=protocol, host_address=address, host_port=host_port, guest_port=0)
+        known = self.forwards.get(forward.key)
+        if known is None or known.purpose != "export":
+            exported = ", ".join(f"{f.protocol} {f.local}" for f in self.forwards.values()) or "nothing"
+            raise PortError(f"{protocol} port {forward.local} is not exported", hint=f"exported: {exported}")
+        await self._close(known)
+
+    async def guest_was_reset(self) -> None:
+        """Forget what died with the last boot. Containers that start again announce their ports again."""
+        await self.ssh.close()  # first: whoever waits for an answer of the old guest must learn that none will come
+        await self.clock.close()
+        for forward in [f for f in self.forwards.values() if f.purpose == "container"]:
+            with contextlib.suppress(PortError):
+                await self._close(forward)
+
+    async def _open(self, forward: Forward) -> None:
+        await self.network.expose(forward)
+        self.forwards[forward.key] = forward
+
+    async def _close(self, forward: Forward) -> None:
+        self.forwards.pop(forward.key, None)
+        await self.network.unexpose(forward)
+
+    async def sync_clock(self) -> ClockSync:
+        """Set the guest's clock, and have chrony look at its servers without waiting for it."""
+        result = await self.clock.sync()
+        log.debug("clock was %s off", spoken(result.offset_before_s))
+        return result
+
+    async def settle(self) -> None:
+        """What can wait until the machine is ready."""
+        if self.profile.managed:
+            await self._let_containers_start()
+        try:
+            await self.sync_clock()
+        except OVMError as error:
+            log.warning("the guest's clock could not be set: %s", error.message)
+        await self.kick_chrony()
+
+    async def _let_containers_start(self) -> None:
+        """Best effort too: a guest that hears nothing of us starts them by itself, later."""
+        try:
+            told = await self.ssh.exec([ATTACHED], timeout_s=ATTACH_TIMEOUT_S)
+        except OVMError as error:
+            log.warning("the guest could not be told to start its containers: %s", error.message)
+        else:
+            if told.exit_status != 0:
+                log.warning("the guest did not take us for its manager: %s", GuestText(told.stderr))
+
+    async def kick_chrony(self) -> None:
+        """Best effort: a host without a network has no time servers either."""
+        with contextlib.suppress(OVMError):
+            await self.clock.kick_chrony()
+
+
+@contextlib.asynccontextmanager
+async def open_session(*, ssh: SSH, **parts: Any) -> AsyncIterator[Session]:
+    """A session, of the fields of :class:`Session`, whose connections are closed on the way out."""
+    managed = PROFILES[parts["options"].guest].managed
+    clock = Clock(ssh)
+    if not managed:
+        clock = Clock(ssh, helper=CORE_HELPER, kick=CORE_KICK, good_enough_s=CORE_GOOD_ENOUGH_S)
+    session = Session(ssh=ssh, clock=clock, **parts)
+    if managed:
+        Publisher(ssh, session.publish)
+    try:
+        yield session
+    finally:
+        await ssh.close()
+        await session.clock.close()

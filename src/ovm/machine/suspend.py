@@ -1,0 +1,256 @@
+"""A machine's memory on disk: what it is kept with, when it fits, and how a start goes on from it.
+
+A memory is good for one future of the data disk it was saved beside. So it is bound to everything it was made of, and
+removed for good before anything runs on that disk again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from ovm.disks import saved_state
+from ovm.disks.atomic import NewFile
+from ovm.disks.saved_state import Suspended, Unfit
+from ovm.errors import GuestError, OVMError, SpaceError, UnsupportedError
+from ovm.hypervisors import VMSpec
+from ovm.machine import prepare
+from ovm.machine.running import Session
+from ovm.network.gvproxy import Forward
+from ovm.paths import TargetPaths
+from ovm.process.threads import in_thread
+
+log = logging.getLogger(__name__)
+
+SUSPEND_TIMEOUT_S = 300.0
+"""Gigabytes to a slow disk take that long."""
+SYNC_TIMEOUT_S = 20.0
+NO_ROOM_BYTES = 8 * 1024 * 1024
+"""A disk with no more than that left is full, for a memory that could not be written to it."""
+
+DATA_DISK = "the data disk"
+_TOLD_ANEW = frozenset({"blocked-host-ports", "channel-key", "format-data"})
+"""Of the boot configuration: what a guest that goes on is told in another way, or need not know any more."""
+_SUPERBLOCK = slice(64 * 1024, 68 * 1024)
+"""Of btrfs: it changes with every transaction."""
+
+
+def check(prepared: prepare.Prepared) -> None:
+    """Refuse a machine whose memory cannot be kept.
+
+    Raises:
+        UnsupportedError: says why.
+    """
+    if not prepared.driver.can_suspend:
+        raise UnsupportedError(
+            "vfkit cannot suspend a machine: it has no call that saves one, although Apple's framework has "
+            "(crc-org/vfkit#449)",
+            hint="pause it, or stop it",
+        )
+    if mounts := prepared.options.mounts:
+        folders = ", ".join(str(mount.host_path) for mount in mounts)
+        raise UnsupportedError(
+            f"a machine that shares a folder ({folders}) cannot be suspended: what virtiofsd knows of it would be lost",
+            hint="pause it, stop it, or take its mounts away",
+        )
+
+
+def facts(prepared: prepare.Prepared, spec: VMSpec) -> dict[str, str]:
+    """What a memory of this machine goes with, by name, but for the data disk; reads files.
+
+    Raises:
+        FileError: a file of it cannot be read.
+    """
+    if not prepared.driver.can_suspend or spec.shares:
+        return {}
+    files = prepared.files
+    told = prepare.boot_config(prepared.options, channel_key="").files()
+    return {
+        "the virtual machine": _digest(prepared.driver.identity(spec).encode()),
+        "the kernel": saved_state.identity(files.kernel),
+        "the initrd": saved_state.identity(files.initrd),
+        "the rootfs": saved_state.identity(files.rootfs),
+        **{f"the boot configuration ({name})": _digest(told[name]) for name in sorted(told.keys() - _TOLD_ANEW)},
+    }
+
+
+def _disk(target: TargetPaths) -> dict[str, str]:
+    with contextlib.suppress(OSError), target.data_disk.open("rb") as disk:
+        disk.seek(_SUPERBLOCK.start)
+        superblock = disk.read(_SUPERBLOCK.stop - _SUPERBLOCK.start)
+        return {DATA_DISK: f"{saved_state.identity(target.data_disk)} {_digest(superblock)}"}
+    return {DATA_DISK: "missing"}
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _compare(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    if changed:
+        raise Unfit(f"changed since it was suspended: {', '.join(changed)}")
+
+
+class Recall:
+    """The memory that one start goes on from, as long as nothing speaks against it."""
+
+    def __init__(self, *, wanted: bool, given_up: Callable[[str], object]) -> None:
+        self._wanted = wanted
+        self._given_up = given_up
+        self._checking: asyncio.Task[None] | None = None
+        self._fd = -1
+        self._target: TargetPaths | None = None
+        self.record: Suspended | None = None
+
+    async def look(self, target: TargetPaths, now: Mapping[str, str]) -> None:
+        """Take what is there, if it goes with ``now``; a thread reads the whole of it meanwhile. Else remove it.
+
+        The caller holds the directory's lock.
+
+        Raises:
+            FileError: it cannot be removed.
+        """
+        self._target = target
+        if not self._wanted or not await in_thread(lambda: saved_state.is_there(target)):
+            await in_thread(lambda: saved_state.discard(target))
+            return
+        try:
+            record, fd = await in_thread(lambda: _take(target, now))
+        except Unfit as unfit:
+            await self.give_up(str(unfit))
+            return
+        self.record, self._fd = record, fd
+        self._checking = asyncio.create_task(in_thread(lambda: saved_state.check_memory(fd, record)))
+
+    @property
+    def ssh_port(self) -> int | None:
+        """Sshd's on the host, as the guest knows it."""
+        return self.record.ssh_port if self.record else None
+
+    @property
+    def podman_port(self) -> int | None:
+        """Podman's on the host, as the guest knows it."""
+        return self.record.podman_port if self.record else None
+
+    @property
+    def forwards(self) -> tuple[Forward, ...]:
+        """What was open on the host."""
+        return tuple(msgspec.convert(f, Forward) for f in self.record.forwards) if self.record else ()
+
+    async def is_whole(self) -> bool:
+        """Whether there is a memory, and every byte of it is what was written."""
+        if self.record is not None and self._checking is not None:
+            try:
+                await asyncio.shield(self._checking)
+            except Unfit as unfit:
+                await self.give_up(str(unfit))
+        return self.record is not None
+
+    async def load(self, session: Session, *, timeout_s: float) -> None:
+        """Give it to the guest that waits for it. It is gone for good before that may run, for the disk will change.
+
+        Raises:
+            OVMError: the hypervisor does not take it.
+        """
+        assert self._target is not None
+        await session.vm.load(self._fd, timeout_s=timeout_s)
+        await in_thread(lambda target=self._target: saved_state.discard(target))  # type: ignore[misc]
+
+    async def give_up(self, why: str) -> None:
+        """Remove it, and say why."""
+        assert self._target is not None
+        log.warning("the machine boots, for its memory cannot be gone on from: %s", why)
+        self.record = None
+        await in_thread(lambda target=self._target: saved_state.discard(target))  # type: ignore[misc]
+        self._given_up(why)
+
+    async def close(self) -> None:
+        """Let go of the file."""
+        if self._checking is not None:
+            await asyncio.wait({self._checking})
+            self._checking.exception()
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def _take(target: TargetPaths, now: Mapping[str, str]) -> tuple[Suspended, int]:
+    record = saved_state.load(target)
+    _compare(record.facts, {**now, **_disk(target)})
+    try:
+        for forward in record.forwards:
+            msgspec.convert(forward, Forward)
+    except msgspec.ValidationError as error:
+        raise Unfit(f"{target.suspended} was written by another version of ovm") from error
+    return record, saved_state.open_memory(target)
+
+
+async def save(session: Session, *, runs: bool, timeout_s: float) -> None:
+    """Keep the guest's memory; it stands still then. After a failure nothing is kept, and a guest that ran runs.
+
+    Raises:
+        SpaceError: the disk is too small for it.
+        FileError: it cannot be written.
+        GuestError: the hypervisor cannot do it.
+        HelperExited: the hypervisor ended.
+    """
+    target = TargetPaths(session.options.target_dir)
+    if runs and session.profile.engine:
+        await _sync(session)
+    # the guest is to see that they end: whatever it still believes to be connected is in the way of the next
+    await session.clock.close()
+    await session.ssh.close()
+    opened: list[NewFile] = []  # also what is opened while we are being cancelled
+    try:
+        await in_thread(lambda: opened.append(saved_state.new_memory(target)))
+        (memory,) = opened
+        await session.vm.save(memory.fd, timeout_s=timeout_s)
+        await in_thread(lambda: _keep(session, target, memory))
+    except BaseException as error:
+        full = await in_thread(lambda: _give_up(target, opened))
+        if runs and session.vm.child.running:
+            with contextlib.suppress(OVMError):
+                await session.vm.resume()
+        if full and isinstance(error, GuestError):
+            raise SpaceError(
+                f"the disk with {target.directory} has no room for the guest's memory",
+                hint=f"up to {session.options.memory_mib} MiB are needed",
+            ) from error
+        raise
+
+
+async def _sync(session: Session) -> None:
+    """Should the memory be lost, the guest's disk is to be worth the more."""
+    try:
+        await session.ssh.exec(["sync"], timeout_s=SYNC_TIMEOUT_S)
+    except OVMError as error:
+        log.warning("the guest's file systems could not be synced before its memory is kept: %s", error.message)
+
+
+def _keep(session: Session, target: TargetPaths, memory: NewFile) -> None:
+    saved_state.keep(
+        target,
+        memory,
+        at=time.time(),
+        facts={**session.facts, **_disk(target)},
+        ssh_port=session.ssh.port,
+        podman_port=session.podman_port,
+        forwards=tuple(msgspec.to_builtins(forward) for forward in session.forwards.values()),
+    )
+
+
+def _give_up(target: TargetPaths, opened: list[NewFile]) -> bool:
+    """Remove what was written, all at once: a cancel would come between. Returns whether the disk was full of it."""
+    room = os.statvfs(target.directory)
+    for memory in opened:
+        memory.discard()
+    saved_state.discard(target)
+    return room.f_bavail * room.f_frsize <= NO_ROOM_BYTES

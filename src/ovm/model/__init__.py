@@ -1,0 +1,1 @@
+"""The vocabulary: data, and the checks of it; no processes, no sockets."""

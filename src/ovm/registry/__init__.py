@@ -1,0 +1,1 @@
+"""The named machines of this host: their settings, records and images."""

@@ -1,0 +1,93 @@
+"""What is written down in a machine's directory by its service: small JSON files, whole or not at all.
+
+Read by the standard library alone: a list of machines is made of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ovm._version import __version__
+from ovm.disks.atomic import disk_errors, write_whole
+from ovm.process import identity
+from ovm.text.printable import GuestText
+from ovm.trust.files import read_file
+
+RECORD_MAX_BYTES = 1 << 20
+
+_T = TypeVar("_T", bound="ServiceRecord | Ended")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceRecord:
+    """Who the service of a machine is; there from its start to its clean end."""
+
+    pid: int
+    started: int
+    program: str
+    version: str
+    started_at: float
+    boot_id: str
+    socket_dir: str
+    """Where it was started ``$XDG_RUNTIME_DIR`` may have been another one."""
+
+    def __post_init__(self) -> None:
+        if "\0" in self.socket_dir:
+            raise ValueError("a path has no NUL")
+
+    @classmethod
+    def ours(cls, socket_dir: Path) -> ServiceRecord:
+        """Of this process."""
+        process = identity.of(os.getpid())
+        return cls(
+            pid=os.getpid(),
+            started=process.started if process else 0,
+            program=process.program if process else "",
+            version=__version__,
+            started_at=time.time(),
+            boot_id=identity.boot(),
+            socket_dir=str(socket_dir),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How the last run of a service came to its end."""
+
+    at: float
+    """In seconds since the epoch."""
+    reason: str
+    """``stopped``, ``suspended``, ``powered-off`` or ``failed``."""
+    code: str = ""
+    """Of the error it failed of."""
+    message: str = ""
+    """One printable line, whatever the file says."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", str(GuestText(self.message)))
+
+
+def save(path: Path, record: ServiceRecord | Ended) -> None:
+    """Write a record whole or not at all.
+
+    Raises:
+        FileError: it cannot be written.
+        SpaceError: the file system is full.
+    """
+    with disk_errors(f"{path} cannot be written"):
+        write_whole(path, json.dumps(asdict(record)).encode(), 0o600, durable=False)
+
+
+def read(path: Path, kind: type[_T]) -> _T | None:
+    """The record at ``path``; ``None`` if there is none, or one that is damaged."""
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
+        told: dict[str, Any] = json.loads(read_file(path, RECORD_MAX_BYTES))
+        kinds = {field.name: field.type for field in fields(kind)}  # by name, as annotations are in this file
+        return kind(**{name: value for name, value in told.items() if type(value).__name__ == kinds.get(name)})
+    return None
