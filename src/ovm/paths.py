@@ -116,6 +116,12 @@ class TargetPaths:
         """What a suspended machine's memory goes with."""
         return self.directory / SUSPENDED
 
+    @classmethod
+    def names(cls) -> frozenset[str]:
+        """All of these names, and that of the lock: no origin file may have one of them."""
+        properties = [name for name, value in vars(cls).items() if isinstance(value, property)]
+        return frozenset({LOCK, *(getattr(cls(Path()), name).name for name in properties)})
+
 
 @dataclass(frozen=True, slots=True)
 class SocketPaths:

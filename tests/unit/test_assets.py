@@ -183,9 +183,14 @@ def test_two_origins_must_not_become_one_file(origin, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["data.img", "scratch.img", "versions.json", "machine.json.zip", "ovm.lock", ".ovm-new.x"]
+    "name",
+    [
+        *("data.img", "scratch.img", "versions.json", "digests.json", "machine.json.zip", "ovm.lock", ".ovm-new.x"),
+        *("memory.suspended", "suspended.json", "SUSPENDED.json.zip"),
+    ],
 )
 def test_an_origin_must_not_take_a_name_of_ours(origin, name):
+    """An origin file that has the name of one of ovm's own files in ``target_dir`` is refused."""
     refused(FileError, "a file cannot be called", with_rootfs(origin, name, btrfs()))
 
 

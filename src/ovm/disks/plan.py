@@ -14,7 +14,7 @@ from ovm.disks import archive, kernel
 from ovm.disks.atomic import TEMPORARY_PREFIX
 from ovm.errors import ArchiveError, FileError, HelperError, InputError, UnsupportedError
 from ovm.model.options import OriginPath
-from ovm.paths import DATA_DISK, DIGESTS, LOCK, MACHINE, SCRATCH_DISK, VERSIONS
+from ovm.paths import TargetPaths
 from ovm.trust import directories
 
 HELPERS = frozenset({"gvproxy", "vfkit"})
@@ -34,7 +34,7 @@ _ZIP = b"PK\3\4"
 _BTRFS_MAGIC = slice(0x10040, 0x10048)
 _BTRFS_TOTAL_BYTES = slice(0x10070, 0x10078)
 _BTRFS_HEAD_BYTES = 0x10078
-_RESERVED = frozenset({".", "..", VERSIONS, DIGESTS, DATA_DISK, SCRATCH_DISK, MACHINE, LOCK})
+_RESERVED = TargetPaths.names() | {".", ".."}
 
 
 @dataclass(frozen=True, slots=True)
