@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -90,6 +91,15 @@ async def test_an_owner_about_to_go_is_waited_for(tmp_path):
     async with asyncio.timeout(5):
         await waiting
     assert got.is_set()
+
+
+async def test_a_look_at_the_lock_is_waited_for(tmp_path):
+    """A directory is owned even by a caller that does not wait, although ``ovm ls`` looks at its lock just then."""
+    with (tmp_path / LOCK).open("ab") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        asyncio.get_running_loop().call_later(lock.RETRY_S, looking.close)
+        async with lock.hold([tmp_path], wait_s=0):
+            assert looking.closed
 
 
 async def test_a_cancelled_wait_leaves_no_lock(tmp_path):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO
 
 import pytest
 
@@ -19,6 +23,7 @@ from ovm.process import identity, lock
 from ovm.registry import machines, records
 from ovm.registry.machines import Machine
 from ovm.registry.records import Ended, ServiceRecord
+from ovm.trust import locks
 
 HOLDER = (
     "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
@@ -184,6 +189,33 @@ def test_a_service_that_was_killed(made):
     assert (rest.held_by, rest.state, rest.why) == ("nobody", "crashed", why)
     machines.remove(machine)
     assert machines.names() == []
+
+
+@pytest.mark.parametrize("change", [machines.remove, machines.forget_memory])
+@pytest.mark.parametrize("name", ["service.lock", "target/ovm.lock"])
+def test_a_look_at_a_lock_is_waited_for(made, monkeypatch, change, name):
+    """A machine is removed, or its saved state deleted, although ``ovm ls`` looks at its locks at that moment."""
+    machine = made("dev")
+    looks = look_at(machine.directory / name)
+    monkeypatch.setattr(locks, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: looks.close()))
+    change(machine)
+    assert looks.closed
+
+
+def test_a_look_without_end_is_not_waited_for(made, monkeypatch):
+    """A process that keeps looking at a lock delays a removal by ``LOOK_WAIT_S`` at most."""
+    machine = made("dev")
+    monkeypatch.setattr(locks, "LOOK_WAIT_S", 0.0)
+    with look_at(machine.service_lock), pytest.raises(errors.InUseError, match="is being started"):
+        machines.remove(machine)
+    assert machine.target.is_dir()
+
+
+def look_at(path: Path) -> IO[bytes]:
+    """Hold the lock in ``path`` as a process does that looks whether somebody owns it, until it is closed."""
+    looking = path.open("ab")
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    return looking
 
 
 def test_a_host_that_went_down(made):

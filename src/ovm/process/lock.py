@@ -27,7 +27,7 @@ from ovm.errors import FileError, InUseError
 from ovm.paths import LOCK
 from ovm.process import identity, orphans
 from ovm.process.identity import Identity
-from ovm.trust.locks import open_lock
+from ovm.trust.locks import LOOK_WAIT_S, is_held, open_lock
 
 GOING_S = 5.0
 """The last helpers of a manager that was killed are gone by then; a running machine is not."""
@@ -111,13 +111,17 @@ async def hold(
         for directory in await asyncio.to_thread(_distinct, directories):
             # in no thread: if we were cancelled meanwhile, it would leave us with a lock that nobody knows of
             while (fd := _try(directory, note)) is None:
+                waited = time.monotonic() - began
+                # between two looks of other processes nobody owns it: whoever looks is waited for, even with no wait_s
+                if waited < LOOK_WAIT_S and not await asyncio.to_thread(is_held, directory / LOCK):
+                    await asyncio.sleep(RETRY_S)
+                    continue
                 told = await asyncio.to_thread(_told, directory)
                 if told is not None and told.is_dead and told.manager not in reclaimed:
                     reclaimed.add(told.manager)
                     await asyncio.to_thread(_reclaim, told)
                     continue
                 patient = told is not None and told.brief and told.lives
-                waited = time.monotonic() - began
                 if waited >= wait_s or (waited >= GOING_S and not patient):
                     raise await asyncio.to_thread(_in_use, directory, told)
                 await asyncio.sleep(RETRY_S)

@@ -6,7 +6,6 @@ Quick on purpose: a list of machines is made of this, and a shell's completion t
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import time
@@ -23,7 +22,7 @@ from ovm.registry.records import Ended, ServiceRecord, read
 from ovm.registry.settings import RESTART_KEYS, SETTINGS_MAX_BYTES, Settings, parse
 from ovm.trust import directories
 from ovm.trust.files import advice, read_file
-from ovm.trust.locks import held, open_lock
+from ovm.trust.locks import held, is_held, owned
 
 SETTINGS = "machine.toml"
 SETTINGS_LOCK = ".settings.lock"
@@ -74,7 +73,7 @@ class Machine:
     def socket_dir(self) -> Path:
         """Where its service has its sockets, or else where they would be made now; nobody has looked at it yet."""
         record = read(self.service_record, ServiceRecord)
-        if record is not None and _is_locked(self.service_lock):
+        if record is not None and is_held(self.service_lock):
             return Path(record.socket_dir)
         return paths.default_socket_dir(self.name)
 
@@ -347,10 +346,10 @@ def _holder(
     machine: Machine, record: ServiceRecord | None
 ) -> tuple[Literal["nobody", "service", "program"], int | None, str]:
     """Who holds it, as which process, and why it has crashed."""
-    if _is_locked(machine.service_lock):
+    if is_held(machine.service_lock):
         return "service", record.pid if record else None, ""
     crash = "" if record is None else _crash(machine, record)
-    if not _is_locked(machine.target / paths.LOCK):
+    if not is_held(machine.target / paths.LOCK):
         return "nobody", None, crash
     from ovm.process.lock import owner  # in no hurry any more: it is nobody's only when it rests
 
@@ -461,12 +460,10 @@ def _nobody_else(machine: Machine) -> Iterator[None]:
     with settings_held(), contextlib.ExitStack() as locks:
         for path in (machine.service_lock, machine.target / paths.LOCK):
             if path.parent.is_dir():
-                fd = open_lock(path, replace=path.name == paths.LOCK)
+                fd = owned(path, replace=path.name == paths.LOCK)
+                if fd is None:
+                    raise InUseError(f"{machine.name} is being started", hint=f"ovm stop {machine.name}")
                 locks.callback(os.close, fd)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise InUseError(f"{machine.name} is being started", hint=f"ovm stop {machine.name}") from None
         yield
 
 
@@ -474,20 +471,3 @@ def _stat(path: Path) -> os.stat_result | None:
     with contextlib.suppress(OSError):
         return path.stat()
     return None
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether somebody holds it. Looking takes it for a moment, which whoever wants it just then has to sit out."""
-    try:
-        fd = open_lock(path, create=False)
-    except (OSError, FileError):  # there is none, or something else lies there, which nobody holds
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # the file system has no locks, so nobody holds one
-        return False
-    finally:
-        os.close(fd)
-    return False

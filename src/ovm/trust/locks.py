@@ -20,6 +20,8 @@ from ovm.trust.files import advice
 REPLACE_WAIT_S = 1.0
 """How long another process may take to replace the same path."""
 REPLACE_RETRY_S = 0.01
+LOOK_WAIT_S = 2.0
+"""How long an owner-to-be waits for processes that only look whether a lock is held."""
 TRIES = 5
 """Of opening a path that keeps changing."""
 HELD_RETRY_S = 0.02
@@ -84,6 +86,50 @@ def held(path: Path, *, wait_s: float) -> Iterator[None]:
             os.ftruncate(fd, 0)
     finally:
         os.close(fd)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process owns the lock file at ``path``.
+
+    Looking takes the lock, shared, for a moment: :func:`owned` and :mod:`ovm.process.lock` wait until it is over.
+    """
+    try:
+        fd = open_lock(path, create=False)
+    except (OSError, FileError):  # there is none, or something else lies there, which nobody holds
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # the file system has no locks, so nobody holds one
+        return False
+    finally:
+        os.close(fd)
+    return False
+
+
+def owned(path: Path, *, replace: bool = False) -> int | None:
+    """Own the lock file at ``path`` without waiting for another owner; ``None`` if there is one.
+
+    Processes that only look at it are waited for, LOOK_WAIT_S at most. The descriptor, which is not inheritable, holds
+    the lock until it is closed. Raises as :func:`open_lock` does.
+    """
+    deadline = time.monotonic() + LOOK_WAIT_S
+    fd = open_lock(path, replace=replace)
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline or is_held(path):
+                    os.close(fd)
+                    return None
+                time.sleep(HELD_RETRY_S)
+            else:
+                return fd
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def _locked(path: Path, deadline: float) -> int:
