@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from ovm.network import gvproxy as network_module
 from ovm.network.gvproxy import Forward, argv, free_port, join
 from ovm.paths import SocketPaths
 from ovm.process.probe import GVPROXY, check_helper
+from ovm.wire.error import WireError
 
 
 @pytest.fixture
@@ -224,6 +227,193 @@ async def test_a_dead_gvproxy_is_told(network):
     async with asyncio.timeout(5):
         with pytest.raises(PortError):
             await network.pick(80)
+
+
+class Interrupted:
+    """gvproxy's API, with a request that waits after gvproxy has obeyed it, or whose answer is lost."""
+
+    def __init__(self, api) -> None:
+        self.api = api
+        self.obeyed = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.lose = 0
+        """How many requests get no answer, although gvproxy obeys them."""
+        self.deaf = False
+        """Whether gvproxy gets no request at all."""
+
+    async def post(self, path, body):
+        if self.deaf:
+            raise WireError("no answer")
+        answer = await self.api.post(path, body)
+        self.obeyed.set()
+        await self.go_on.wait()
+        if self.lose:
+            self.lose -= 1
+            raise WireError("no answer")
+        return answer
+
+
+@pytest.fixture
+def api(network) -> Interrupted:
+    network._api = Interrupted(network._api)
+    return network._api
+
+
+@pytest.mark.parametrize("how", ["expose", "pick"])
+async def test_a_port_whose_opening_is_cancelled_is_closed(network, api, unused_port, how):
+    """A cancelled expose() or pick() leaves no open port, although gvproxy had bound it."""
+    opened = forward(unused_port)
+    opening = asyncio.create_task(
+        network.expose(opened) if how == "expose" else network.pick(80, first=unused_port, listed=True)
+    )
+    await api.obeyed.wait()
+    assert listens("tcp", unused_port)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    api.go_on.set()
+    await network.settle()
+    assert not listens("tcp", unused_port)
+    assert network.forwards == {}
+    await network.expose(opened)
+    assert network.forwards == {opened.key: opened}
+
+
+async def test_a_cancelled_port_is_free_for_the_next_call(network, api, unused_port):
+    """An expose() of the very port that waits behind a cancelled one succeeds."""
+    opened = forward(unused_port)
+    opening = asyncio.create_task(network.expose(opened))
+    await api.obeyed.wait()
+    opening.cancel()
+    again = asyncio.create_task(network.expose(opened))
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    api.go_on.set()
+    await again
+    assert network.forwards == {opened.key: opened}
+    assert listens("tcp", unused_port)
+
+
+async def test_a_port_whose_answer_was_lost_is_closed(network, api, unused_port):
+    """A port that gvproxy bound without our hearing of it is closed when gvproxy answers again."""
+    api.go_on.set()
+    api.lose = 1
+    with pytest.raises(PortError, match="no answer"):
+        await network.expose(forward(unused_port))
+    assert network.forwards == {}
+    assert listens("tcp", unused_port)
+    await network.settle()
+    assert not listens("tcp", unused_port)
+
+
+async def test_a_port_that_could_not_be_closed_is_listed_until_it_is(network, api, unused_port):
+    """A failed unexpose() leaves the port listed as long as it is open, and it is closed when gvproxy answers."""
+    opened = forward(unused_port)
+    api.go_on.set()
+    await network.expose(opened)
+    api.deaf = True
+    with pytest.raises(PortError, match="no answer"):
+        await network.unexpose(opened)
+    assert network.forwards == {opened.key: opened}
+    assert not network.keeps(opened)
+    api.deaf = False
+    await network.settle()
+    assert network.forwards == {}
+    assert not listens("tcp", unused_port)
+
+
+async def test_a_cancelled_close_closes(network, api, unused_port):
+    """A cancelled unexpose() leaves no port that is closed but listed, or open but not listed."""
+    opened = forward(unused_port)
+    api.go_on.set()
+    await network.expose(opened)
+    api.go_on.clear()
+    api.obeyed.clear()
+    closing = asyncio.create_task(network.unexpose(opened))
+    await api.obeyed.wait()
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    api.go_on.set()
+    await network.settle()
+    assert network.forwards == {}
+    assert not listens("tcp", unused_port)
+
+
+async def test_a_port_that_gvproxy_has_lost_is_closed(network, unused_port):
+    """A port that root in the guest closed by gvproxy's API is closed, not an error, and is no longer listed."""
+    opened = forward(unused_port)
+    await network.expose(opened)
+    await network._api.post("/services/forwarder/unexpose", {"local": opened.local, "protocol": "tcp"})
+    await network.unexpose(opened)
+    assert network.forwards == {}
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_port_that_is_closed_during_an_outage_stays_closed(network, unused_port, replaced):
+    """A port that is unexposed while gvproxy is down is not opened by the next gvproxy, and the others are."""
+    closed = forward(unused_port)
+    await network.expose(closed)
+    kept = await network.pick(80, listed=True)
+    own = await network.pick(22)
+    network._up.clear()
+    if not replaced:
+        async with asyncio.timeout(1):
+            await network.unexpose(closed)
+    await network.begin_again()
+    if replaced:
+        async with asyncio.timeout(1):
+            await network.unexpose(closed)
+    assert network.forwards == {kept.key: kept}
+    assert await network.reopen() == []
+    assert network.forwards == {kept.key: kept}
+    assert not listens("tcp", unused_port)
+    assert listens("tcp", kept.host_port)
+    assert listens("tcp", own.host_port)
+
+
+async def test_a_port_that_is_closed_while_it_is_reopened_stays_closed(network, unused_port):
+    """A port that is unexposed at the moment in which the next gvproxy opens it is closed, and is not listed."""
+    opened = forward(unused_port)
+    await network.expose(opened)
+    await network.begin_again()
+    interrupted = Interrupted(network._api)
+    network._api = interrupted
+    reopening = asyncio.create_task(network.reopen())
+    await interrupted.obeyed.wait()
+    await network.unexpose(opened)
+    assert network.forwards == {}
+    interrupted.go_on.set()
+    assert await reopening == []
+    assert not listens("tcp", unused_port)
+
+
+async def test_a_port_that_somebody_took_meanwhile_is_lost(network):
+    """reopen() returns the error of a listed port that is taken, forgets the port, and raises for the machine's own."""
+    lost, own = await network.pick(80, listed=True), await network.pick(22)
+    await network.begin_again()
+    with socket.create_server(("127.0.0.1", lost.host_port)):
+        (error,) = await network.reopen()
+    assert lost.local in error.message
+    assert network.forwards == {}
+    await network.begin_again()
+    with socket.create_server(("127.0.0.1", own.host_port)), pytest.raises(PortError, match=own.local):
+        await network.reopen()
+    await network.begin_again()
+    assert await network.reopen() == []
+    assert listens("tcp", own.host_port)
+
+
+async def test_whether_gvproxy_answers(network, monkeypatch):
+    """A gvproxy answers while it runs, not while it is stopped, and not after its end."""
+    monkeypatch.setattr(network_module, "ANSWER_S", 0.1)
+    os.kill(network.child.pid, signal.SIGSTOP)
+    assert not await network.answers()
+    os.kill(network.child.pid, signal.SIGCONT)
+    monkeypatch.undo()
+    assert await network.answers()
+    await network.child.end(grace_s=0)
+    assert not await network.answers()
 
 
 @pytest.mark.parametrize(

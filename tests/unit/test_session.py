@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from networks import started
 from ovm.errors import OptionError, PortError
 from ovm.guest.clock import Clock
 from ovm.guest.port_publisher import Published
 from ovm.guest.ssh import SSH
 from ovm.machine.running import Session
 from ovm.model.options import Options
-from ovm.network.gvproxy import Forward
+from ovm.network.gvproxy import Forward, free_port
 from ovm.paths import KeyPaths, SocketPaths
+from ovm.wire.error import WireError
 
 
 class FakeNetwork:
@@ -24,6 +28,13 @@ class FakeNetwork:
         self.open: dict[tuple[str, str], Forward] = {}
         self.calls: list[str] = []
         self.taken: set[int] = set()
+
+    @property
+    def forwards(self) -> dict[tuple[str, str], Forward]:
+        return dict(self.open)
+
+    def keeps(self, forward: Forward) -> bool:
+        return self.open.get(forward.key) == forward
 
     async def expose(self, forward: Forward) -> None:
         self.calls.append(f"expose {forward.protocol} {forward.local}")
@@ -36,7 +47,8 @@ class FakeNetwork:
         if self.open.pop(forward.key, None) is None:
             raise PortError("proxy not found")
 
-    async def pick(self, guest_port: int, *, protocol="tcp", address="127.0.0.1") -> Forward:
+    async def pick(self, guest_port: int, *, protocol="tcp", address="127.0.0.1", listed=False) -> Forward:
+        assert listed
         forward = Forward(protocol=protocol, host_address=address, host_port=40000, guest_port=guest_port)
         await self.expose(forward)
         return forward
@@ -181,3 +193,60 @@ async def test_a_reboot_forgets_the_containers_ports_alone(session):
     async with asyncio.timeout(5):
         await session.guest_was_reset()
     assert addresses(session) == [("tcp", "127.0.0.1:1", 1, "export")]
+
+
+@pytest.fixture
+async def real(session, group, gvproxy, short_path, tmp_path) -> AsyncIterator[Session]:
+    """A session with a real gvproxy."""
+    async with started(group, gvproxy, SocketPaths(short_path), tmp_path / "log", wire="qemu") as session.network:
+        yield session
+
+
+async def test_a_cancelled_export_leaves_no_port_that_is_not_listed(real, unused_port, monkeypatch):
+    """What listens on the host is what ``ports()`` lists, although an export was cancelled after gvproxy had bound."""
+    post, bound = real.network._api.post, asyncio.Event()
+
+    async def slowly(path, body):
+        await post(path, body)
+        bound.set()
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(real.network._api, "post", slowly)
+    exporting = asyncio.create_task(real.export(unused_port, 80, "tcp", "127.0.0.1"))
+    await bound.wait()
+    exporting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await exporting
+    other = await real.export(0, 80, "tcp", "127.0.0.1")
+    assert list(real.forwards.values()) == [other]
+    assert free_port("tcp", "127.0.0.1", unused_port) == unused_port
+
+
+async def test_a_port_that_is_unexported_during_an_outage_stays_closed(real, unused_port):
+    """The next gvproxy does not open a port that was unexported while there was none."""
+    await real.export(unused_port, 80, "tcp", "127.0.0.1")
+    await real.network.begin_again()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await real.unexport(unused_port, "tcp", "127.0.0.1")
+    await real.network.reopen()
+    assert real.forwards == {}
+    assert free_port("tcp", "127.0.0.1", unused_port) == unused_port
+
+
+async def test_a_port_that_is_being_closed_is_not_taken_for_open(real, unused_port, monkeypatch):
+    """A port that could not be closed can be exported again, and is open then."""
+    wanted = (unused_port, 80, "tcp", "127.0.0.1")
+    exported = await real.export(*wanted)
+    with monkeypatch.context() as deaf:
+        deaf.setattr(real.network._api, "post", no_answer)
+        with pytest.raises(PortError):
+            await real.unexport(unused_port, "tcp", "127.0.0.1")
+    assert await real.export(*wanted) == exported
+    await real.network.settle()
+    assert list(real.forwards.values()) == [exported]
+    assert free_port("tcp", "127.0.0.1", unused_port) is None
+
+
+async def no_answer(_path: str, _body: object) -> None:
+    raise WireError("no answer")

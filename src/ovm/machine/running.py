@@ -64,7 +64,11 @@ class Session:
     """Whether the guest needs ``boot.initrd`` no more once it is ready."""
     facts: dict[str, str] = field(default_factory=dict)
     """What the guest's memory goes with, should it be kept; empty where it cannot."""
-    forwards: dict[tuple[str, str], Forward] = field(default_factory=dict)
+
+    @property
+    def forwards(self) -> dict[tuple[str, str], Forward]:
+        """The host ports that are open for the user and for containers."""
+        return self.network.forwards
 
     @property
     def children(self) -> tuple[Child, ...]:
@@ -153,11 +157,7 @@ class Session:
         if self.profile.engine:  # before podman can be reached, its containers' ports are to be heard of again
             await self.network.reopen_port(self.ssh.port)
             await self._reach()
-        refused = await self.network.reopen()
-        lost = [error for key, error in refused.items() if self.forwards.pop(key, None)]
-        for error in refused.values():
-            if error not in lost:
-                raise error
+        lost = await self.network.reopen()
         if self.profile.engine:
             await self._until_ping()
         return lost
@@ -167,7 +167,7 @@ class Session:
         lost = []
         for forward in forwards:
             try:
-                await self._open(forward)
+                await self.network.expose(forward)
             except PortError as error:
                 lost.append(error)
         return lost
@@ -220,20 +220,18 @@ class Session:
         )
         known = self.forwards.get(forward.key)
         if opened:
-            if known != forward:  # podman repeats itself after a restart
-                await self._open(forward)
+            if not self.network.keeps(forward):  # podman repeats itself after a restart
+                await self.network.expose(forward)
         elif known is not None and known.purpose == "container":
-            await self._close(known)
+            await self.network.unexpose(known)
 
     async def export(self, host_port: int, guest_port: int, protocol: Protocol, address: str) -> Forward:
         """Lead a host port, any free one for 0, to a port of the guest; raises PortError."""
         if host_port == 0:
-            forward = await self.network.pick(guest_port, protocol=protocol, address=address)
-            self.forwards[forward.key] = forward
-            return forward
+            return await self.network.pick(guest_port, protocol=protocol, address=address, listed=True)
         forward = Forward(protocol=protocol, host_address=address, host_port=host_port, guest_port=guest_port)
-        if self.forwards.get(forward.key) != forward:
-            await self._open(forward)
+        if not self.network.keeps(forward):
+            await self.network.expose(forward)
         return forward
 
     async def unexport(self, host_port: int, protocol: Protocol, address: str) -> None:
@@ -243,7 +241,7 @@ class Session:
         if known is None or known.purpose != "export":
             exported = ", ".join(f"{f.protocol} {f.local}" for f in self.forwards.values()) or "nothing"
             raise PortError(f"{protocol} port {forward.local} is not exported", hint=f"exported: {exported}")
-        await self._close(known)
+        await self.network.unexpose(known)
 
     async def guest_was_reset(self) -> None:
         """Forget what died with the last boot. Containers that start again announce their ports again."""
@@ -251,15 +249,7 @@ class Session:
         await self.clock.close()
         for forward in [f for f in self.forwards.values() if f.purpose == "container"]:
             with contextlib.suppress(PortError):
-                await self._close(forward)
-
-    async def _open(self, forward: Forward) -> None:
-        await self.network.expose(forward)
-        self.forwards[forward.key] = forward
-
-    async def _close(self, forward: Forward) -> None:
-        self.forwards.pop(forward.key, None)
-        await self.network.unexpose(forward)
+                await self.network.unexpose(forward)
 
     async def sync_clock(self) -> ClockSync:
         """Set the guest's clock, and have chrony look at its servers without waiting for it."""

@@ -1,6 +1,7 @@
 """The guest's network: a gvproxy, driven over its HTTP API, and what is open through it.
 
-What was opened is remembered here, so that another gvproxy can take the place of one that died.
+The :class:`Network` owns what is open through it: it opens another gvproxy's ports in place of one that died, and
+closes what is no longer wanted once gvproxy can be asked.
 
 Facts from gvproxy 0.8.9, run: its exit status is 0 for runtime errors too, so "it ended" is the failure; a
 forwarded port accepts connections before there is a guest, so accepting is no sign of readiness; attached to
@@ -12,13 +13,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import re
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import quote
 
 import msgspec
@@ -32,6 +35,8 @@ from ovm.trust import directories
 from ovm.wire import http
 from ovm.wire.error import WireError
 
+log = logging.getLogger(__name__)
+
 GUEST_ADDRESS = "192.168.127.2"
 GATEWAY_ADDRESS = "192.168.127.1"
 HOST_ALIAS = "192.168.127.254"
@@ -44,6 +49,8 @@ API_START_S = 30.0
 """A first start on macOS waits for Gatekeeper."""
 CONNECT_RETRY_S = 0.005
 END_GRACE_S = 2.0
+ANSWER_S = 10.0
+"""A gvproxy whose API is silent for longer hangs."""
 PICK_ATTEMPTS = 16
 
 Protocol = Literal["tcp", "udp"]
@@ -54,7 +61,9 @@ Purpose = Literal["export", "container"]
 LISTENERS = "lsof -nP -i" if sys.platform == "darwin" else "ss -lnptu"
 """What shows who listens where."""
 
-_IN_USE = re.compile(r"address already in use|proxy already running")
+_RUNNING = "proxy already running"
+_NOT_FOUND = "proxy not found"
+_IN_USE = re.compile(f"address already in use|{_RUNNING}")
 
 
 class Forward(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +85,25 @@ class Forward(msgspec.Struct, frozen=True, kw_only=True):
     def local(self) -> str:
         """Gvproxy's name for the host's end."""
         return join(self.host_address, self.host_port)
+
+
+@dataclass(slots=True, eq=False)
+class _Way:
+    """A host port or socket that gvproxy is to open, has opened, or is to close."""
+
+    body: dict[str, str]
+    """The request that opens it."""
+    forward: Forward | None = None
+    """What is listed of it; ``None`` if it is the machine's own."""
+    is_open: bool = False
+    """Whether gvproxy has said so."""
+    wanted: bool = True
+    """If not, it is closed as soon as gvproxy can be asked."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """By protocol and the host's end."""
+        return self.body["protocol"], self.body["local"]
 
 
 def join(address: str, port: int) -> str:
@@ -111,15 +139,28 @@ class Network:
         self._log_path = log_path
         self._api = api
         self._child: Child | None = None
-        self._open: dict[tuple[str, str], dict[str, str]] = {}
-        """What gvproxy was asked to expose, by protocol and the host's end."""
+        self._ways: dict[tuple[str, str], _Way] = {}
+        """What is open, or may be."""
         self._up = asyncio.Event()
+        self._lock = asyncio.Lock()
+        """Held by the one change of what is open that gvproxy is asked for."""
+        self._changes: set[asyncio.Task[None]] = set()
 
     @property
     def child(self) -> Child:
         """Gvproxy's process."""
         assert self._child is not None
         return self._child
+
+    @property
+    def forwards(self) -> dict[tuple[str, str], Forward]:
+        """The listed host ports that are open, those that are to be closed but are not yet among them."""
+        return {key: way.forward for key, way in self._ways.items() if way.forward is not None and way.is_open}
+
+    def keeps(self, forward: Forward) -> bool:
+        """Whether ``forward`` is open and is to stay so."""
+        way = self._ways.get(forward.key)
+        return way is not None and way.is_open and way.wanted and way.forward == forward
 
     async def begin(self) -> None:
         """Start gvproxy; returns when its API answers.
@@ -149,6 +190,7 @@ class Network:
         """
         self._up.clear()
         await self.end()
+        self._ways = {key: way for key, way in self._ways.items() if way.wanted}  # the others are closed now
         await asyncio.to_thread(lay_out, self._sockets)
         await self._begin()
 
@@ -159,51 +201,76 @@ class Network:
             PortError: it cannot be opened.
         """
         try:
-            await self._request(self._open["tcp", join("127.0.0.1", port)])
+            await self._request(self._ways["tcp", join("127.0.0.1", port)].body)
         except WireError as error:
             raise PortError(f"tcp port {port} could not be opened again: {error.message}") from error
 
-    async def reopen(self) -> dict[tuple[str, str], PortError]:
+    async def reopen(self) -> list[PortError]:
         """Open what was open before.
 
-        Returns what could not be, by protocol and the host's end: a port that somebody took meanwhile, for one. It is
-        forgotten.
+        Returns why listed ports could not be: somebody took them meanwhile, for one. They are closed now.
+
+        Raises:
+            PortError: ssh's or podman's own way could not be opened.
         """
-        refused: dict[tuple[str, str], PortError] = {}
-        for key, body in tuple(self._open.items()):
+        lost: list[PortError] = []
+        own: list[PortError] = []
+        for key, way in tuple(self._ways.items()):
+            if not way.wanted:
+                continue
             try:
-                await self._request(body)
+                await self._request(way.body)
             except WireError as error:
-                if "proxy already running" in error.message:  # it was opened ahead
+                if _RUNNING in error.message:  # it was opened ahead
                     continue
-                del self._open[key]
-                refused[key] = PortError(f"{key[0]} {key[1]} could not be opened again: {error.message}")
+                way.wanted = way.forward is None  # another gvproxy may be able to open the machine's own
+                (own if way.wanted else lost).append(
+                    PortError(f"{key[0]} {key[1]} could not be opened again: {error.message}")
+                )
+        with contextlib.suppress(WireError):  # else at the next change
+            await self._close_unwanted()  # among them what was closed while it was being opened again
         self._up.set()
-        return refused
+        if own:
+            raise own[0]
+        return lost
 
     async def end(self) -> None:
         """End gvproxy; fine if it has ended."""
         if self._child is not None:
             await self._child.end(grace_s=END_GRACE_S)
 
+    async def close(self) -> None:
+        """End gvproxy for good, with all that is still being asked of it."""
+        while self._changes:
+            for task in self._changes:
+                task.cancel()
+            await asyncio.wait(self._changes)
+        await self.end()
+
+    async def answers(self) -> bool:
+        """Whether gvproxy's API answers within ANSWER_S seconds."""
+        try:
+            async with self._api.lines("GET", "/services/forwarder/all", timeout_s=ANSWER_S):
+                return True
+        except WireError as error:
+            return error.status != 0
+
     async def expose(self, forward: Forward) -> None:
-        """Open the host port of ``forward``.
+        """Open the host port of ``forward``, and list it. If the caller is cancelled, it is closed again.
 
         Raises:
             PortError: it is taken, or may not be bound.
         """
-        if not await asyncio.to_thread(can_bind, forward.protocol, forward.host_address, forward.host_port):
-            raise _port_error(forward, "address already in use")
-        await self._expose(forward)
+        await self._expose(forward, listed=True, is_free=False)
 
-    async def _expose(self, forward: Forward) -> None:
+    async def _expose(self, forward: Forward, *, listed: bool, is_free: bool) -> None:
         body = {
             "local": forward.local,
             "remote": f"{GUEST_ADDRESS}:{forward.guest_port}",
             "protocol": forward.protocol,
         }
         try:
-            await self._expose_body(body)
+            await self._open(_Way(body, forward if listed else None), None if is_free else forward)
         except WireError as error:
             raise _port_error(forward, error.message) from error
 
@@ -211,21 +278,41 @@ class Network:
         """Close the host port of ``forward``.
 
         Raises:
-            PortError: it was not open.
+            PortError: it was not open, or gvproxy does not answer; it is closed as soon as gvproxy does.
         """
+        if (way := self._ways.get(forward.key)) is None:
+            raise _port_error(forward, _NOT_FOUND)
+        way.wanted = False
+        if not self._up.is_set():  # it went with the last gvproxy, and the next one is not asked for it
+            way.is_open = False
+            return
         try:
-            await self._until_up()
-            self._open.pop(forward.key, None)
-            await self._api.post("/services/forwarder/unexpose", {"local": forward.local, "protocol": forward.protocol})
+            await self.settle()
         except WireError as error:
             raise _port_error(forward, error.message) from error
 
+    async def settle(self) -> None:
+        """Close what is open although it is not wanted: gvproxy did not answer when it was to be closed.
+
+        Raises:
+            WireError: gvproxy does not answer.
+        """
+        if any(not way.wanted for way in self._ways.values()):
+            await asyncio.shield(self._start(self._settle()))
+
     async def pick(
-        self, guest_port: int, *, first: int = 0, protocol: Protocol = "tcp", address: str = "127.0.0.1"
+        self,
+        guest_port: int,
+        *,
+        first: int = 0,
+        protocol: Protocol = "tcp",
+        address: str = "127.0.0.1",
+        listed: bool = False,
     ) -> Forward:
         """Expose ``guest_port`` on a free host port: from ``first`` up, or any if that is 0.
 
-        Each candidate is tried on the very address that gvproxy will bind, and lost races pick again.
+        Each candidate is tried on the very address that gvproxy will bind, and lost races pick again. It is the
+        machine's own unless it is to be ``listed``. If the caller is cancelled, it is closed again.
 
         Raises:
             PortError: none was to be had.
@@ -237,7 +324,7 @@ class Network:
                 continue
             forward = Forward(protocol=protocol, host_address=address, host_port=port, guest_port=guest_port)
             try:
-                await self._expose(forward)
+                await self._expose(forward, listed=listed, is_free=True)
             except PortError as error:
                 if _IN_USE.search(str(error)):
                     continue
@@ -270,14 +357,86 @@ class Network:
 
     async def _expose_path(self, socket_path: Path, remote: str) -> None:
         try:
-            await self._expose_body({"local": str(socket_path), "remote": remote, "protocol": "unix"})
+            await self._open(_Way({"local": str(socket_path), "remote": remote, "protocol": "unix"}))
         except WireError as error:
             raise PortError(f"{socket_path} cannot be made: {error.message}") from error
 
-    async def _expose_body(self, body: dict[str, str]) -> None:
-        await self._until_up()
-        await self._request(body)
-        self._open[body["protocol"], body["local"]] = body
+    async def _open(self, way: _Way, to_probe: Forward | None = None) -> None:
+        try:
+            await asyncio.shield(self._start(self._open_in_turn(way, to_probe)))
+        except asyncio.CancelledError:
+            way.wanted = False
+            self._start(self._settle())
+            raise
+
+    async def _open_in_turn(self, way: _Way, to_probe: Forward | None) -> None:
+        async with self._turn():
+            await self._close_unwanted()  # it may be on the very port
+            if to_probe is not None and not await asyncio.to_thread(
+                can_bind, to_probe.protocol, to_probe.host_address, to_probe.host_port
+            ):
+                raise WireError("address already in use")
+            if way.key in self._ways:
+                raise WireError(_RUNNING)
+            if not way.wanted:
+                return
+            self._ways[way.key] = way
+            try:
+                await self._request(way.body)
+            except WireError as error:
+                way.wanted = False  # without an answer it may be open all the same
+                if error.status:
+                    self._forget(way)
+                raise
+            way.is_open = True
+
+    async def _settle(self) -> None:
+        async with self._turn():
+            await self._close_unwanted()
+
+    async def _close_unwanted(self) -> None:
+        for way in tuple(self._ways.values()):
+            if way.wanted:
+                continue
+            protocol, local = way.key
+            try:
+                await self._api.post("/services/forwarder/unexpose", {"local": local, "protocol": protocol})
+            except WireError as error:
+                if not error.status:
+                    raise
+                if _NOT_FOUND not in error.message:  # gvproxy has forgotten it all the same
+                    log.warning("%s %s was not closed properly: %s", protocol, local, error.message)
+            self._forget(way)
+
+    def _forget(self, way: _Way) -> None:
+        if self._ways.get(way.key) is way:
+            del self._ways[way.key]
+
+    def _start(self, change: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run ``change`` to its end, even if its caller is cancelled: gvproxy may obey a request that is cut off."""
+        task = asyncio.create_task(change, name="change of open ports")
+        self._changes.add(task)
+        task.add_done_callback(self._changed)
+        return task
+
+    def _changed(self, task: asyncio.Task[None]) -> None:
+        self._changes.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.debug("gvproxy: %s", error)  # which its caller, if it is still there, is told as well
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """While inside, gvproxy is up and is asked for no other change."""
+        try:
+            async with asyncio.timeout(API_START_S):
+                await self._up.wait()
+                await self._lock.acquire()
+        except TimeoutError:
+            raise WireError(f"gvproxy has been down for {API_START_S:g} s") from None
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     async def _request(self, body: dict[str, str]) -> None:
         await self._api.post("/services/forwarder/expose", body)
@@ -286,13 +445,6 @@ class Network:
                 await asyncio.to_thread(Path(body["local"]).chmod, 0o600)  # 0700 until here, under our umask
             except OSError as error:
                 raise WireError(f"gvproxy says that it is there, but: {error.strerror}") from error
-
-    async def _until_up(self) -> None:
-        try:
-            async with asyncio.timeout(API_START_S):
-                await self._up.wait()
-        except TimeoutError:
-            raise WireError(f"gvproxy has been down for {API_START_S:g} s") from None
 
 
 @contextlib.asynccontextmanager
@@ -317,7 +469,7 @@ async def start(
             await network.begin()
             yield network
         finally:
-            await network.end()
+            await network.close()
 
 
 def lay_out(sockets: SocketPaths) -> None:
