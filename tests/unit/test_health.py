@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from ovm.errors import GuestError
+from networks import started
+from ovm.errors import GuestError, PortError
 from ovm.guest.profiles import PROFILES
 from ovm.machine import health
+from ovm.machine import monitor as care_module
+from ovm.machine.monitor import Care
 from ovm.model.options import MIB, Options
+from ovm.network import gvproxy as gvproxy_module
+from ovm.network.gvproxy import Forward, free_port
+from ovm.paths import SocketPaths
+from ovm.wire.error import WireError
 
 GIB = 1024 * MIB
 WELL = f"{8 * GIB} {4 * GIB} rw 0\n".encode()
@@ -124,3 +136,65 @@ async def test_a_data_disk_that_is_gone_is_told(tmp_path):
     (tmp_path / "data.img").unlink()
     (problem,) = (await health.look(guest)).health.problems
     assert "No such file" in problem
+
+
+@pytest.fixture
+async def care(group, gvproxy, short_path, tmp_path, monkeypatch) -> AsyncIterator[Care]:
+    """Looks, one after the other, at a machine that answers neither over ssh nor by way of podman."""
+    monkeypatch.setattr(care_module, "FIRST_LOOK_S", 0.0)
+    monkeypatch.setattr(care_module, "LOOK_AGAIN_S", 0.0)
+    guest: Any = Guest(tmp_path, podman=GuestError("podman is slow"), guest=GuestError("sshd is slow"))
+    driver: Any = SimpleNamespace(can_replug=True)
+    async with started(group, gvproxy, SocketPaths(short_path), tmp_path / "log", wire="qemu") as guest.network:
+        yield Care(guest, driver, is_running=lambda: True, changed=lambda _: None)
+
+
+async def test_a_gvproxy_that_answers_is_not_blamed(care, monkeypatch):
+    """The gvproxy of a guest that has been too slow to answer for many looks runs on."""
+    network, looks = care._session.network, asyncio.Queue()
+    look = care.look
+    monkeypatch.setattr(care, "look", lambda: looks.put_nowait(None) or look())
+    looking = asyncio.create_task(care.keep_looking())
+    for _ in range(2 * care_module.GIVEN_UP_AFTER + 2):
+        await looks.get()
+    looking.cancel()
+    assert network.child.running
+
+
+async def test_a_gvproxy_that_hangs_is_ended(care, monkeypatch):
+    """A gvproxy whose API does not answer either is ended, so that another one takes its place."""
+    monkeypatch.setattr(gvproxy_module, "ANSWER_S", 0.05)
+    monkeypatch.setattr(gvproxy_module, "END_GRACE_S", 0.05)
+    child = care._session.network.child
+    os.kill(child.pid, signal.SIGSTOP)
+    looking = asyncio.create_task(care.keep_looking())
+    async with asyncio.timeout(5):
+        assert await child.process.wait() == -signal.SIGKILL
+    looking.cancel()
+
+
+async def test_a_new_gvproxy_is_not_blamed_for_the_last_one(care):
+    """A gvproxy that dies while it is asked is not taken for hung: whoever heals would lose the next one."""
+    await care._session.network.child.end(grace_s=0)
+    assert not await care._gvproxy_hangs()
+
+
+async def test_each_look_closes_what_could_not_be_closed(care, unused_port, monkeypatch):
+    """A port that gvproxy did not close in time is closed at the next look."""
+    network = care._session.network
+    port = Forward(protocol="tcp", host_address="127.0.0.1", host_port=unused_port, guest_port=80)
+    await network.expose(port)
+    with monkeypatch.context() as deaf:
+        deaf.setattr(network._api, "post", no_answer)
+        with pytest.raises(PortError):
+            await network.unexpose(port)
+    looking = asyncio.create_task(care.keep_looking())
+    async with asyncio.timeout(5):
+        while network.forwards:
+            await asyncio.sleep(0.01)
+    looking.cancel()
+    assert free_port("tcp", "127.0.0.1", unused_port) == unused_port
+
+
+async def no_answer(_path: str, _body: object) -> None:
+    raise WireError("no answer")

@@ -14,6 +14,7 @@ from ovm.machine import health
 from ovm.machine.running import Session
 from ovm.model.info import Health
 from ovm.process.child import Child
+from ovm.wire.error import WireError
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ LOOK_S = 60.0
 LOOK_AGAIN_S = 5.0
 """Between two looks at a machine that is not well."""
 GIVEN_UP_AFTER = 2
-"""So many looks at a machine that nothing answers from, and its gvproxy is taken for hung."""
+"""So many looks at a machine that nothing answers from, and its gvproxy is asked whether it hangs."""
 HEAL_TIMEOUT_S = 30.0
 """From gvproxy's death until the guest is reached by way of another one."""
 HEAL_ATTEMPTS = 3
@@ -72,13 +73,23 @@ class Care:
         while True:
             if self._is_running() and not self._is_healing:
                 unreachable = 0 if (await self.look()).reachable else unreachable + 1
-                if unreachable == GIVEN_UP_AFTER and self._driver.can_replug:
-                    log.warning("neither podman nor the guest answers; gvproxy is replaced")
+                with contextlib.suppress(WireError):
+                    await self._session.network.settle()
+                if unreachable >= GIVEN_UP_AFTER and self._driver.can_replug and await self._gvproxy_hangs():
+                    log.warning("neither podman nor the guest answers, nor does gvproxy, which is replaced")
                     await self._session.network.end()
+                    unreachable = 0
             self._look_wanted.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S if self.health.ok else LOOK_AGAIN_S):
                     await self._look_wanted.wait()
+
+    async def _gvproxy_hangs(self) -> bool:
+        """Whether it is gvproxy that does not answer; a guest that is slow answers later, by way of this gvproxy."""
+        network = self._session.network
+        suspect = network.child
+        # it may die, and another take its place, while it is asked
+        return not await network.answers() and not self._is_healing and network.child is suspect and suspect.running
 
     async def heal(self, gvproxy: Child) -> list[PortError]:
         """Another gvproxy for one that died; returns the ports that could not be opened again.
