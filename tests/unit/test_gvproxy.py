@@ -388,6 +388,18 @@ async def test_a_port_that_is_closed_while_it_is_reopened_stays_closed(network, 
     assert not listens("tcp", unused_port)
 
 
+async def test_calls_that_wait_when_the_network_ends_are_refused(group, gvproxy, short_path, tmp_path, unused_port):
+    """A call that waits for another gvproxy raises PortError when the machine stops; it is not cancelled."""
+    opened = forward(unused_port)
+    async with started(group, gvproxy, SocketPaths(short_path), tmp_path / "log", wire="qemu") as running:
+        running._up.clear()
+        waiting = asyncio.create_task(running.expose(opened))
+        await asyncio.sleep(0)
+    async with asyncio.timeout(1):
+        with pytest.raises(PortError):
+            await waiting
+
+
 async def test_a_port_that_somebody_took_meanwhile_is_lost(network):
     """reopen() returns the error of a listed port that is taken, forgets the port, and raises for the machine's own."""
     lost, own = await network.pick(80, listed=True), await network.pick(22)

@@ -240,12 +240,13 @@ class Network:
             await self._child.end(grace_s=END_GRACE_S)
 
     async def close(self) -> None:
-        """End gvproxy for good, with all that is still being asked of it."""
-        while self._changes:
-            for task in self._changes:
-                task.cancel()
-            await asyncio.wait(self._changes)
+        """End gvproxy for good; calls that wait for it raise PortError."""
+        self._up.set()  # calls that wait for another gvproxy are not to wait for ever
         await self.end()
+        if self._changes:
+            _, pending = await asyncio.wait(self._changes, timeout=END_GRACE_S)
+            for task in pending:
+                task.cancel()
 
     async def answers(self) -> bool:
         """Whether gvproxy's API answers within ANSWER_S seconds."""
