@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from ovm.errors import HelperError, HelperExited, StartError
+from ovm.errors import HelperError, HelperExited, StartError, StopError
 from ovm.process import child, lock
 from ovm.process.child import process_group
 
@@ -229,3 +229,52 @@ def test_extra_variables_are_added(monkeypatch):
     monkeypatch.setenv("PATH", "/bin")
     assert child.clean_environment({"A": "1"})["A"] == "1"
     assert child.clean_environment()["PATH"] == "/bin"
+
+
+@pytest.fixture
+def unreaped(monkeypatch):
+    """The kernel releases no killed guard within its deadline: its end is not noticed before the test is over."""
+    execute = child._execute
+
+    async def execute_guard(name, *arguments, **options):
+        process = await execute(name, *arguments, **options)
+        if name == "guard":
+            noticed = process.wait
+            monkeypatch.setattr(process, "wait", asyncio.Event().wait)
+            noticing.append(noticed)
+        return process
+
+    noticing = []
+    monkeypatch.setattr(child, "_execute", execute_guard)
+    monkeypatch.setattr(child, "KILL_GRACE_S", 0.02)
+    return noticing
+
+
+async def test_a_guard_that_is_not_reaped_does_not_hide_the_first_error(tmp_path, unreaped):
+    """The first error is raised, with a note about the guard that was not reaped in time."""
+    with pytest.raises(StartError, match="no gvproxy") as caught:
+        async with process_group([], log_path=tmp_path / "guard.log"):
+            raise StartError("no gvproxy")
+    assert "guard (process" in caught.value.__notes__[0]
+    await unreaped[0]()
+
+
+async def test_a_guard_that_is_not_reaped_is_an_error_of_the_stop(tmp_path, unreaped):
+    """Without an earlier error it is a StopError that names the guard, and nobody follows the guard any more."""
+    with pytest.raises(StopError, match=r"guard \(process \d+\) was killed but is still there after"):
+        async with process_group([], log_path=tmp_path / "guard.log"):
+            pass
+    assert [task for task in asyncio.all_tasks() if task.get_name() == "guard's end"] == []
+    await unreaped[0]()
+
+
+async def test_the_cleanup_of_what_failed_does_not_hide_why():
+    """An error on the way out is a note of the error that came before it."""
+
+    async def end():
+        raise StopError("qemu is still there")
+
+    with pytest.raises(StartError, match="no QMP") as caught:
+        async with child.at_last(end):
+            raise StartError("no QMP")
+    assert caught.value.__notes__ == ["Then the cleanup failed too: qemu is still there"]

@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +22,7 @@ import msgspec
 
 from ovm.errors import FileError, UnsupportedError
 from ovm.hypervisors import Arch
-from ovm.process.child import process_group
+from ovm.process.child import at_last, process_group
 from ovm.trust import directories
 from ovm.trust.files import read_file
 
@@ -158,13 +159,12 @@ async def probe(accelerator: Accel, emulator: Emulator, kernel: Path, *, timeout
         log_path = Path(directory) / "qemu.log"
         async with process_group((), log_path=Path(directory) / "guard.log") as group:
             child = await group.spawn("qemu", [*argv, "-serial", "stdio"], log_path=log_path)
-            try:
-                async with asyncio.timeout(timeout_s):
-                    reason = await child.wait()
-            except TimeoutError:
-                return Answer("tcg", f"a guest stalls under {accelerator}")
-            finally:
-                await child.end(grace_s=0)
+            async with at_last(partial(child.end, grace_s=0)):
+                try:
+                    async with asyncio.timeout(timeout_s):
+                        reason = await child.wait()
+                except TimeoutError:
+                    return Answer("tcg", f"a guest stalls under {accelerator}")
         said = await asyncio.to_thread(log_path.read_bytes)
     if child.process.returncode == 0 and _PANIC in said:
         return Answer(accelerator, "a test boot succeeded")

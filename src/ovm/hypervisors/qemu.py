@@ -13,6 +13,7 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,7 +23,7 @@ from ovm.errors import GuestError, NotReadyError, OVMError, StartError
 from ovm.hypervisors import Arch, Card, Happening, VMSpec, Watcher, virtiofsd
 from ovm.hypervisors.accel import CONSOLE, MACHINE, Accel, Answer, Emulator, flags
 from ovm.model.states import VMState
-from ovm.process.child import Child, Group
+from ovm.process.child import Child, Group, at_last
 from ovm.process.probe import show_version
 from ovm.process.supervise import race
 from ovm.text.printable import GuestText, tamed
@@ -353,20 +354,20 @@ async def start(
         raise
     watching: asyncio.Task[None] | None = None
     try:
-        try:
-            await race(qmp.connect(ours), [child], stage="hypervisor", timeout_s=QMP_START_S, evidence=log_path)
-        except (QMPError, OSError) as error:  # it hung up: give its death a moment to be noticed
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(END_GRACE_S):
-                    await child.wait()
-            if not child.running:
-                raise await child.exited("hypervisor") from error
-            words = GuestText.of(error)
-            raise StartError(f"QEMU's control socket failed: {words}", stage="hypervisor") from tamed(error)
-        watching = asyncio.create_task(_watch(qmp, watcher), name="qmp events")
-        yield QEMU(child, qmp, ours, watching)
+        async with at_last(partial(child.end, grace_s=END_GRACE_S)):
+            try:
+                await race(qmp.connect(ours), [child], stage="hypervisor", timeout_s=QMP_START_S, evidence=log_path)
+            except (QMPError, OSError) as error:  # it hung up: give its death a moment to be noticed
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(END_GRACE_S):
+                        await child.wait()
+                if not child.running:
+                    raise await child.exited("hypervisor") from error
+                words = GuestText.of(error)
+                raise StartError(f"QEMU's control socket failed: {words}", stage="hypervisor") from tamed(error)
+            watching = asyncio.create_task(_watch(qmp, watcher), name="qmp events")
+            yield QEMU(child, qmp, ours, watching)
     finally:
-        await child.end(grace_s=END_GRACE_S)
         if watching is not None:
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,7 +25,7 @@ from ovm.errors import FileError, GuestError, SocketPathError, UnsupportedError
 from ovm.hypervisors import Arch, Card, Happening, VMSpec, Watcher
 from ovm.model.states import VMState
 from ovm.process import logs as log_files
-from ovm.process.child import Child, Group
+from ovm.process.child import Child, Group, at_last
 from ovm.process.supervise import race
 from ovm.text.printable import GuestText
 from ovm.wire import http
@@ -148,7 +149,7 @@ class VfkitDriver:
         child = await group.spawn(self.name, command(spec, self.program), log_path=log_path, cwd=log_path.parent)
         watching = asyncio.create_task(_watch(child, log_path, watcher), name="vfkit's end")
         try:
-            async with http.connect(spec.control_socket) as rest:
+            async with at_last(partial(child.end, grace_s=END_GRACE_S)), http.connect(spec.control_socket) as rest:
                 vfkit = Vfkit(child, rest)
                 try:
                     await race(
@@ -164,11 +165,8 @@ class VfkitDriver:
                     if child.running:
                         await vfkit.force_stop()
         finally:
-            try:
-                await child.end(grace_s=END_GRACE_S)
-            finally:
-                watching.cancel()
-                await asyncio.wait({watching})
+            watching.cancel()
+            await asyncio.wait({watching})
 
 
 class Vfkit:

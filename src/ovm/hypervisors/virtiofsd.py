@@ -11,11 +11,12 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ovm.errors import FileError
 from ovm.hypervisors import Share
-from ovm.process.child import Child, Group
+from ovm.process.child import Child, Group, at_last
 
 END_GRACE_S = 2.0
 
@@ -70,7 +71,5 @@ async def start(group: Group, daemon: Virtiofsd, share: Share, log_path: Path) -
             raise FileError(f"{share.socket} cannot be made: {error.strerror}") from error
         argv = command(daemon, share, fd=listener.fileno())
         child = await group.spawn(log_path.stem, argv, log_path=log_path, pass_fds=[listener.fileno()])
-    try:
+    async with at_last(partial(child.end, grace_s=END_GRACE_S)):
         yield child
-    finally:
-        await child.end(grace_s=END_GRACE_S)

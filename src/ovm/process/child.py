@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,6 +91,14 @@ class Child:
                     return
             log.warning("%s ignored SIGTERM for %g s, killing it", self.name, grace_s)
         self.kill()
+        await self.reaped()
+
+    async def reaped(self) -> None:
+        """Wait until the kernel has released a killed process.
+
+        Raises:
+            StopError: it is still there after KILL_GRACE_S seconds.
+        """
         try:
             async with asyncio.timeout(KILL_GRACE_S):
                 await self.process.wait()
@@ -202,6 +210,41 @@ class Group:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.guard.pid, signal.SIGKILL)
 
+    async def end(self) -> None:
+        """Kill everything in the group and wait until the guard is reaped.
+
+        Raises:
+            StopError: the kernel does not release the guard.
+        """
+        self.kill()
+        await self.guard.reaped()
+
+
+@contextlib.asynccontextmanager
+async def at_last(end: Callable[[], Awaitable[object]]) -> AsyncIterator[None]:
+    """Run ``end`` on the way out. If the body failed, its error is raised; that of ``end`` becomes a note of it."""
+    try:
+        yield
+    except BaseException as first:
+        try:
+            await end()
+        except Exception as second:  # noqa: BLE001 - logged here, and kept as a note of the first
+            log.warning("%s", second)
+            first.add_note(f"Then the cleanup failed too: {second}")
+        raise
+    else:
+        await end()
+
+
+@contextlib.asynccontextmanager
+async def _guard_followed(group: Group) -> AsyncIterator[None]:
+    following = asyncio.create_task(group.follow_guard(), name="guard's end")
+    try:
+        yield
+    finally:
+        following.cancel()
+        await asyncio.wait({following})
+
 
 @contextlib.asynccontextmanager
 async def process_group(
@@ -227,29 +270,24 @@ async def process_group(
             pass_fds=tuple(inherited_fds),
         )
     group = Group(Child("guard", process, log_path), tuple(inherited_fds), spawned)
-    following = asyncio.create_task(group.follow_guard(), name="guard's end")
-    try:
-        spawned(group.guard)
-        assert process.stdout is not None
+    # The group is killed while its guard is still followed: helpers of a guard that dies now are killed one by one.
+    async with _guard_followed(group), at_last(group.end):
         try:
-            async with asyncio.timeout(GUARD_START_S):
-                answer = await process.stdout.read(len(guard_program.WATCHING))
-        except TimeoutError:
-            raise StartError(f"the guard did not answer within {GUARD_START_S:g} s", stage="guard") from None
-        if answer != guard_program.WATCHING:
-            await process.wait()
-            raise await group.guard.exited("guard")
-        yield group
-    except Exception as error:
-        if await group.guard_is_lost():
-            raise await group.guard.exited(getattr(error, "stage", "")) from None
-        raise
-    finally:
-        group.kill()
-        async with asyncio.timeout(KILL_GRACE_S):
-            await process.wait()
-        following.cancel()
-        await asyncio.wait({following})
+            spawned(group.guard)
+            assert process.stdout is not None
+            try:
+                async with asyncio.timeout(GUARD_START_S):
+                    answer = await process.stdout.read(len(guard_program.WATCHING))
+            except TimeoutError:
+                raise StartError(f"the guard did not answer within {GUARD_START_S:g} s", stage="guard") from None
+            if answer != guard_program.WATCHING:
+                await process.wait()
+                raise await group.guard.exited("guard")
+            yield group
+        except Exception as error:
+            if await group.guard_is_lost():
+                raise await group.guard.exited(getattr(error, "stage", "")) from None
+            raise
 
 
 def guard_command(manager: int) -> list[str]:
