@@ -52,7 +52,8 @@ class Host:
         """Held while it is stopped only to be started again."""
         self._step = ""
         self._started_at = time.time()
-        self._just_failed: OVMError | None = None
+        self._fatal: OVMError | None = None
+        """What has ended the machine, until its ``close``."""
         self.died_of: OVMError | None = None
         self.stop_wanted = self.suspend_wanted = False
         self.stop_signal: signal.Signals | None = None
@@ -75,8 +76,7 @@ class Host:
             await self._live()
         except Exception as error:
             log.exception("the service of %s has a flaw", self.name)
-            self._heard("error", OVMError(f"the service of {self.name} failed: {type(error).__name__}: {error}"))
-            self._heard("close")
+            self._failed(OVMError(f"the service of {self.name} failed: {type(error).__name__}: {error}"))
         finally:
             self.history.end()
 
@@ -90,8 +90,7 @@ class Host:
             self.history.add("close")
             return
         except OVMError as error:
-            self._heard("error", error)
-            self._heard("close")
+            self._failed(error)
             return
         for name in EVENT_NAMES:
             machine.on(name, self._ready if name == "ready" else partial(self._heard, name))
@@ -113,16 +112,24 @@ class Host:
 
     async def _ready(self) -> None:
         for error in await self._settle(self.machine):
-            self._heard("error", error)
+            self.history.add("error", error=error)
         self._step = ""
         self._heard("ready")
 
     def _heard(self, name: EventName, what: OVMError | Health | None = None) -> None:
         error = what if isinstance(what, OVMError) else None
+        # the machine survives every error that it reports before it is stopped: a port that is lost, for one
+        if error is not None and self.machine.state is VMState.STOPPED:
+            self._fatal = error
         if name == "close":
-            self.died_of = self._just_failed
-        self._just_failed = error
+            self.died_of, self._fatal = self._fatal, None
         self.history.add(name, error=error, health=what if isinstance(what, Health) else None)
+
+    def _failed(self, error: OVMError) -> None:
+        """End with an error that the machine does not report itself."""
+        self.died_of = error
+        self.history.add("error", error=error)
+        self.history.add("close")
 
     def _tell(self, step: str) -> None:
         self._step = step
