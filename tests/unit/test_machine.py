@@ -14,6 +14,7 @@ import pytest
 from ovm.errors import (
     GuestError,
     HelperExited,
+    NotReadyError,
     OptionError,
     OVMError,
     StartError,
@@ -27,6 +28,7 @@ from ovm.machine import lifecycle, prepare
 from ovm.machine.vm import OVM
 from ovm.model.options import Options
 from ovm.model.states import VMState
+from ovm.paths import TargetPaths
 from ovm.process.child import Child
 
 
@@ -45,6 +47,7 @@ class Stage:
         self.reboots_expected = 0
         self.tmp_path = tmp_path
         self.child: Child | None = None
+        self.recalled: object | None = None
 
     # the hypervisor
     async def pause(self) -> None:
@@ -62,8 +65,11 @@ class Stage:
     @contextlib.asynccontextmanager
     async def power_on(self, prepared, *, recall, step, watcher):
         process = await asyncio.create_subprocess_exec("sleep", "60")
-        self.child = Child("qemu", process)
+        log_path = self.tmp_path / "qemu.log"
+        log_path.touch()
+        self.child = Child("qemu", process, log_path)
         self.powered += 1
+        recall.record = self.recalled
         self.watcher = watcher
 
         def expect_boot() -> None:
@@ -251,6 +257,73 @@ async def test_a_hypervisor_that_dies_in_a_start_is_told(vm, stage):
         stage.child.process.kill()
         with pytest.raises(HelperExited, match="qemu ended unexpectedly"):
             await start
+
+
+@pytest.mark.parametrize(
+    ("what", "words", "hint"),
+    [
+        (Happening.FAILED, "QEMU has stopped it: internal-error", "read the hypervisor's log: "),
+        (Happening.OUT_OF_SPACE, "the disk ovm-data failed: No space left on device", "make room on the host's disk"),
+    ],
+)
+async def test_a_guest_that_is_stopped_in_a_start_is_not_waited_for(vm, stage, what, words, hint):
+    """A guest that its hypervisor stops before it is ready fails the start at once, with the cause."""
+    start = asyncio.create_task(vm.start())
+    async with asyncio.timeout(5):
+        await stage.booting.wait()
+        stage.child.log_path.write_text("KVM: entry failed, hardware error 0x80000021\n")
+        stage.watcher(what, words)
+        with pytest.raises(StartError, match=words) as caught:
+            await start
+    assert caught.value.hint.startswith(hint)
+    assert caught.value.log_tail == ("KVM: entry failed, hardware error 0x80000021",)
+    assert (vm.heard, vm.state, stage.powered) == (["start-failed", "close"], VMState.STOPPED, 0)
+
+
+async def test_a_resumed_guest_that_is_stopped_is_not_waited_for(vm, stage, monkeypatch, tmp_path):
+    """A guest that its hypervisor stops while it resumes from its saved state is booted at once, and it says why."""
+    (tmp_path / "target_dir").mkdir()
+    TargetPaths(tmp_path / "target_dir").suspended.write_text("{}")
+
+    async def go_on(_session, _recall, *, step):
+        stage.watcher(Happening.FAILED, "QEMU has stopped it: internal-error")
+        stage.recalled = None
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(life, "go_on", go_on)
+    stage.recalled = object()
+    stage.ready.set()
+    async with asyncio.timeout(5):
+        await vm.start()
+    assert "internal-error" in vm._life.not_resumed
+
+
+async def test_a_boot_that_is_late_tells_of_a_failed_disk(vm, stage):
+    """A start that is given up at the deadline names the disk that failed meanwhile."""
+    start = asyncio.create_task(vm.start(timeout_s=0.05))
+    async with asyncio.timeout(5):
+        await stage.booting.wait()
+        stage.watcher(Happening.DISK_ERROR, "the disk ovm-data failed: Input/output error")
+        with pytest.raises(NotReadyError, match=r"within 0\.05 s: the disk ovm-data failed: Input/output error"):
+            await start
+
+
+async def test_a_guest_that_is_stopped_in_a_reboot_is_not_waited_for(running, stage):
+    """A guest that its hypervisor stops while it reboots ends the machine at once, with the cause, and no shutdown."""
+    closed, errors = asyncio.Event(), []
+    running.on("close", closed.set)
+    running.on("error", errors.append)
+    stage.ready.clear()
+    stage.booting.clear()
+    stage.watcher(Happening.REBOOTED, "guest-reset")
+    async with asyncio.timeout(5):
+        await stage.booting.wait()
+        stage.watcher(Happening.FAILED, "QEMU has stopped it: internal-error")
+        await closed.wait()
+    assert [error.message for error in errors] == [
+        "the hypervisor stopped the guest before it was ready: QEMU has stopped it: internal-error"
+    ]
+    assert stage.said == ["reset", "forced"]
 
 
 async def test_a_cancelled_start_leaves_nothing(vm, stage):

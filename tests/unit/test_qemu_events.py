@@ -194,6 +194,14 @@ async def test_why_it_stands_still(program, start, status, events, happening):
         assert told.empty()
 
 
+async def test_a_guest_that_stopped_before_we_were_connected_is_told(program, start):
+    """QEMU sends no event of it: a guest that failed at its first instruction is noticed all the same."""
+    told = asyncio.Queue()
+    failed = program(FAKE.replace('status = "running"', 'status = "internal-error"', 1), python=True)
+    async with asyncio.timeout(10), start(failed, told):
+        assert await told.get() == (Happening.FAILED, "QEMU has stopped it: internal-error")
+
+
 async def test_the_network_card_gets_another_wire(program, start, tmp_path):
     """The old one is taken off the hub first, and the new one leads to the socket."""
     async with asyncio.timeout(10), start(program(FAKE, python=True)) as vm:

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from ovm.errors import HelperExited, PortError
-from ovm.events import Events
+from ovm.model.events import Events
+from ovm.model.states import VMState
 from ovm.service.host import Host
-from ovm.state import VMState
 
 
 class Machine:

@@ -380,6 +380,10 @@ async def start(
 async def _watch(qmp: QMPClient, watcher: Watcher) -> None:
     """Pass on what QEMU tells, in our words."""
     disk: tuple[Happening, str] | None = None
+    status = await _failure(qmp)
+    # QEMU sends no event of a stop before we were connected; one since then has arrived ahead of the answer
+    if status and all(event["event"] != "STOP" for event in qmp.events.history):
+        watcher(*_stopped(status))
     async for event in qmp.events:
         if failure := disk_failure(event):
             if failure[0] is Happening.DISK_ERROR:
@@ -387,10 +391,13 @@ async def _watch(qmp: QMPClient, watcher: Watcher) -> None:
             else:
                 disk = failure
         if event["event"] == "STOP" and (status := await _failure(qmp)):
-            failed = Happening.FAILED, f"QEMU has stopped it: {GuestText(status)}"
-            watcher(*(disk if disk and status == IO_ERROR else failed))
+            watcher(*(disk if disk and status == IO_ERROR else _stopped(status)))
         elif happening := translate(event):
             watcher(*happening)
+
+
+def _stopped(status: str) -> tuple[Happening, str]:
+    return Happening.FAILED, f"QEMU has stopped it: {GuestText(status)}"
 
 
 async def _failure(qmp: QMPClient) -> str:

@@ -301,6 +301,19 @@ async def boot_error(session: Session, message: str) -> StartError:
     )
 
 
+async def halt_error(session: Session, what: Happening, words: str) -> StartError:
+    """Return the error for a guest that its hypervisor stopped before it was ready; the evidence is its log."""
+    log_path = session.vm.child.log_path
+    return StartError(
+        f"the hypervisor stopped the guest before it was ready: {words}",
+        stage="boot",
+        log_tail=await in_thread(partial(logs.tail, log_path)) if log_path else (),
+        hint="make room on the host's disk, then start it again"
+        if what is Happening.OUT_OF_SPACE
+        else f"read the hypervisor's log: {log_path}",
+    )
+
+
 async def explain(
     session: Session, noticed: HelperExited, powered_off: Callable[[Child], Awaitable[bool]]
 ) -> StartError:

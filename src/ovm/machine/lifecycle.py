@@ -15,7 +15,9 @@ from ovm.disks.saved_state import Unfit, is_there
 from ovm.errors import (
     GuestError,
     HelperExited,
+    NotReadyError,
     OVMError,
+    PortError,
     StartError,
     StateError,
     StopError,
@@ -35,6 +37,7 @@ from ovm.machine.boot import (
     explain,
     find_panic,
     go_on,
+    halt_error,
     power_on,
     shut_down,
 )
@@ -58,7 +61,8 @@ RESTART_AGAIN_S = 60.0
 ROOM_AGAIN_S = 5.0
 """How often it is looked whether the host has room again for a guest that stands still for want of it."""
 
-_TROUBLE = {Happening.FAILED, Happening.OUT_OF_SPACE, Happening.DISK_ERROR}
+_HALTS = {Happening.FAILED, Happening.OUT_OF_SPACE}
+_TROUBLE = {*_HALTS, Happening.DISK_ERROR}
 
 Progress = Callable[[str], object]
 
@@ -151,6 +155,7 @@ class Life:
         self.stages = []
         self._powered_off, self._fallen = asyncio.Event(), asyncio.Event()
         self._happened: asyncio.Queue[tuple[Happening, str]] = asyncio.Queue()
+        self._halted: asyncio.Queue[tuple[Happening, str]] = asyncio.Queue()
         self._network_is_lost = self._fell_early = False
         self._trouble = ""
         self.standstill.begin()
@@ -281,6 +286,8 @@ class Life:
             )
         except HelperExited as noticed:
             raise await explain(session, noticed, self._guest_powered_off) from None
+        except NotReadyError as late:
+            raise self._with_trouble(late) from None
         heard = (
             Stage(
                 f"guest: {s.name}",
@@ -301,7 +308,7 @@ class Life:
         """
         try:
             lost = await race(
-                go_on(session, recall, step=self._done), session.children, stage="resume", timeout_s=self._timeout_s
+                self._go_on_or_halt(session, recall), session.children, stage="resume", timeout_s=self._timeout_s
             )
         except (OVMError, BaseExceptionGroup) as error:
             told = first_error(error)
@@ -319,9 +326,33 @@ class Life:
 
     async def _come_up_or_fall(self, session: Session) -> None:
         async with asyncio.TaskGroup() as tasks:
-            falling = tasks.create_task(self._fall(session))
+            failures = [tasks.create_task(failure) for failure in (self._fall(session), self._halt(session))]
             await come_up(session, step=self._done)
-            falling.cancel()
+            for failure in failures:
+                failure.cancel()
+
+    async def _go_on_or_halt(self, session: Session, recall: Recall) -> list[PortError]:
+        async with asyncio.TaskGroup() as tasks:
+            halting = tasks.create_task(self._halt(session))
+            lost = await go_on(session, recall, step=self._done)
+            halting.cancel()
+        return lost
+
+    async def _halt(self, session: Session) -> NoReturn:
+        """Fail as soon as the hypervisor stops the guest before it is ready: nobody could resume it.
+
+        Raises:
+            StartError: always; with the last lines of the hypervisor's log.
+        """
+        raise await halt_error(session, *await self._halted.get())
+
+    def _with_trouble(self, late: NotReadyError) -> NotReadyError:
+        """``late``, with what the hypervisor has reported that may be the cause."""
+        if not self._trouble:
+            return late
+        return NotReadyError(
+            f"{late.message}: {self._trouble}", stage=late.stage, log_tail=late.log_tail, hint=late.hint
+        )
 
     async def _fall(self, session: Session) -> None:
         """A guest that resets itself before its ready would do so again and again.
@@ -376,7 +407,10 @@ class Life:
                         if rebooting is not None:
                             rebooting.cancel()
                         rebooting = asyncio.create_task(self._come_up_again(session))
-                    elif what in {Happening.FAILED, Happening.OUT_OF_SPACE}:
+                    elif what is Happening.FAILED and rebooting is not None:
+                        self._force_wanted.set()  # a guest that is stopped cannot shut down
+                        raise await halt_error(session, what, words)
+                    elif what in _HALTS:
                         self._fail(what, words)
         finally:
             for task in (death, stop, heard, rebooting, healing):
@@ -516,7 +550,9 @@ class Life:
             self._trouble = words
         if what is Happening.DISK_ERROR:
             return
-        if self.state is VMState.STOPPING and what in {Happening.FAILED, Happening.OUT_OF_SPACE}:
+        if self.session is None and what in _HALTS:  # and below, if the guest is ready before this is noticed
+            self._halted.put_nowait((what, words))
+        if self.state is VMState.STOPPING and what in _HALTS:
             if not self._force_wanted.is_set():
                 log.warning("the guest cannot shut down: %s", words)
             self._force_wanted.set()
