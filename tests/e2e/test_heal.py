@@ -84,6 +84,24 @@ async def test_a_stop_while_the_network_is_brought_back(machines: tiny.Machines)
 
 
 @under.QEMU_ALONE
+async def test_a_gvproxy_that_dies_while_the_guest_reboots_is_replaced(machines: tiny.Machines) -> None:
+    """The guest is ready again, and reached by the same ports through another gvproxy."""
+    machine = await machines("m")
+    await machine.ovm.start()
+    exported = await machine.ovm.export_port(0, 22)
+    dead = machine.helper("gvproxy")
+    await machine.order("busybox reboot -f")
+    await machine.until(state="Starting", count=2)
+    os.kill(dead, signal.SIGKILL)
+    await machine.until(event="ready", count=2)
+    assert machine.helper("gvproxy") != dead
+    assert await tiny.tell(exported.host_port, "echo there") == "there\n"
+    await machine.ovm.stop()
+    assert [name for name in machine.events if name != "health"] == ["ready", "ready", "close"]
+    assert machine.errors == []
+
+
+@under.QEMU_ALONE
 async def test_a_gvproxy_that_cannot_be_started_again_ends_the_machine(machines: tiny.Machines) -> None:
     """It is tried some times; then the machine is started again, which fails for the same reason, and that is told."""
     machine = await machines("m")

@@ -11,12 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from ovm import lifecycle
 from ovm.errors import (
     GuestError,
     HelperExited,
     NotReadyError,
     OptionError,
     OVMError,
+    PortError,
     StartError,
     StateError,
     StopError,
@@ -24,12 +26,22 @@ from ovm.errors import (
 )
 from ovm.guest.profiles import PROFILES
 from ovm.hypervisors import Happening
-from ovm.machine import lifecycle, prepare
+from ovm.machine import boot, lifecycle, prepare
 from ovm.machine.vm import OVM
 from ovm.model.options import Options
 from ovm.model.states import VMState
 from ovm.paths import TargetPaths
 from ovm.process.child import Child
+
+
+class Children:
+    """The helpers of a stage as they are now: gvproxy may be replaced."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+    def __iter__(self):
+        return iter((self.stage.child, self.stage.gvproxy))
 
 
 class Stage:
@@ -43,10 +55,17 @@ class Stage:
         self.may_pause.set()
         self.trouble: Exception | None = None
         self.said: list[str] = []
+        self.network = SimpleNamespace(child=None)
         self.powered = 0
         self.reboots_expected = 0
         self.tmp_path = tmp_path
         self.child: Child | None = None
+        self.gvproxy: Child | None = None
+        self.reached: list[bool] = []
+        self.lost: list[PortError] = []
+        self.restoring = asyncio.Event()
+        self.may_restore = asyncio.Event()
+        self.may_restore.set()
         self.recalled: object | None = None
 
     # the hypervisor
@@ -68,6 +87,7 @@ class Stage:
         log_path = self.tmp_path / "qemu.log"
         log_path.touch()
         self.child = Child("qemu", process, log_path)
+        await self.begin_gvproxy()
         self.powered += 1
         recall.record = self.recalled
         self.watcher = watcher
@@ -87,8 +107,9 @@ class Stage:
                 profile=PROFILES[prepared.options.guest],
                 vm=self,
                 guard=None,
-                network=SimpleNamespace(child=None),
-                children=(self.child,),
+                network=self.network,
+                restore_network=self.restore_network,
+                children=Children(self),
                 channel=SimpleNamespace(stages=[], expect_boot=expect_boot, last_words=no_words),
                 console_log=self.tmp_path / "console.log",
                 console_read=0,
@@ -97,7 +118,18 @@ class Stage:
             )
         finally:
             await self.child.end(grace_s=0)
+            await self.gvproxy.end(grace_s=0)
             self.powered -= 1
+
+    async def begin_gvproxy(self) -> None:
+        self.gvproxy = self.network.child = Child("gvproxy", await asyncio.create_subprocess_exec("sleep", "60"))
+
+    async def restore_network(self, *, reach: bool) -> list[PortError]:
+        self.restoring.set()
+        self.reached.append(reach)
+        await self.may_restore.wait()
+        await self.begin_gvproxy()
+        return self.lost
 
     # the host's sleep
     @contextlib.asynccontextmanager
@@ -123,6 +155,8 @@ async def stage(tmp_path, monkeypatch):
     for name in ("power_on", "come_up", "shut_down"):
         monkeypatch.setattr(lifecycle, name, getattr(stage, name))
 
+    for module in (boot, lifecycle):
+        monkeypatch.setattr(module, "BLAME_WAIT_S", 0.02)
     monkeypatch.setattr(lifecycle.power, "watch", stage.watch)
 
     async def blame(_session, noticed):
@@ -141,7 +175,7 @@ async def vm(stage, tmp_path):
         **{name: tmp_path / name for name in ("target_dir", "socket_dir", "log_dir", "ssh_key_dir")},
         guest="bare",
     )
-    machine = OVM(prepare.Prepared(options=options, files=None, driver=None))
+    machine = OVM(prepare.Prepared(options=options, files=None, driver=SimpleNamespace(can_replug=True)))
     machine.heard = []
     for name in ("ready", "close", "vmPause", "vmResume"):
         machine.on(name, lambda name=name: machine.heard.append(name))
@@ -290,7 +324,7 @@ async def test_a_resumed_guest_that_is_stopped_is_not_waited_for(vm, stage, monk
         stage.recalled = None
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(life, "go_on", go_on)
+    monkeypatch.setattr(lifecycle, "go_on", go_on)
     stage.recalled = object()
     stage.ready.set()
     async with asyncio.timeout(5):
@@ -435,6 +469,102 @@ async def test_a_guest_that_reboots_is_ready_again(running, stage):
     assert running.state is VMState.RUNNING
     assert running.heard == ["ready", "ready"]
     assert (stage.reboots_expected, stage.said) == (1, ["reset"])
+
+
+async def reboot(vm: OVM, stage: Stage) -> asyncio.Event:
+    """The guest has reset itself and boots; what is returned is set once it is ready."""
+    again = asyncio.Event()
+    vm.on("ready", again.set)
+    stage.ready.clear()
+    stage.booting.clear()
+    stage.watcher(Happening.REBOOTED, "guest-reset")
+    await stage.booting.wait()
+    return again
+
+
+async def test_a_gvproxy_that_dies_while_the_guest_reboots_is_replaced(running, stage):
+    """The network is restored without reaching a guest that boots, and the machine is ready again."""
+    async with asyncio.timeout(5):
+        again = await reboot(running, stage)
+        stage.booting.clear()
+        stage.gvproxy.kill()
+        await stage.booting.wait()
+        assert running.state is VMState.STARTING
+        stage.ready.set()
+        await again.wait()
+    assert (running.state, running.heard, stage.reached) == (VMState.RUNNING, ["ready", "ready"], [False])
+
+
+async def test_a_gvproxy_whose_death_fails_the_reboot_first_is_replaced(running, stage):
+    """A guest that cannot be reached because gvproxy is dead is waited for again by way of the new one."""
+    async with asyncio.timeout(5):
+        again = await reboot(running, stage)
+        stage.booting.clear()
+        stage.trouble = GuestError("podman does not answer")
+        stage.ready.set()
+        stage.gvproxy.kill()
+        await stage.restoring.wait()
+        stage.trouble = None
+        await again.wait()
+    assert (running.state, running.heard, stage.reached) == (VMState.RUNNING, ["ready", "ready"], [False])
+
+
+async def test_a_guest_that_reboots_while_gvproxy_is_replaced_is_ready_again(running, stage):
+    """A reboot ends the attempt to reach the guest; the network is restored once more, then the guest waited for."""
+    stage.may_restore.clear()
+    async with asyncio.timeout(5):
+        stage.gvproxy.kill()
+        await stage.restoring.wait()
+        stage.restoring.clear()
+        again = asyncio.Event()
+        running.on("ready", again.set)
+        stage.watcher(Happening.REBOOTED, "guest-reset")
+        await stage.restoring.wait()
+        stage.may_restore.set()
+        await again.wait()
+    assert (running.state, running.heard, stage.reached) == (VMState.RUNNING, ["ready", "ready"], [True, False])
+
+
+async def test_a_gvproxy_is_replaced_again_after_a_reboot(running, stage):
+    """After a reboot in which gvproxy was replaced, the new one is watched and replaced like any other."""
+    async with asyncio.timeout(5):
+        again = await reboot(running, stage)
+        stage.booting.clear()
+        stage.gvproxy.kill()
+        await stage.booting.wait()
+        stage.ready.set()
+        await again.wait()
+        stage.restoring.clear()
+        stage.gvproxy.kill()
+        await stage.restoring.wait()
+    assert stage.reached == [False, True]
+    assert running.state is VMState.RUNNING
+
+
+async def test_a_hypervisor_that_dies_while_the_guest_reboots_is_told(running, stage):
+    """A hypervisor that ends during a reboot ends the machine, and no gvproxy is blamed for it."""
+    closed, errors = asyncio.Event(), []
+    running.on("close", closed.set)
+    running.on("error", errors.append)
+    async with asyncio.timeout(5):
+        await reboot(running, stage)
+        stage.child.kill()
+        await closed.wait()
+    assert [error.message for error in errors] == ["qemu ended unexpectedly"]
+    assert stage.reached == []
+
+
+async def test_a_gvproxy_that_dies_while_the_machine_is_paused_is_replaced(running, stage):
+    """The network is restored without reaching a guest that is paused; it is still paused then, and can be resumed."""
+    await running.vm_pause()
+    async with asyncio.timeout(5):
+        healed = asyncio.Event()
+        running.on("health", lambda health: healed.set() if health.ok else None)
+        stage.gvproxy.kill()
+        await healed.wait()
+        assert running.state is VMState.PAUSED
+        await running.vm_resume()
+    assert (running.state, stage.reached) == (VMState.RUNNING, [False])
 
 
 async def test_a_reset_before_the_first_ready_is_part_of_the_boot(vm, stage):
@@ -613,7 +743,7 @@ async def test_sleep_of_a_machine_that_is_not_up_does_nothing(vm, stage):
 async def test_the_hosts_sleep_can_be_left_alone(stage, tmp_path, vm):
     """pause_on_sleep=False asks nobody."""
     options = dataclasses.replace(vm.options, pause_on_sleep=False)
-    machine = OVM(prepare.Prepared(options=options, files=None, driver=None))
+    machine = OVM(prepare.Prepared(options=options, files=None, driver=SimpleNamespace(can_replug=True)))
     stage.ready.set()
     async with machine:
         assert not hasattr(stage, "on_sleep")

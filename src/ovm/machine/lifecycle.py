@@ -380,6 +380,7 @@ class Life:
         heard = asyncio.create_task(self._happened.get())
         rebooting: asyncio.Task[None] | None = None
         healing: asyncio.Task[None] | None = None
+        dead: Child | None = None
         try:
             while True:
                 waits = {task for task in (death, stop, heard, rebooting, healing) if task is not None}
@@ -388,25 +389,29 @@ class Life:
                     return
                 if death.done():
                     culprit = await blame(session, death.result())
-                    if not await self._can_heal(session, culprit):
-                        return
-                    healing = asyncio.create_task(self._heal(culprit))
+                    if culprit in session.children:  # else a reboot has replaced it meanwhile
+                        if not await self._can_heal(session, culprit):
+                            return
+                        if rebooting is None or rebooting.done():  # a reboot heals it itself, in its own order
+                            dead, healing = culprit, asyncio.create_task(self._heal(culprit))
                     death = asyncio.create_task(first_exit(c for c in session.children if c is not culprit))
                 if healing is not None and healing.done():
                     healing.result()
-                    healing = None
-                    death.cancel()
-                    death = asyncio.create_task(first_exit(session.children))
+                    dead = healing = None
+                    death = _watch_all(session, death)
                 if rebooting is not None and rebooting.done():
                     rebooting.result()
                     rebooting = None
+                    if healing is None:
+                        death = _watch_all(session, death)
                 if heard.done():
                     what, words = heard.result()
                     heard = asyncio.create_task(self._happened.get())
                     if what is Happening.REBOOTED:
-                        if rebooting is not None:
-                            rebooting.cancel()
-                        rebooting = asyncio.create_task(self._come_up_again(session))
+                        # the reboot restores the network anew: two at once would end each other's gvproxy
+                        await _overtake(rebooting, healing)
+                        rebooting = asyncio.create_task(self._come_up_again(session, dead))
+                        dead = healing = None
                     elif what is Happening.FAILED and rebooting is not None:
                         self._force_wanted.set()  # a guest that is stopped cannot shut down
                         raise await halt_error(session, what, words)
@@ -431,6 +436,15 @@ class Life:
             log.info("the guest powered itself off")
             return False
         raise await culprit.exited("running")
+
+    async def _fails_of_network(self, session: Session, gvproxy: Child) -> bool:
+        """Whether a reboot has failed because ``gvproxy`` died, and the machine can live on; raises as _can_heal."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(BLAME_WAIT_S):  # its death may be noticed after what it made fail
+                await gvproxy.wait()
+        if gvproxy.running or await blame(session, gvproxy) is not gvproxy:
+            return False
+        return await self._can_heal(session, gvproxy)
 
     async def _heal(self, gvproxy: Child) -> None:
         assert self.care is not None
@@ -473,19 +487,34 @@ class Life:
                 await self._powered_off.wait()
         return self._powered_off.is_set()
 
-    async def _come_up_again(self, session: Session) -> None:
-        """The guest has reset itself."""
+    async def _come_up_again(self, session: Session, dead_gvproxy: Child | None) -> None:
+        """The guest has reset itself. A gvproxy that dies meanwhile is replaced, as ``dead_gvproxy`` is at first."""
         self._began, self.stages = time.monotonic(), []
         if panic := await find_panic(session):
             self.events.emit("error", panic)
-        await session.guest_was_reset()
         try:
-            await self._come_up(session)
+            # before the ports are closed: while gvproxy is being replaced, that would wait for it
+            if dead_gvproxy is not None:
+                await self._heal(dead_gvproxy)
+            await session.guest_was_reset()
+            await self._come_up_by_any_gvproxy(session)
         except Exception:
             self._force_wanted.set()  # there is nothing in it to shut down
             raise
         self.to(VMState.RUNNING)
         self.events.emit("ready")
+
+    async def _come_up_by_any_gvproxy(self, session: Session) -> None:
+        while True:
+            gvproxy = session.network.child
+            try:
+                await self._come_up(session)
+            except Exception:
+                if not await self._fails_of_network(session, gvproxy):
+                    raise
+            else:
+                return
+            await self._heal(gvproxy)
 
     def running(self, call: str) -> Session:
         """The session, if it runs; else ``call`` is refused."""
@@ -582,3 +611,16 @@ class Life:
         task = asyncio.create_task(work)
         self.background.add(task)
         task.add_done_callback(self.background.discard)
+
+
+async def _overtake(*tasks: asyncio.Task[None] | None) -> None:
+    overtaken = {task for task in tasks if task is not None}
+    for task in overtaken:
+        task.cancel()
+    if overtaken:
+        await asyncio.wait(overtaken)
+
+
+def _watch_all(session: Session, before: asyncio.Task[Child]) -> asyncio.Task[Child]:
+    before.cancel()
+    return asyncio.create_task(first_exit(session.children))

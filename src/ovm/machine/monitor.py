@@ -104,7 +104,7 @@ class Care:
         for attempt in range(1, HEAL_ATTEMPTS + 1):
             try:
                 async with asyncio.timeout(HEAL_TIMEOUT_S):
-                    lost = await self._session.restore_network()
+                    lost = await self._session.restore_network(reach=self._is_running())
             except (OVMError, TimeoutError) as trouble:
                 log.warning("the network could not be brought back: %s", str(trouble) or "no answer in time")
                 if attempt == HEAL_ATTEMPTS:

@@ -139,8 +139,10 @@ class Session:
                 log.info("not attached to the guest: %s", error.message)
                 await asyncio.sleep(REATTACH_S)
 
-    async def restore_network(self) -> list[PortError]:
+    async def restore_network(self, *, reach: bool = True) -> list[PortError]:
         """Give the running guest another gvproxy, after the last one died; containers do not notice.
+
+        Without ``reach`` a guest that boots or is paused is not waited for: it is reached once it runs.
 
         Returns the ports that could not be opened again; they are closed now.
 
@@ -154,11 +156,12 @@ class Session:
         await self.vm.replug(self.sockets.network_card)
         await self.ssh.close()
         await self.clock.close()
-        if self.profile.engine:  # before podman can be reached, its containers' ports are to be heard of again
+        reach = reach and self.profile.engine
+        if reach:  # before podman can be reached, its containers' ports are to be heard of again
             await self.network.reopen_port(self.ssh.port)
             await self._reach()
         lost = await self.network.reopen()
-        if self.profile.engine:
+        if reach:
             await self._until_ping()
         return lost
 
