@@ -25,6 +25,7 @@ from ovm import cli
 from ovm.cli import autostart as autostart_command
 from ovm.cli import names
 from ovm.cli.init import TEMPLATE, template
+from ovm.errors import HelperExited
 from ovm.integrations import autostart
 from ovm.model.options import Options
 from ovm.process import lock
@@ -224,6 +225,7 @@ def test_machines_at_rest(good, run):
         "name": "b",
         "state": "stopped",
         "why": "",
+        "error": None,
         "held_by": "nobody",
         "pid": None,
         "cpus": 3,
@@ -310,6 +312,20 @@ def test_what_is_wrong_is_said_below_the_list(good, run):
         f"wrong: {wrong.settings_path}:2: there is no setting 'cpu'",
     ]
     assert {name: row["why"] for name, row in listed(good).items()}["failed"] == "it broke"
+
+
+def test_the_error_of_a_machine_that_died_is_shown(good, run):
+    """Status and list show how its helper ended, the last lines of the log and the hint; in JSON the whole error."""
+    good("init", "dev")
+    error = HelperExited("qemu ended", stage="running", exit_reason="exit status 1", log_tail=("KVM",), hint="read it")
+    records.save(machines.find("dev").ended_record, Ended.failed(error))
+    evidence = ["  it ended: exit status 1", "  | KVM", "  hint: read it"]
+    status, out, _ = run("status", "dev")
+    assert (status, out.splitlines()) == (3, ["dev is stopped (failed): qemu ended (stage: running)", *evidence])
+    assert run("ls")[2].splitlines() == ["dev: qemu ended (stage: running)", *evidence]
+    told = json.loads(run("status", "dev", "--json")[1])
+    assert (told["why"], told["error"]) == ("stopped (failed): qemu ended", error.as_dict())
+    assert listed(good)["dev"]["error"] == error.as_dict()
 
 
 async def test_a_machine_of_another_program(good):

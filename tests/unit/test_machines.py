@@ -18,6 +18,7 @@ from typing import IO
 import pytest
 
 from ovm import errors
+from ovm.errors import HelperExited
 from ovm.model.options import Options
 from ovm.process import identity, lock
 from ovm.registry import machines, records
@@ -125,6 +126,29 @@ def test_a_machine_that_was_stopped(made):
     assert (rest.state, rest.last, rest.last_up, rest.disk_size_bytes) == ("stopped", ended, 1000, 300 * MIB)
     assert rest.disk_bytes is not None
     assert 8192 <= rest.disk_bytes < MIB
+
+
+def test_a_machine_that_died_keeps_the_whole_error(made):
+    """What the record of a failed run tells is the error, with its evidence: each line printable and not too long."""
+    machine = made("dev")
+    error = HelperExited(
+        "qemu ended unexpectedly", stage="running", exit_reason="exit status 1", log_tail=("KVM", "no"), hint="read it"
+    )
+    records.save(machine.ended_record, Ended.failed(error))
+    last = machines.at_rest(machine).last
+    assert last is not None
+    assert last.error == error.as_dict()
+    hostile = {"at": 1.0, "reason": "failed", "code": "x", "log_tail": ["\x1b[2J", 7, "y" * 2000], "hint": "\u202e"}
+    machine.ended_record.write_text(json.dumps(hostile))
+    last = machines.at_rest(machine).last
+    assert last is not None
+    assert last.error is not None
+    assert (last.log_tail[:2], len(last.log_tail[2]), last.hint) == (["·[2J", "7"], 1000, "·")
+
+
+def test_an_end_without_a_failure_has_no_error():
+    """A run that was stopped has no error, whatever else is in its record."""
+    assert Ended(at=1.0, reason="stopped", message="x").error is None
 
 
 @pytest.mark.parametrize(

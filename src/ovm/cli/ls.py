@@ -47,7 +47,9 @@ def command(*, as_json: bool, template: str | None) -> None:
     rows([row | _in_words(row) for row in found], COLUMNS, template=template)
     for row in found if template is None else ():
         if row["why"]:
-            say(f"{row['name']}: {row['why']}", err=True)
+            why, *evidence = services.in_full(row["error"]) if row["error"] else [row["why"]]
+            for line in (f"{row['name']}: {why}", *evidence):
+                say(line, err=True)
 
 
 def _has_service(rest: Rest) -> bool:
@@ -88,11 +90,13 @@ def _row(machine: Machine, rest: Rest, state: str) -> dict[str, Any]:
         settings = machine.settings()
     except OVMError as error:
         settings, why = Settings(), error.message
+    failure = services.failure(rest)
     unknown = rest.held_by == "program"  # it may have chosen others than are written down
     return {
         "name": machine.name,
         "state": state,
-        "why": why or rest.why or _failure(rest),
+        "why": why or rest.why or (str(failure["message"]) if failure else ""),
+        "error": None if why or rest.why else failure,
         "held_by": rest.held_by,
         "pid": rest.pid,
         "cpus": None if unknown else settings.cpus or machines.DEFAULT_CPUS,
@@ -101,11 +105,6 @@ def _row(machine: Machine, rest: Rest, state: str) -> dict[str, Any]:
         "disk_used_bytes": rest.disk_bytes or 0,
         "last_up": rest.last_up,
     }
-
-
-def _failure(rest: Rest) -> str:
-    failed = rest.state == "stopped" and rest.last is not None and rest.last.reason == "failed"
-    return rest.last.message if failed and rest.last else ""
 
 
 def _in_words(row: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from ovm._version import __version__
 from ovm.cli.outlet import say
 
 if TYPE_CHECKING:
-    from ovm.registry.machines import Machine
+    from ovm.registry.machines import Machine, Rest
     from ovm.service.client import Service
     from ovm.service.protocol import Status
 
@@ -71,3 +71,16 @@ def why_it_rests(machine: Machine) -> str:
     if rest.last.reason == "failed":
         return f"stopped (failed): {rest.last.message or 'see its logs'}"
     return "stopped: it powered itself off" if rest.last.reason == "powered-off" else "stopped"
+
+
+def failure(rest: Rest) -> dict[str, object] | None:
+    """The error that the last run of a machine at rest failed of; ``None`` if there is none to tell."""
+    told = rest.last.error if rest.state == "stopped" and rest.last is not None else None
+    return told if told and told["message"] else None
+
+
+def in_full(error: dict[str, object]) -> list[str]:
+    """The error with its evidence, line by line for people."""
+    from ovm.errors import from_dict
+
+    return str(from_dict(error)).split("\n")

@@ -40,13 +40,19 @@ def command(name: str, *, as_json: bool, template: str | None) -> int:
             raise StateError(f"{name} is not running")
     except StateError:
         why = services.why_it_rests(machine)
-        told = {"name": name, "state": VMState.STOPPED.value, "why": why}
+        told: dict[str, object] = {"name": name, "state": VMState.STOPPED.value, "why": why}
+        error = services.failure(machines.at_rest(machine))
+        if error is not None:
+            told["error"] = error
         if as_json:
             say_json(told)
         elif template is not None:
             filled(told, template)
         else:
-            say(f"{name} is {why}")
+            message, *evidence = services.in_full(error) if error else [""]
+            say(f"{name} is stopped (failed): {message}" if error else f"{name} is {why}")
+            for line in evidence:
+                say(line)
         return EXIT_NOT_SO
     if as_json:
         say_json(status)

@@ -9,17 +9,20 @@ import contextlib
 import json
 import os
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ovm import __version__
 from ovm._version import __version__
 from ovm.disks.atomic import disk_errors, write_whole
+from ovm.errors import OVMError
 from ovm.process import identity
 from ovm.text.printable import GuestText
 from ovm.trust.files import read_file
 
 RECORD_MAX_BYTES = 1 << 20
+LOG_TAIL_LINES = 100
 
 _T = TypeVar("_T", bound="ServiceRecord | Ended")
 
@@ -67,10 +70,43 @@ class Ended:
     code: str = ""
     """Of the error it failed of."""
     message: str = ""
-    """One printable line, whatever the file says."""
+    """One printable line, whatever the file says; so are those below."""
+    hint: str = ""
+    stage: str = ""
+    exit_reason: str = ""
+    log_tail: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "message", str(GuestText(self.message)))
+        for name in ("message", "hint", "stage", "exit_reason"):
+            object.__setattr__(self, name, str(GuestText(getattr(self, name))))
+        object.__setattr__(self, "log_tail", [str(GuestText(str(line))) for line in self.log_tail[-LOG_TAIL_LINES:]])
+
+    @classmethod
+    def failed(cls, error: OVMError) -> Ended:
+        """Return the record of a run that ends now, of ``error``."""
+        return cls(
+            at=time.time(),
+            reason="failed",
+            code=error.code,
+            message=error.message,
+            hint=error.hint,
+            stage=error.stage,
+            exit_reason=error.exit_reason,
+            log_tail=list(error.log_tail),
+        )
+
+    @property
+    def error(self) -> dict[str, object] | None:
+        """The error it failed of, as :meth:`ovm.errors.OVMError.as_dict` tells it; ``None`` if it did not fail."""
+        if self.reason != "failed":
+            return None
+        evidence: dict[str, object] = {
+            "hint": self.hint,
+            "stage": self.stage,
+            "exit_reason": self.exit_reason,
+            "log_tail": self.log_tail,
+        }
+        return {"code": self.code, "message": self.message} | {name: told for name, told in evidence.items() if told}
 
 
 def save(path: Path, record: ServiceRecord | Ended) -> None:
@@ -88,6 +124,7 @@ def read(path: Path, kind: type[_T]) -> _T | None:
     """The record at ``path``; ``None`` if there is none, or one that is damaged."""
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
         told: dict[str, Any] = json.loads(read_file(path, RECORD_MAX_BYTES))
-        kinds = {field.name: field.type for field in fields(kind)}  # by name, as annotations are in this file
+        # by name, as annotations are in this file
+        kinds = {one.name: str(one.type).partition("[")[0] for one in fields(kind)}
         return kind(**{name: value for name, value in told.items() if type(value).__name__ == kinds.get(name)})
     return None

@@ -66,7 +66,7 @@ async def serve(machine: Machine, *, listening: Callable[[Host], object]) -> Hos
         try:
             await _hold(machine, host, listening)
         except OVMError as error:  # it never came to a start
-            await asyncio.to_thread(_record_end, machine, _failure(error))
+            await asyncio.to_thread(_record_end, machine, Ended.failed(error))
             raise
     return host
 
@@ -108,14 +108,10 @@ def _record_end(machine: Machine, ended: Ended) -> None:
 
 def _ended(host: Host) -> Ended:
     if host.died_of is not None:
-        return _failure(host.died_of)
+        return Ended.failed(host.died_of)
     if host.stop_wanted:
         return Ended(at=time.time(), reason="stopped")
     return Ended(at=time.time(), reason="suspended" if host.suspend_wanted else "powered-off")
-
-
-def _failure(error: OVMError) -> Ended:
-    return Ended(at=time.time(), reason="failed", code=error.code, message=error.message)
 
 
 async def _make(machine: Machine, tell: Step) -> OVM:
