@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from ovm import lifecycle
 from ovm.errors import (
     GuestError,
     HelperExited,

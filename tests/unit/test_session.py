@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -250,3 +251,25 @@ async def test_a_port_that_is_being_closed_is_not_taken_for_open(real, unused_po
 
 async def no_answer(_path: str, _body: object) -> None:
     raise WireError("no answer")
+
+
+async def test_the_network_is_restored_without_reaching_a_guest_that_boots(session):
+    """A guest that boots or is paused is not waited for, and what could not be reopened is returned."""
+    lost = PortError("tcp 127.0.0.1:8080 could not be opened again")
+    done: list[str] = []
+
+    async def begin_again() -> None:
+        done.append("begin")
+
+    async def reopen() -> list[PortError]:
+        done.append("reopen")
+        return [lost]
+
+    async def replug(_path: Path) -> None:
+        done.append("replug")
+
+    session.network.begin_again, session.network.reopen = begin_again, reopen
+    session.vm = SimpleNamespace(replug=replug)
+    async with asyncio.timeout(1):
+        assert await session.restore_network(reach=False) == [lost]
+    assert done == ["begin", "replug", "reopen"]

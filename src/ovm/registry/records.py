@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ovm import __version__
 from ovm._version import __version__
 from ovm.disks.atomic import disk_errors, write_whole
 from ovm.errors import OVMError
