@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import built
 import ovm
 from ovm.image import BuildOptions, build_image
 
@@ -37,7 +38,8 @@ async def unprivileged(target: Path) -> None:
         )
         # fmt: on
         assert await process.wait() == 0
-        await asyncio.to_thread(shutil.move, public / "image", target)
+        with built.whole(target) as new:  # it may come from another file system
+            await asyncio.to_thread(shutil.move, public / "image", new)
     finally:
         await asyncio.to_thread(shutil.rmtree, public)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import os
@@ -14,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import built
 import doubles
 
 SOURCES = Path(__file__).parent / "compose"
@@ -25,17 +25,14 @@ BUILD = ("-trimpath", "-ldflags", "-s -w")
 def compose() -> Path:
     """The program ``docker-compose``; its version is the one in tests/compose/go.mod."""
     sums = hashlib.sha256((SOURCES / "go.sum").read_bytes()).hexdigest()[:16]
-    program = doubles.TOOLS / f"compose-{sums}" / "docker-compose"
-    program.parent.mkdir(parents=True, exist_ok=True)
-    with (program.parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not program.exists():
-            new = program.with_name("new")
+    directory = doubles.TOOLS / f"compose-{sums}"
+    with built.once(directory, "compose") as missing:
+        if missing:
             environment = os.environ | {"GOFLAGS": "-mod=readonly", "CGO_ENABLED": "0", "GOTOOLCHAIN": "auto"}
-            argv = [doubles.go(), "-C", os.fspath(SOURCES), "build", *BUILD, "-o", os.fspath(new), f"{MODULE}/cmd"]
-            doubles.run(argv, env=environment)
-            new.rename(program)
-    return program
+            with built.whole(directory) as new:
+                where = ["-C", os.fspath(SOURCES), "build", *BUILD, "-o", os.fspath(new / "docker-compose")]
+                doubles.run([doubles.go(), *where, f"{MODULE}/cmd"], env=environment)
+    return directory / "docker-compose"
 
 
 @contextlib.contextmanager

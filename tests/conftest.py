@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
+import contextlib
 import gc
 import hashlib
 import os
@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import builds
+import built
 import homes
 import ovm.image
 import tiny
@@ -26,7 +27,6 @@ from ovm.image.build import host_arch
 
 BUILD_DEADLINE_S = 900.0
 FOREIGN_BUILD_DEADLINE_S = 3600.0
-CACHE = Path(__file__).parents[1] / ".cache"
 
 
 def pytest_configure() -> None:
@@ -76,7 +76,7 @@ async def image() -> Path:
     async def build(directory: Path) -> None:
         await ovm.image.build_image(ovm.image.BuildOptions(arch=host_arch(), output=directory))
 
-    return await _built_once(CACHE / f"test-image-{_sources_digest()}", build)
+    return await _built_once("test-image", build)
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +84,7 @@ async def second_image() -> Path:
     """The same built at another time, without privileges where that can be tried: $OVM_TEST_SECOND_IMAGE, or built."""
     if chosen := os.environ.get("OVM_TEST_SECOND_IMAGE"):
         return Path(chosen).absolute()
-    return await _built_once(CACHE / f"test-image-{_sources_digest()}-second", builds.unprivileged)
+    return await _built_once("second-test-image", builds.unprivileged)
 
 
 @pytest.fixture(scope="session")
@@ -96,18 +96,18 @@ async def arm64_image() -> Path:
     async def build(directory: Path) -> None:
         await ovm.image.build_image(ovm.image.BuildOptions(arch="arm64", output=directory))
 
-    return await _built_once(CACHE / f"test-image-arm64-{_sources_digest()}", build, FOREIGN_BUILD_DEADLINE_S)
+    return await _built_once("arm64-test-image", build, FOREIGN_BUILD_DEADLINE_S)
 
 
 async def _built_once(
-    directory: Path, build: Callable[[Path], Awaitable[object]], deadline_s: float = BUILD_DEADLINE_S
+    kind: str, build: Callable[[Path], Awaitable[object]], deadline_s: float = BUILD_DEADLINE_S
 ) -> Path:
     if under.MAC:
         pytest.skip("images are built on Linux; OVM_TEST_IMAGE and OVM_TEST_SECOND_IMAGE name some")
-    CACHE.mkdir(exist_ok=True)
-    with (CACHE / "test-image.lock").open("w") as lock:  # parallel runs wait for one build
-        await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
-        if not (directory / "image.json").exists():
+    directory = built.CACHE / f"{kind}-{_sources_digest()}"
+    with contextlib.ExitStack() as stack:
+        missing = await asyncio.to_thread(stack.enter_context, built.once(directory, kind))  # another run may build it
+        if missing:
             async with asyncio.timeout(deadline_s):
                 await build(directory)
     return directory

@@ -12,15 +12,16 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+import built
+from built import TOOLS
+
 SOURCES = Path(__file__).parent / "doubles"
-TOOLS = Path(__file__).parents[1] / ".cache" / "tools"
 
 VFKIT_VERSION = "v0.6.4"
 VHOST_VSOCK = TOOLS / "bin" / "vhost-device-vsock"
@@ -59,16 +60,14 @@ def _built() -> dict[str, Path]:
     if tuple(int(number) for number in re.findall(r"\d+", version)) < OLDEST_GO:
         pytest.skip(f"{go()} is {version}; vfkit's packages want {'.'.join(map(str, OLDEST_GO))}")
     directory = TOOLS / f"doubles-{_digest(version, os.fspath(VHOST_VSOCK))}"
-    with locked():
-        if not directory.exists():
-            with tempfile.TemporaryDirectory(dir=TOOLS) as building:
-                made = Path(building) / directory.name
-                made.mkdir()
-                symbols = f"-s -w -X github.com/crc-org/vfkit/pkg/cmdline.gitVersion={VFKIT_VERSION}"
-                symbols += f" -X main.vsockDaemon={VHOST_VSOCK}"  # what starts the double may give it any environment
-                where = ["-C", os.fspath(SOURCES), "-trimpath", "-ldflags", symbols, "-o", os.fspath(made)]
+    with built.once(directory, "doubles") as missing:
+        if missing:
+            symbols = f"-s -w -X github.com/crc-org/vfkit/pkg/cmdline.gitVersion={VFKIT_VERSION}"
+            symbols += f" -X main.vsockDaemon={VHOST_VSOCK}"  # what starts the double may give it any environment
+            with built.whole(directory) as new:
+                new.mkdir()
+                where = ["-C", os.fspath(SOURCES), "-trimpath", "-ldflags", symbols, "-o", os.fspath(new)]
                 run([go(), "build", *where, "./vfkit", "./oracle"], env=environment)
-                made.rename(directory)
     return {name: directory / name for name in ("vfkit", "oracle")}
 
 
