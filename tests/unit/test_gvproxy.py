@@ -64,6 +64,12 @@ async def test_it_is_up_with_both_sockets_private(network, short_path):
     assert network.child.running
 
 
+def accepts(path: Path, kind: socket.SocketKind) -> bool:
+    """Whether a connection succeeds: a stream socket that is bound refuses it until it listens."""
+    with socket.socket(socket.AF_UNIX, kind) as peer:
+        return peer.connect_ex(str(path)) == 0
+
+
 @pytest.mark.parametrize("wire", ["qemu", "vfkit", "channel"])
 async def test_each_wire_is_understood(group, gvproxy, short_path, tmp_path, wire):
     """gvproxy's flags cannot be imported, so it is the judge itself: it starts and makes the socket it was told to."""
@@ -72,11 +78,9 @@ async def test_each_wire_is_understood(group, gvproxy, short_path, tmp_path, wir
     sockets = SocketPaths(short_path)
     async with started(group, gvproxy, sockets, tmp_path / "gvproxy.log", wire=wire) as network:
         async with asyncio.timeout(10):
-            while not sockets.network_card.is_socket():
+            while not accepts(sockets.network_card, socket.SOCK_DGRAM if wire == "vfkit" else socket.SOCK_STREAM):
                 await asyncio.sleep(0.01)
         assert network.child.running
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM if wire == "vfkit" else socket.SOCK_STREAM) as peer:
-            peer.connect(str(sockets.network_card))
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
