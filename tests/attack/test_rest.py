@@ -50,6 +50,7 @@ def test_odd_timeouts_are_refused(kind: type[msgspec.Struct], seconds: str) -> N
 
 @pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), 1e300, True, "1"])
 def test_odd_timeouts_are_refused_by_the_command_too(seconds: float) -> None:
+    """The command refuses odd timeouts too."""
     with pytest.raises(OptionError):
         check_seconds("timeout_s", seconds)
 

@@ -17,6 +17,7 @@ STEPS = ["guard", "network", "hypervisor", "guest", "ready"]
 
 @pytest.mark.parametrize("step", STEPS[:-1])
 async def test_a_start_cancelled_after_a_step(machines: tiny.Machines, step: str) -> None:
+    """A start that is cancelled after any step leaves no process and no file."""
     m = await machines()
     starting = m.start_soon()
     await m.until_step(step)
@@ -28,6 +29,7 @@ async def test_a_start_cancelled_after_a_step(machines: tiny.Machines, step: str
 
 
 async def test_starts_cancelled_at_any_moment(machines: tiny.Machines) -> None:
+    """A start that is cancelled at any moment leaves nothing, and a later start succeeds."""
     m = await machines()
     moments = random.Random(7)
     for count in range(1, 41):
@@ -44,6 +46,7 @@ async def test_starts_cancelled_at_any_moment(machines: tiny.Machines) -> None:
 
 
 async def test_a_start_cancelled_twice(machines: tiny.Machines) -> None:
+    """A second cancellation does not interrupt the cleanup of the first."""
     m = await machines()
     starting = m.start_soon()
     await m.until_step("hypervisor")
@@ -58,6 +61,7 @@ async def test_a_start_cancelled_twice(machines: tiny.Machines) -> None:
 
 @pytest.mark.parametrize("step", ["guard", "hypervisor"])
 async def test_a_stop_during_a_start_cancels_it(machines: tiny.Machines, step: str) -> None:
+    """A stop during a start ends the start with an error and leaves nothing."""
     m = await machines()
     starting = m.start_soon()
     await m.until_step(step)
@@ -70,6 +74,7 @@ async def test_a_stop_during_a_start_cancels_it(machines: tiny.Machines, step: s
 
 
 async def test_a_stop_once_begun_is_finished_and_can_be_joined_and_hurried(machines: tiny.Machines) -> None:
+    """A stop goes on when its caller is cancelled; other stops join it, and a forced one ends it."""
     m = await machines("m", "deaf")
     await m.ovm.start()
     first = asyncio.create_task(m.ovm.stop())
@@ -94,6 +99,7 @@ async def test_a_stop_once_begun_is_finished_and_can_be_joined_and_hurried(machi
 
 
 async def test_a_guest_that_ignores_the_button_loses_its_power(machines: tiny.Machines) -> None:
+    """A guest that ignores the power button is killed when the stop's timeout is over."""
     m = await machines("m", "deaf")
     await m.ovm.start()
     await m.ovm.stop(timeout_s=1.0)
@@ -101,6 +107,7 @@ async def test_a_guest_that_ignores_the_button_loses_its_power(machines: tiny.Ma
 
 
 async def test_a_pause_is_overtaken_by_a_stop(machines: tiny.Machines) -> None:
+    """A stop ends a pause that has begun, and the guest is shut down."""
     m = await machines()
     await m.ovm.start()
     pausing = asyncio.create_task(m.ovm.vm_pause())
@@ -114,6 +121,7 @@ async def test_a_pause_is_overtaken_by_a_stop(machines: tiny.Machines) -> None:
 
 
 async def test_a_cancelled_pause_leaves_a_machine_that_can_be_used(machines: tiny.Machines) -> None:
+    """A machine can be paused, resumed and used after a pause or a resume was cancelled."""
     m = await machines()
     async with m.ovm:
         for call in (m.ovm.vm_pause, m.ovm.vm_resume):

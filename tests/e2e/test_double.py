@@ -258,6 +258,7 @@ async def test_a_hard_stop_ends_it(boot):
 
 
 async def test_a_guest_that_powers_off_ends_it(boot):
+    """The double ends with status 0 when the guest powers off."""
     async with boot("off") as double:
         assert await double.ended() == 0
         assert "VM is stopped" in double.log()
@@ -312,6 +313,7 @@ async def test_a_slow_start_fails(boot):
 
 
 async def test_an_error_of_the_framework_ends_it(boot):
+    """An error of the virtualization framework ends the double with status 1."""
     async with boot("never", error_after_s=0.2) as double:
         assert await double.ended() == 1
         assert double.log().rstrip().endswith("virtualization error: hypervisor virtualization error")

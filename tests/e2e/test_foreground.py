@@ -100,6 +100,7 @@ async def test_a_second_signal_cuts_its_power(begin: Begin) -> None:
 async def test_a_signal_before_it_is_ready_undoes_the_start(
     home: homes.Home, begin: Begin, number: signal.Signals
 ) -> None:
+    """A signal during the start ends the command and the machine, with the signal's exit status."""
     command = await begin("never")
     console = home.machine("default") / "log" / "console.log"
     async with asyncio.timeout(homes.DEADLINE_S):

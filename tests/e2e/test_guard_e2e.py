@@ -53,6 +53,7 @@ async def seconds_until_gone(root: Path) -> float:
 
 
 async def test_a_killed_manager_leaves_nothing_and_the_next_start_succeeds(machines: tiny.Machines) -> None:
+    """The guard ends everything of a killed manager, and the next start succeeds."""
     process = await manager(machines)
     await until_said(process, "ready")
     assert len(processes.holders(machines.root)) >= 4  # guard, gvproxy, the hypervisor (and its helpers), the manager
@@ -64,6 +65,7 @@ async def test_a_killed_manager_leaves_nothing_and_the_next_start_succeeds(machi
 
 
 async def test_a_manager_killed_at_any_moment_of_its_start(machines: tiny.Machines) -> None:
+    """A manager that is killed at any moment of a start leaves no process."""
     moments = random.Random(20)
     for _ in range(12):
         process = await manager(machines)
@@ -80,6 +82,7 @@ async def test_a_manager_killed_at_any_moment_of_its_start(machines: tiny.Machin
 
 
 async def test_directories_in_use_say_by_whom(machines: tiny.Machines) -> None:
+    """A start with directories in use fails and names the process that uses them."""
     first = await machines()
     early, other = await machines(), await machines()  # made before the first one runs
     starting = first.start_soon()

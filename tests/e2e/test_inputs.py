@@ -67,6 +67,7 @@ ORIGINS = [
 async def test_a_wrong_origin_is_refused_before_anything_is_touched(
     machines: tiny.Machines, origin: Any, kind: type[Exception], message: str
 ) -> None:
+    """A wrong origin file is refused before any file changes."""
     options = machines.options()
     options["origin_path"] |= origin(machines.root)
     await refused(machines, options, kind, message)
@@ -101,6 +102,7 @@ OPTIONS = [
 async def test_a_wrong_option_is_refused_before_anything_is_touched(
     machines: tiny.Machines, option: dict[str, Any], kind: type[Exception], message: str
 ) -> None:
+    """A wrong option is refused before any file changes."""
     await refused(machines, machines.options() | option, kind, message)
 
 
@@ -118,6 +120,7 @@ QEMUS = [
 async def test_what_qemu_cannot_is_refused(
     machines: tiny.Machines, option: dict[str, Any], kind: type[Exception], message: str
 ) -> None:
+    """Options that QEMU does not support are refused."""
     await refused(machines, machines.options() | option, kind, message)
 
 
@@ -137,12 +140,14 @@ VFKITS = [
 async def test_what_vfkit_cannot_is_refused(
     machines: tiny.Machines, option: dict[str, Any], kind: type[Exception], message: str
 ) -> None:
+    """Options that vfkit does not support are refused."""
     await refused(machines, machines.options() | option, kind, message)
 
 
 @under.VFKIT_ALONE
 @pytest.mark.parametrize(("version", "message"), [("v0.6.1", "0.6.2 or newer"), ("0.5.1", "0.6.2 or newer")])
 async def test_an_old_vfkit_is_refused(machines: tiny.Machines, version: str, message: str) -> None:
+    """A vfkit that is older than the oldest supported one is refused."""
     old = machines.root / "vfkit"
     old.write_text(f"#!/bin/sh\necho vfkit version: {version}\n")
     old.chmod(0o755)
@@ -172,6 +177,7 @@ NAMES = {"gvproxy": "gvproxy", "kernel": "kernel", "initrd": "tiny.initrd", "roo
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_another_version_replaces_exactly_that_file(machines: tiny.Machines, name: str) -> None:
+    """Another version of one file replaces that file and no other."""
     first = identities(await machines())
     assert set(first) - {"vfkit"} == {*NAMES.values(), "data.img", "machine.json"}
     assert identities(await machines()) == first
@@ -181,6 +187,7 @@ async def test_another_version_replaces_exactly_that_file(machines: tiny.Machine
 
 
 async def test_reset_path_restores_the_files_and_keeps_the_data(machines: tiny.Machines) -> None:
+    """reset_path() restores the files of the machine and keeps its data disk."""
     m = await machines()
     target = m.ovm.options.target_dir
     before = identities(m)

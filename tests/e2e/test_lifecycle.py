@@ -15,6 +15,7 @@ pytestmark = pytest.mark.tiny
 
 
 async def test_a_start_and_a_stop(machines: tiny.Machines) -> None:
+    """A machine starts, is usable and stops, and leaves nothing."""
     m = await machines()
     assert m.state == "Stopped"
     with pytest.raises(ovm.StateError, match="start"):
@@ -53,6 +54,7 @@ async def test_a_start_and_a_stop(machines: tiny.Machines) -> None:
 
 
 async def test_three_starts_on_one_object_keep_three_logs(machines: tiny.Machines) -> None:
+    """The logs of the last three starts are kept, and files of others in that directory."""
     m = await machines()
     logs = m.ovm.options.log_dir
     kept = {f"{name}{n}.log" for name in ("gvproxy", machines.hypervisor, "guard", "console") for n in ("", ".2", ".3")}
@@ -72,6 +74,7 @@ async def test_three_starts_on_one_object_keep_three_logs(machines: tiny.Machine
 
 
 async def test_pause_and_resume(machines: tiny.Machines) -> None:
+    """A paused guest does nothing, and a resumed one runs again."""
     m = await machines("m", "tick")
     async with m.ovm:
         await m.ovm.vm_pause()
@@ -100,6 +103,7 @@ async def test_pause_and_resume(machines: tiny.Machines) -> None:
 
 
 async def test_a_guest_that_reboots_is_ready_twice(machines: tiny.Machines) -> None:
+    """A guest that reboots becomes ready again."""
     m = await machines()
     async with m.ovm:
         for round_ in (2, 3):
@@ -116,6 +120,7 @@ async def test_a_guest_that_reboots_is_ready_twice(machines: tiny.Machines) -> N
 
 
 async def test_a_stop_while_the_guest_reboots(machines: tiny.Machines) -> None:
+    """A stop during a reboot of the guest ends the machine."""
     m = await machines()
     await m.ovm.start()
     await m.order("busybox reboot -f")
@@ -125,6 +130,7 @@ async def test_a_stop_while_the_guest_reboots(machines: tiny.Machines) -> None:
 
 
 async def test_a_guest_that_falls_again_and_again_is_an_error(machines: tiny.Machines) -> None:
+    """A guest that crashes again while it reboots ends the machine with an error that has the panic's cause."""
     m = await machines()
     await m.ovm.start()
     await m.tell("echo panic | dd of=/dev/vdb conv=notrunc; busybox sync")
@@ -136,6 +142,7 @@ async def test_a_guest_that_falls_again_and_again_is_an_error(machines: tiny.Mac
 
 
 async def test_a_guest_that_powers_itself_off_closes_without_an_error(machines: tiny.Machines) -> None:
+    """A guest that powers itself off closes the machine without an error."""
     m = await machines()
     await m.ovm.start()
     await m.order("poweroff -f")
@@ -149,6 +156,7 @@ async def test_a_guest_that_powers_itself_off_closes_without_an_error(machines: 
 
 @pytest.mark.parametrize("name", ["hypervisor", "guard"])
 async def test_a_helper_that_is_killed_is_named(machines: tiny.Machines, name: str) -> None:
+    """The error names the helper process that was killed."""
     m = await machines()
     name = machines.hypervisor if name == "hypervisor" else name
     await m.ovm.start()
@@ -165,6 +173,7 @@ async def test_a_helper_that_is_killed_is_named(machines: tiny.Machines, name: s
 
 
 async def test_the_hypervisor_killed_while_paused(machines: tiny.Machines) -> None:
+    """A hypervisor that is killed while the machine is paused ends the machine with an error."""
     m = await machines()
     await m.ovm.start()
     await m.ovm.vm_pause()
@@ -176,6 +185,7 @@ async def test_the_hypervisor_killed_while_paused(machines: tiny.Machines) -> No
 
 
 async def test_what_a_guest_says_cannot_hurt(machines: tiny.Machines, caplog: pytest.LogCaptureFixture) -> None:
+    """Hostile messages of a guest are cut, and their control characters never reach the log."""
     m = await machines("m", "hostile", "warn=\\033]0;owned\\007careful")
     async with m.ovm:
         assert m.events == ["ready"]
@@ -187,6 +197,7 @@ async def test_what_a_guest_says_cannot_hurt(machines: tiny.Machines, caplog: py
 
 
 async def test_two_machines_side_by_side(machines: tiny.Machines) -> None:
+    """Two machines run at the same time without disturbing each other."""
     one, two = await machines("one"), await machines("two")
     await asyncio.gather(one.ovm.start(), two.ovm.start())
     assert one.ovm.info.ssh_port != two.ovm.info.ssh_port

@@ -62,6 +62,7 @@ async def begin_to_start(m: tiny.Machine) -> None:
 
 @pytest.mark.parametrize("main", [start, start_and_pause, start_and_begin_to_stop])
 async def test_a_loop_that_ends_shuts_the_guest_down(machines: tiny.Machines, main: Any) -> None:
+    """The end of the event loop shuts the guest down."""
     m = await asyncio.to_thread(in_a_thread, machines.options(), main)
     assert m.state == "Stopped"
     assert m.events[0] == "ready"
@@ -71,6 +72,7 @@ async def test_a_loop_that_ends_shuts_the_guest_down(machines: tiny.Machines, ma
 
 
 async def test_a_loop_that_ends_during_a_start(machines: tiny.Machines) -> None:
+    """The end of the event loop during a start leaves nothing."""
     m = await asyncio.to_thread(in_a_thread, machines.options(), begin_to_start)
     assert m.events == ["close"]
     assert await machines.leftovers() == []

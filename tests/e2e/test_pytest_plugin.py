@@ -141,6 +141,7 @@ async def test_a_machine_of_a_worker_that_is_kept(home: homes.Home, runs: Runs) 
 
 
 async def test_an_interrupted_run_stops_what_it_has_begun_to_start(home: homes.Home, runs: Runs) -> None:
+    """Ctrl-C in a run of pytest stops a machine that is being started."""
     home.init("pytest", "never")
     run = await runs.begin(runs.directory("a"))
     console = home.machine("pytest") / "log" / "console.log"
@@ -154,6 +155,7 @@ async def test_an_interrupted_run_stops_what_it_has_begun_to_start(home: homes.H
 
 
 async def test_a_machine_that_does_not_start_is_told_in_words(home: homes.Home, runs: Runs) -> None:
+    """A machine that does not start is reported by its error and hint."""
     home.init("pytest", "fatal=data-unformatted")
     run = await runs.begin(runs.directory("a"))
     out, _ = await run.communicate()

@@ -139,6 +139,7 @@ async def test_a_service_of_no_machine_says_so(home: homes.Home) -> None:
 
 
 async def test_its_files_are_its_users_alone(home: homes.Home) -> None:
+    """Nobody but the user may read the files of a service."""
     home.init()
     await home.good("start")
     (path,) = (home.root / "run").rglob("ovm.sock")
@@ -168,6 +169,7 @@ def wakes(pid: int) -> int:
 
 
 async def test_two_starts_at_the_same_instant_are_one(home: homes.Home) -> None:
+    """Two starts at the same time start one service."""
     home.init()
     starts = await asyncio.gather(*(home.good("start", "--json") for _ in range(3)))
     assert len({start.json["ssh_port"] for start in starts}) == 1
@@ -177,6 +179,7 @@ async def test_two_starts_at_the_same_instant_are_one(home: homes.Home) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_an_interrupted_start_leaves_nothing(home: homes.Home, number: signal.Signals) -> None:
+    """Ctrl-C in a start leaves nothing running."""
     home.init("default", "never")
     starting = await home.begin("start")
     console = home.machine("default") / "log" / "console.log"
@@ -192,6 +195,7 @@ async def test_an_interrupted_start_leaves_nothing(home: homes.Home, number: sig
 
 
 async def test_a_start_that_fails_says_why_now_and_later(home: homes.Home) -> None:
+    """A start that fails reports the cause, and so does the status afterwards."""
     home.init("default", "fatal=data-unformatted")
     failed = await home.run("start")
     assert failed.status == 1
@@ -224,6 +228,7 @@ async def test_a_killed_service_takes_its_machine_with_it(home: homes.Home) -> N
 
 
 async def test_a_guest_that_powers_itself_off(home: homes.Home) -> None:
+    """A guest that powers itself off ends its service without an error."""
     home.init()
     port = (await home.good("start", "--json")).json["ssh_port"]
     await tiny.order(port, "poweroff -f")

@@ -43,6 +43,7 @@ def script(path: Path, body: str) -> Path:
 
 
 async def test_the_guest_is_never_ready_and_a_later_start_succeeds(machines: tiny.Machines) -> None:
+    """A guest that never becomes ready fails the start, and a later start succeeds."""
     m = await machines("m", "never", "tick")
     error = await failure(m, machines, timeout_s=8)
     assert isinstance(error, ovm.NotReadyError)
@@ -55,6 +56,7 @@ async def test_the_guest_is_never_ready_and_a_later_start_succeeds(machines: tin
 
 
 async def test_the_guest_says_that_it_cannot_go_on(machines: tiny.Machines) -> None:
+    """A guest that reports a fatal failure fails the start with it."""
     m = await machines("m", "fatal=data-damaged")
     error = await failure(m, machines)
     assert isinstance(error, ovm.GuestRefused)
@@ -64,6 +66,7 @@ async def test_the_guest_says_that_it_cannot_go_on(machines: tiny.Machines) -> N
 
 
 async def test_the_guests_last_words_count_however_late_they_are_heard(machines: tiny.Machines) -> None:
+    """The failure that a guest reported is raised although the guest has ended meanwhile."""
     m = await machines("m", "fatal=data-foreign")
 
     program = "qemu-system" if machines.hypervisor == "qemu" else "target/vfkit"
@@ -96,6 +99,7 @@ async def test_the_guests_last_words_count_however_late_they_are_heard(machines:
     ],
 )
 async def test_the_guest_falls_while_it_boots(machines: tiny.Machines, word: str, message: str, console: str) -> None:
+    """A guest that crashes while it boots fails the start, with its console as evidence."""
     m = await machines("m", word)
     error = await failure(m, machines)
     assert isinstance(error, ovm.StartError)
@@ -108,6 +112,7 @@ async def test_the_guest_falls_while_it_boots(machines: tiny.Machines, word: str
 
 @under.QEMU_ALONE
 async def test_qemu_that_ends_at_once(machines: tiny.Machines) -> None:
+    """A QEMU that ends at once fails the start, with its log as evidence."""
     qemu = script(machines.root / "qemu", "echo 'no such machine' >&2; exit 3\n")
     m = await machines("m", qemu=str(qemu), accelerator="tcg")
     error = await failure(m, machines)
@@ -120,6 +125,7 @@ async def test_qemu_that_ends_at_once(machines: tiny.Machines) -> None:
 
 @under.QEMU_ALONE
 async def test_qemu_that_never_answers(machines: tiny.Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A QEMU that never answers fails the start at its deadline."""
     monkeypatch.setattr("ovm.hypervisors.qemu.QMP_START_S", 1.0)
     qemu = script(machines.root / "qemu", "echo thinking; exec sleep 1000\n")
     m = await machines("m", qemu=str(qemu), accelerator="tcg")
@@ -130,6 +136,7 @@ async def test_qemu_that_never_answers(machines: tiny.Machines, monkeypatch: pyt
 
 
 async def test_gvproxy_that_ends_at_once(machines: tiny.Machines) -> None:
+    """A gvproxy that ends at once fails the start, with its log as evidence."""
     machines.gvproxy = script(machines.root / "gvproxy", "echo 'cannot listen'; exit 0\n")
     error = await failure(await machines(), machines)
     assert isinstance(error, ovm.HelperExited)
@@ -139,6 +146,7 @@ async def test_gvproxy_that_ends_at_once(machines: tiny.Machines) -> None:
 
 
 async def test_gvproxy_that_never_answers(machines: tiny.Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gvproxy that never answers fails the start at its deadline."""
     monkeypatch.setattr("ovm.network.gvproxy.API_START_S", 1.0)
     machines.gvproxy = script(machines.root / "gvproxy", "trap '' TERM\nwhile :; do sleep 0.2; done\n")
     monkeypatch.setattr("ovm.network.gvproxy.END_GRACE_S", 0.2)
@@ -149,6 +157,7 @@ async def test_gvproxy_that_never_answers(machines: tiny.Machines, monkeypatch: 
 
 @pytest.mark.parametrize("name", ["gvproxy", "kernel", "tiny.initrd"])
 async def test_a_file_that_vanished_after_create(machines: tiny.Machines, name: str) -> None:
+    """A file that was removed after create() fails the start, and the error names it."""
     m = await machines()
     (m.ovm.options.target_dir / name).unlink()
     error = await failure(m, machines)
@@ -164,6 +173,7 @@ async def test_a_file_that_vanished_after_create(machines: tiny.Machines, name: 
 
 
 async def test_a_taken_ssh_port_is_passed_over(machines: tiny.Machines) -> None:
+    """A start picks another ssh port when the first one is taken."""
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         for port in range(SSH_PORT_FIRST, SSH_PORT_FIRST + 50):  # the first that is free now would have been taken
@@ -179,6 +189,7 @@ async def test_a_taken_ssh_port_is_passed_over(machines: tiny.Machines) -> None:
 
 
 async def test_directories_that_vanished_are_made_again(machines: tiny.Machines) -> None:
+    """A start recreates directories that were removed."""
     m = await machines()
     for directory in (m.ovm.options.socket_dir, m.ovm.options.log_dir):
         shutil.rmtree(directory)
@@ -191,6 +202,7 @@ async def test_directories_that_vanished_are_made_again(machines: tiny.Machines)
 
 
 async def test_a_socket_directory_that_became_unusable(machines: tiny.Machines) -> None:
+    """A socket directory that cannot be used fails the start, and the error names it."""
     m = await machines()
     directory = m.ovm.options.socket_dir
     for path in directory.iterdir():

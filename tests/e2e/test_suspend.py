@@ -55,6 +55,7 @@ async def kept(m: tiny.Machine) -> str:
 
 @under.QEMU_ALONE
 async def test_it_goes_on_where_it_was(machines: tiny.Machines) -> None:
+    """A resumed machine has its memory, ports and address of before, and uses its saved state up."""
     m = await machines()
     await m.ovm.start()
     await m.tell("echo precious >/kept")
@@ -97,6 +98,7 @@ async def test_it_goes_on_where_it_was(machines: tiny.Machines) -> None:
 
 @under.QEMU_ALONE
 async def test_a_paused_one_runs_again(machines: tiny.Machines) -> None:
+    """A machine that was suspended while it was paused runs after its resume."""
     m = await machines()
     await m.ovm.start()
     await m.tell("echo precious >/kept")
@@ -109,6 +111,7 @@ async def test_a_paused_one_runs_again(machines: tiny.Machines) -> None:
 
 @under.QEMU_ALONE
 async def test_a_start_that_is_not_to_resume_boots(machines: tiny.Machines) -> None:
+    """A start with resume=False boots and deletes the saved state."""
     m = await asleep(machines)
     await m.ovm.start(resume=False)
     assert m.transitions == ["Starting", "Running"]
@@ -119,6 +122,7 @@ async def test_a_start_that_is_not_to_resume_boots(machines: tiny.Machines) -> N
 
 @under.QEMU_ALONE
 async def test_restored_files_are_another_machines(machines: tiny.Machines) -> None:
+    """reset_path() deletes the saved state, and the next start boots."""
     m = await asleep(machines)
     await m.ovm.reset_path()
     assert is_kept(m) == [False, False]
@@ -190,6 +194,7 @@ DAMAGES: dict[Callable[[tiny.Machine], None], str] = {
 async def test_what_does_not_fit_is_never_gone_on_from(
     machines: tiny.Machines, damage: Callable[[tiny.Machine], None]
 ) -> None:
+    """A saved state that is damaged or does not match is not resumed; the machine boots and reports why."""
     m = await asleep(machines)
     damage(m)
     await m.ovm.start()
@@ -205,6 +210,7 @@ async def test_what_does_not_fit_is_never_gone_on_from(
 
 @under.QEMU_ALONE
 async def test_another_machine_is_told_by_what_differs(machines: tiny.Machines) -> None:
+    """The reason for not resuming names what differs, and nothing else."""
     await asleep(machines)
     other = await machines("m", memory_mib=320, data_disk_mib=300)
     await other.ovm.start()
@@ -216,6 +222,7 @@ async def test_another_machine_is_told_by_what_differs(machines: tiny.Machines) 
 
 @under.QEMU_ALONE
 async def test_a_taken_port_is_told_and_no_more(machines: tiny.Machines) -> None:
+    """A port that was taken meanwhile is reported, and the machine resumes."""
     m = await machines()
     await m.ovm.start()
     await m.tell("echo precious >/kept")
@@ -232,6 +239,7 @@ async def test_a_taken_port_is_told_and_no_more(machines: tiny.Machines) -> None
 
 @under.QEMU_ALONE
 async def test_a_disk_that_is_too_small_is_told_and_nothing_lost(machines: tiny.Machines) -> None:
+    """A suspend without room fails, and the machine runs on."""
     m = await machines()
     directory = m.ovm.options.target_dir
     made = subprocess.run(
@@ -258,6 +266,7 @@ async def test_a_disk_that_is_too_small_is_told_and_nothing_lost(machines: tiny.
 
 @under.QEMU_ALONE
 async def test_a_stop_meanwhile_wins(machines: tiny.Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop during a suspend shuts the guest down and leaves no saved state."""
     m = await machines()
     await m.ovm.start()
     session = m.ovm._life.session
@@ -286,6 +295,7 @@ async def test_a_stop_meanwhile_wins(machines: tiny.Machines, monkeypatch: pytes
 
 @under.QEMU_ALONE
 async def test_a_caller_that_goes_away_does_not_end_it(machines: tiny.Machines) -> None:
+    """A suspend is finished although its caller was cancelled."""
     m = await machines()
     await m.ovm.start()
     suspending = asyncio.create_task(m.ovm.suspend())
@@ -299,6 +309,7 @@ async def test_a_caller_that_goes_away_does_not_end_it(machines: tiny.Machines) 
 
 @under.QEMU_ALONE
 async def test_a_cancelled_start_keeps_what_it_has_not_used(machines: tiny.Machines) -> None:
+    """A start that is cancelled before it has used the saved state keeps it."""
     m = await asleep(machines)
     starting = m.start_soon()
     await m.until_step("hypervisor")
@@ -314,6 +325,7 @@ async def test_a_cancelled_start_keeps_what_it_has_not_used(machines: tiny.Machi
 
 @under.QEMU_ALONE
 async def test_a_hypervisor_that_dies_meanwhile_is_told(machines: tiny.Machines) -> None:
+    """A hypervisor that dies during a suspend is reported as an error."""
     m = await machines()
     await m.ovm.start()
     pid = m.helper("qemu")
@@ -357,6 +369,7 @@ async def test_a_killed_manager_leaves_all_or_nothing(machines: tiny.Machines, s
 
 @under.VFKIT_ALONE
 async def test_vfkit_cannot(machines: tiny.Machines) -> None:
+    """vfkit cannot suspend a machine, and the error reports it."""
     m = await machines()
     await m.ovm.start()
     with pytest.raises(ovm.UnsupportedError, match="crc-org/vfkit#449"):

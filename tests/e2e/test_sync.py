@@ -86,6 +86,7 @@ def test_a_machines_life(options: Any) -> None:
 
 @under.QEMU_ALONE
 def test_ctrl_c_in_a_start_leaves_nothing(options: Any) -> None:
+    """Ctrl-C during a blocking start leaves nothing running."""
     machine = ovm.sync.create_linux_ovm(options("m", "never"))
 
     def interrupt(stage: str) -> None:
@@ -99,6 +100,7 @@ def test_ctrl_c_in_a_start_leaves_nothing(options: Any) -> None:
 
 @under.QEMU_ALONE
 def test_a_start_that_fails_says_why(options: Any) -> None:
+    """A blocking start that fails raises the cause."""
     machine = ovm.sync.create_linux_ovm(options("m", "fatal=data-unformatted"))
     with pytest.raises(ovm.StartError, match="tiny cannot go on"), machine:
         pytest.fail("it started")
@@ -118,6 +120,7 @@ print(machine.state, flush=True)
 @under.QEMU_ALONE
 @pytest.mark.parametrize(("end", "status"), [("sys.exit(3)", 3), ("machine.vm_pause()\nraise ValueError('mine')", 1)])
 def test_an_interpreter_that_exits_shuts_the_guest_down(options: Any, end: str, status: int) -> None:
+    """An interpreter that exits shuts the guest down."""
     told = options()
     argv = [sys.executable, "-W", "error", "-c", PROGRAM + end, json.dumps(told)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=SCRIPT_DEADLINE_S)

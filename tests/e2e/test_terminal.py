@@ -61,6 +61,7 @@ async def test_a_start_ends_with_the_lines_to_use_it(home: homes.Home, columns: 
 
 
 async def test_ctrl_c_in_the_middle_of_a_start_leaves_nothing(home: homes.Home, terminal: terminals.Terminal) -> None:
+    """Ctrl-C in the middle of a start leaves nothing running, and the command reports that."""
     home.init("default", "never")
     await terminal.begin("ovm start")
     await booting(home)
@@ -71,6 +72,7 @@ async def test_ctrl_c_in_the_middle_of_a_start_leaves_nothing(home: homes.Home, 
 
 
 async def test_a_closed_terminal_leaves_the_machine_running(home: homes.Home, terminal: terminals.Terminal) -> None:
+    """A machine keeps running when its terminal is closed."""
     home.init()
     assert (await terminal.run("ovm start"))[0] == 0
     pid = (await home.status())["pid"]

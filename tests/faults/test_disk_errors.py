@@ -146,6 +146,7 @@ async def test_a_disk_that_is_full_at_any_point_leaves_all_as_it_was(small_disk,
 
 
 async def test_a_first_create_on_a_full_disk_leaves_nothing(small_disk, origins, monkeypatch):
+    """A first create() on a full disk fails and leaves no file."""
     disk, kind = small_disk
     target = disk / "target"
     target.mkdir()
@@ -160,6 +161,7 @@ async def test_a_first_create_on_a_full_disk_leaves_nothing(small_disk, origins,
 
 
 async def test_a_full_disk_names_what_is_needed_before_the_first_byte(small_disk, origins):
+    """A disk that is too small is refused before the first byte, and the error names the bytes needed."""
     disk, kind = small_disk
     if kind == "inodes":
         pytest.skip("no file system tells how many blocks its files will need")
@@ -209,6 +211,7 @@ def unreadable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
 
 
 async def test_an_origin_that_cannot_be_read_replaces_nothing(unreadable, origins, tmp_path):
+    """An origin that cannot be read replaces no file."""
     target = tmp_path / "target"
     await prepare(origins["1"], all_of("1"), target)
     before = look(target)

@@ -314,6 +314,7 @@ def blaming(ops: list[Op], done: int, image: Image) -> Iterator[None]:
 @pytest.mark.parametrize("clones", [False, True], ids=["copied", "cloned"])
 @pytest.mark.parametrize("name", RUNS)
 async def test_no_power_cut_leaves_what_the_next_create_cannot_use(name, clones, empty, origins, counted):
+    """After a power cut at any write the next create() succeeds with whole files."""
     run = await record(name, empty, origins, clones=clones)
     states = await cut_everywhere(run, empty, soak.random(f"{name} {clones}"))
     assert states >= 3
@@ -450,6 +451,7 @@ EXCHANGED = {
 
 @pytest.mark.parametrize("what", EXCHANGED)
 async def test_two_steps_exchanged_are_found(what, empty, origins):
+    """The check finds an order of writes that is not safe."""
     name, exchanged = EXCHANGED[what]
     run = await record(name, empty, origins)
     assert await found(run, empty, exchanged(run.recorder.ops))

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.tiny
 
 
 async def test_a_byte_that_changes_under_a_running_machine_is_found(machines: tiny.Machines) -> None:
+    """Verification finds a byte that changed under a running machine."""
     m = await machines()
     target = m.ovm.options.target_dir
     async with m.ovm:

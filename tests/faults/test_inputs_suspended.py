@@ -78,6 +78,7 @@ async def test_whatever_a_whole_record_says_nothing_else_is_gone_on_from(target:
 @fuzz.examples(1000)
 @given(facts=st.dictionaries(fuzz.texts, fuzz.texts, max_size=3))
 async def test_other_facts_are_another_machine(target: TargetPaths, facts: dict[str, str]) -> None:
+    """A saved state is not resumed with other facts, and is with its own."""
     target.data_disk.write_bytes(DISK)
     keep(target)
     assert not await goes_on(target, facts)

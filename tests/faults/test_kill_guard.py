@@ -60,6 +60,7 @@ def is_told(error: ovm.OVMError) -> bool:
 @under.QEMU_ALONE
 @pytest.mark.parametrize("step", ["guard", "network", "hypervisor"])
 async def test_between_two_steps_of_a_start(machines: tiny.Machines, others: frozenset[int], step: str) -> None:
+    """A guard that is killed between two steps of a start ends the start, and is reported."""
     m = await machines()
     done, killed = m.ovm._life._done, 0.0
 
@@ -82,6 +83,7 @@ async def test_between_two_steps_of_a_start(machines: tiny.Machines, others: fro
 
 @pytest.mark.parametrize("phase", ["booting", "running", "paused", "rebooting", "stopping"])
 async def test_in_a_machines_life(machines: tiny.Machines, others: frozenset[int], phase: str) -> None:
+    """A guard that is killed in any phase of a machine's life ends the machine in time."""
     m = await machines("m", *(["deaf"] if phase == "stopping" else []))
     starting = m.start_soon()
     if phase == "booting":

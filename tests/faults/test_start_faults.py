@@ -84,6 +84,7 @@ def take_socket_dir(m: tiny.Machine) -> None:
 
 @pytest.mark.parametrize("step", STEPS[1:])
 async def test_gvproxy_is_killed_behind_a_step(machines: tiny.Machines, step: str) -> None:
+    """A gvproxy that is killed after a step fails the start, and a later start succeeds."""
     m = await machines()
     error = await fails(machines, m, step=step, fault=kill("gvproxy"))
     assert isinstance(error, ovm.StartError)
@@ -92,6 +93,7 @@ async def test_gvproxy_is_killed_behind_a_step(machines: tiny.Machines, step: st
 
 
 async def test_the_hypervisor_is_killed_when_it_has_just_begun(machines: tiny.Machines) -> None:
+    """A hypervisor that is killed just after its start fails the start."""
     m = await machines()
     program = "qemu-system" if machines.hypervisor == "qemu" else "target/vfkit"
     error = await fails(machines, m, step="hypervisor", fault=kill(program))
@@ -103,6 +105,7 @@ async def test_the_hypervisor_is_killed_when_it_has_just_begun(machines: tiny.Ma
 @under.QEMU_ALONE
 @pytest.mark.parametrize("step", STEPS[:-1])
 async def test_the_socket_directory_is_taken_away_behind_a_step(machines: tiny.Machines, step: str) -> None:
+    """A socket directory that is removed after a step fails the start, and a later start succeeds."""
     m = await machines()
     error = await fails(machines, m, step=step, fault=take_socket_dir)
     assert isinstance(error, ovm.StartError | ovm.HelperError)
@@ -113,6 +116,7 @@ async def test_the_socket_directory_is_taken_away_behind_a_step(machines: tiny.M
 @under.QEMU_ALONE
 @pytest.mark.parametrize("name", ["guard.log", "gvproxy.log", "console.log", "qemu.log"])
 async def test_a_log_that_cannot_be_written(machines: tiny.Machines, name: str) -> None:
+    """A log that cannot be written fails the start, and the error names its program."""
     m = await machines()
     for generation in (name, name.replace(".", ".2."), name.replace(".", ".3.")):
         (m.ovm.options.log_dir / generation / "inside").mkdir(parents=True)
@@ -126,6 +130,7 @@ async def test_a_log_that_cannot_be_written(machines: tiny.Machines, name: str) 
 @under.QEMU_ALONE
 @pytest.mark.parametrize("content", ["", "#!/nonexistent/shell\n", "no program"])
 async def test_a_gvproxy_that_cannot_be_executed(machines: tiny.Machines, content: str) -> None:
+    """A gvproxy that cannot be executed fails the start, and the error names it."""
     m = await machines()
     program = m.ovm.options.target_dir / "gvproxy"
     if content:
@@ -176,6 +181,7 @@ def fill(path: Path) -> None:
 
 @under.QEMU_ALONE
 async def test_there_is_no_room_for_the_boot_configuration(machines: tiny.Machines) -> None:
+    """A start without room for the boot configuration fails, and succeeds once there is room."""
     m = await machines()
     directory = m.ovm.options.socket_dir
     with small(directory, "size=1m"):
@@ -188,6 +194,7 @@ async def test_there_is_no_room_for_the_boot_configuration(machines: tiny.Machin
 
 @under.QEMU_ALONE
 async def test_there_is_no_room_for_another_log(machines: tiny.Machines) -> None:
+    """A start without room for another log fails, and succeeds once there is room."""
     m = await machines()
     directory = m.ovm.options.log_dir
     with small(directory, "nr_inodes=3"):  # the root and the lock are two of them

@@ -86,6 +86,7 @@ async def test_programs_run_in_it(home: homes.Home, tmp_path: Path) -> None:
 
 
 async def test_ports_of_its_settings_are_open(home: homes.Home, port: int) -> None:
+    """The service opens the ports that the machine's settings list."""
     await home.good("exec", "--", "sh", "-c", SERVE)
 
     async def served() -> bool:
@@ -121,6 +122,7 @@ async def test_output_comes_as_it_is_made(machine: ovm.RemoteOVM) -> None:
 
 
 async def test_whoever_hangs_up_ends_the_command(machine: ovm.RemoteOVM) -> None:
+    """A client that disconnects ends the command it started in the guest."""
     running = asyncio.create_task(machine.exec(["sleep", "4242"]))
 
     async def sleeps(count: str) -> bool:
@@ -156,6 +158,7 @@ async def test_other_languages_drive_it(home: homes.Home) -> None:
 
 
 async def test_its_clock_is_set_and_its_room_given_back(home: homes.Home) -> None:
+    """The commands set the guest's clock and remove what podman does not use."""
     await home.good("exec", "--", "date", "-s", "@1000000000")
     assert (await home.good("clocksync", "--json")).json["offset_before_s"] < -1e8
     assert abs((await home.good("clocksync", "--json")).json["offset_before_s"]) < 0.5

@@ -105,6 +105,7 @@ async def test_what_cannot_be_saved_runs_on(machine: ovm.OVM, tmp_path: Path, mo
 
 @under.QEMU_ALONE
 async def test_a_shared_folder_is_named(options_for: MachineOptions, tmp_path: Path) -> None:
+    """A machine with a shared folder cannot be suspended, and the error names the folder."""
     made = await under.create(options_for("sharing"), mounts=[ovm.Mount(tmp_path)])
     with pytest.raises(ovm.UnsupportedError, match=str(tmp_path)):
         await made.suspend()
