@@ -18,6 +18,7 @@ import pytest
 import builds
 import built
 import homes
+import linting
 import ovm.image
 import tiny
 import under
@@ -29,8 +30,15 @@ BUILD_DEADLINE_S = 900.0
 FOREIGN_BUILD_DEADLINE_S = 3600.0
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What scripts/test adds."""
+    parser.addoption("--lint", action="store_true", help="run scripts/lint beside the tests; its failure is the run's")
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """A shell lets what it starts in the background ignore Ctrl-C, and children would inherit that."""
+    if config.getoption("--lint", default=False) and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(linting.Beside(linting.LINT))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
