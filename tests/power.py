@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING
 
 from ovm.power.clock_jump import Clocks
 from ovm.power.filter import Edges
+
+if TYPE_CHECKING:
+    import pytest
 
 PATIENCE_S = 20.0
 
@@ -22,6 +27,22 @@ async def turns(count: int = 5) -> None:
     """What is due in the event loop has happened."""
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+@contextlib.contextmanager
+def time_to_set(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], Awaitable[None]]]:
+    """The event loop's clock stands still; what is yielded moves it by so many seconds and lets what is due happen."""
+    loop = asyncio.get_running_loop()
+    now_s = loop.time()
+
+    async def pass_by(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+        await turns()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "time", lambda: now_s)
+        yield pass_by
 
 
 async def nothing() -> None:

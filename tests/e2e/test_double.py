@@ -234,7 +234,7 @@ async def test_a_pause_stands_until_it_is_over(boot):
         size = console.stat().st_size
         writer.write(b"meanwhile")
         late = asyncio.create_task(echo(double, b"late"))
-        await asyncio.sleep(1)
+        await asyncio.sleep(1)  # measured: the time in which a paused guest does nothing
         assert console.stat().st_size == size
         assert not late.done()
         await double.order("Resume")

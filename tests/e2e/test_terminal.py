@@ -11,6 +11,7 @@ import click
 import pytest
 
 import homes
+import processes
 import terminals
 from ovm.cli import ovm as command_line
 
@@ -76,8 +77,11 @@ async def test_a_closed_terminal_leaves_the_machine_running(home: homes.Home, te
     home.init()
     assert (await terminal.run("ovm start"))[0] == 0
     pid = (await home.status())["pid"]
+    shell = int((await terminal.run("echo $$"))[1])
     terminal.close()
-    await asyncio.sleep(1)
+    async with asyncio.timeout(homes.DEADLINE_S):
+        while processes.command(shell) not in {"", processes.GONE}:
+            await asyncio.sleep(0.02)
     status = await home.status()
     assert (status["state"], status["pid"]) == ("VirtualMachineStateRunning", pid)
     await home.good("stop", "--force")

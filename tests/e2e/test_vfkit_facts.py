@@ -38,7 +38,7 @@ async def test_a_machine_that_runs_is_left_alone(machines: tiny.Machines) -> Non
     async with m.ovm:
         log = m.ovm.options.log_dir / "vfkit.log"
         asked = log.read_text().count("[GIN]")
-        await asyncio.sleep(2)
+        await asyncio.sleep(2)  # measured: the time in which nobody asks
         assert log.read_text().count("[GIN]") == asked
         await m.ovm.vm_state()
         assert log.read_text().count("[GIN]") == asked + 1

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from ovm.power import filter as edges_module
-from power import Told, fail, hang, turns, until
+from ovm.power.filter import DARK_WAKE_S, SAME_WAKE_S
+from power import Told, fail, hang, time_to_set, turns, until
 
 LONG_S = 60.0
 
@@ -97,12 +98,16 @@ async def test_two_wakes_with_a_sleep_between_that_nobody_told(told):
 
 
 async def test_two_wakes_long_after_one_another(told, monkeypatch):
-    """They are not taken for the same one."""
-    told.edges.wake()
-    await turns()
-    monkeypatch.setattr(edges_module, "SAME_WAKE_S", -1.0)
-    told.edges.wake()
-    await turns()
+    """They are not taken for the same one; soon after one another they are."""
+    with time_to_set(monkeypatch) as pass_by:
+        told.edges.wake()
+        await pass_by(SAME_WAKE_S - 0.1)
+        told.edges.wake()
+        await turns()
+        assert told.words == ["wake"]
+        await pass_by(0.2)
+        told.edges.wake()
+        await turns()
     assert told.words == ["wake", "wake"]
 
 
@@ -128,36 +133,40 @@ async def test_a_dark_wake_leaves_the_guest_paused(told):
 
 async def test_a_host_that_stays_awake_is_awake(told, monkeypatch):
     """Although nobody ever tells of it; one who does later tells nothing new."""
-    monkeypatch.setattr(edges_module, "DARK_WAKE_S", 0.01)
-    await told.edges.sleep(LONG_S)
-    told.edges.jumped()
-    await until(lambda: told.words == ["sleep", "wake"])
-    told.edges.wake()
-    await turns()
-    assert told.words == ["sleep", "wake"]
+    with time_to_set(monkeypatch) as pass_by:
+        await told.edges.sleep(LONG_S)
+        told.edges.jumped()
+        await pass_by(DARK_WAKE_S - 0.1)
+        assert told.words == ["sleep"]
+        await pass_by(0.2)
+        assert told.words == ["sleep", "wake"]
+        told.edges.wake()
+        await turns()
+        assert told.words == ["sleep", "wake"]
 
 
 async def test_each_dark_wake_counts_for_itself(told, monkeypatch):
     """Many short ones are no long one."""
-    monkeypatch.setattr(edges_module, "DARK_WAKE_S", 0.01)
-    await told.edges.sleep(LONG_S)
-    told.edges.jumped()
-    monkeypatch.setattr(edges_module, "DARK_WAKE_S", LONG_S)
-    told.edges.jumped()
-    await asyncio.sleep(0.03)
-    assert told.words == ["sleep"]
+    with time_to_set(monkeypatch) as pass_by:
+        await told.edges.sleep(LONG_S)
+        for _ in range(3):
+            told.edges.jumped()
+            await pass_by(DARK_WAKE_S - 0.1)
+            assert told.words == ["sleep"]
+        await pass_by(0.2)
+        assert told.words == ["sleep", "wake"]
 
 
 async def test_a_dark_wake_is_forgotten_when_the_wake_is_told(told, monkeypatch):
     """Or the guest would be woken in the middle of the next sleep."""
-    monkeypatch.setattr(edges_module, "DARK_WAKE_S", 0.02)
-    await told.edges.sleep(LONG_S)
-    told.edges.jumped()
-    told.edges.wake()
-    await turns()
-    await told.edges.sleep(LONG_S)
-    await asyncio.sleep(0.06)
-    assert told.words == ["sleep", "wake", "sleep"]
+    with time_to_set(monkeypatch) as pass_by:
+        await told.edges.sleep(LONG_S)
+        told.edges.jumped()
+        told.edges.wake()
+        await turns()
+        await told.edges.sleep(LONG_S)
+        await pass_by(2 * DARK_WAKE_S)
+        assert told.words == ["sleep", "wake", "sleep"]
 
 
 async def test_a_hanging_callback_does_not_keep_the_host_awake(told, caplog):

@@ -8,7 +8,7 @@ import pytest
 
 from ovm.power import clock_jump
 from ovm.power.clock_jump import JUMP_S
-from power import HostClocks, until
+from power import HostClocks, time_to_set, turns
 
 
 @pytest.mark.parametrize("seconds", [3600.0, -3600.0, JUMP_S + 0.1, -JUMP_S - 0.1])
@@ -42,18 +42,22 @@ def test_the_real_clocks_do_not_jump():
     assert not clock_jump.Clocks().jumped()
 
 
-async def test_jumps_are_told():
-    """Each once; in between there is silence."""
+async def test_jumps_are_told(monkeypatch):
+    """Each once, at the next tick; in between there is silence."""
     host, jumps = HostClocks(), []
-    watch = asyncio.create_task(clock_jump.watch(host.clocks, lambda: jumps.append(host.wall_s), tick_s=0.001))
-    try:
-        await asyncio.sleep(0.01)
-        assert jumps == []
-        for count in (1, 2):
-            host.step(100)
-            await until(lambda count=count: len(jumps) == count)
-        await asyncio.sleep(0.01)
-        assert len(jumps) == 2
-    finally:
-        watch.cancel()
-        await asyncio.wait({watch})
+    with time_to_set(monkeypatch) as pass_by:
+        watch = asyncio.create_task(clock_jump.watch(host.clocks, lambda: jumps.append(host.wall_s)))
+        try:
+            await turns()
+            for told in ([], [1e9 + 100], [1e9 + 100, 1e9 + 200]):
+                assert jumps == told
+                for _ in range(3):
+                    await pass_by(clock_jump.TICK_S + 0.1)
+                    assert jumps == told
+                host.step(100)
+                await turns()
+                assert jumps == told
+                await pass_by(clock_jump.TICK_S + 0.1)
+        finally:
+            watch.cancel()
+            await asyncio.wait({watch})

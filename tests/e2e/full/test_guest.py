@@ -87,7 +87,7 @@ async def test_pause_stops_a_container_and_resume_lets_it_go_on(vm: ovm.OVM, pod
         assert vm.info.podman_socket.exists()
         with pytest.raises(ovm.StateError, match="paused"):
             await vm.exec(["true"])
-        await asyncio.sleep(10)
+        await asyncio.sleep(10)  # measured: how far the container counts in this time
         await vm.vm_resume()
         await vm.vm_resume()
         at_once = await counted()
@@ -134,7 +134,7 @@ async def test_clock(vm: ovm.OVM, tmp_path: Path, capsys: pytest.CaptureFixture[
             body = {"Name": zone, "Records": [{"Name": name, "IP": "192.168.127.254"}]}
             (await gvproxy.post("http://gvproxy/services/dns/add", json=body)).raise_for_status()
         await vm.vm_pause()
-        await asyncio.sleep(PAUSE_S)
+        await asyncio.sleep(PAUSE_S)  # measured: the guest's clock after a pause this long
         began = time.perf_counter()
         await vm.vm_resume()
         resumed_ms = (time.perf_counter() - began) * 1000
