@@ -8,6 +8,7 @@ import pickle
 import pwd
 import signal
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -26,6 +27,13 @@ def free_uid() -> int:
     return next(uid for uid in range(FIRST_UID, FIRST_UID + 1000) if uid not in taken)
 
 
+def _forked() -> int:
+    """As ``os.fork``, which from Python 3.12 on warns of threads; the child uses none, and ends by ``os._exit``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
 @dataclass(frozen=True)
 class Stranger:
     """Somebody with no rights but those of everybody."""
@@ -35,7 +43,7 @@ class Stranger:
     def does(self, action: Callable[..., T], *arguments: Any) -> T:
         """What ``action`` returns, done by a process of theirs; raises what it raises."""
         reading, writing = os.pipe()
-        if (pid := os.fork()) == 0:
+        if (pid := _forked()) == 0:
             os.close(reading)
             self._become_and_tell(writing, action, arguments)
         os.close(writing)
@@ -50,7 +58,7 @@ class Stranger:
     @contextlib.contextmanager
     def doing(self, action: Callable[..., object], *arguments: Any) -> Iterator[int]:
         """While inside a process of theirs does ``action``, over and over if it returns; yields its pid."""
-        if (pid := os.fork()) == 0:
+        if (pid := _forked()) == 0:
             try:
                 self._become()
                 while True:
