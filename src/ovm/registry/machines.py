@@ -85,8 +85,9 @@ class Machine:
             UntrustedError: one can.
             FileError: it cannot be looked at.
         """
-        directories.check(self.socket_dir)
-        return paths.SocketPaths(self.socket_dir)
+        directory = self.socket_dir  # once: a service that begins or ends in between changes it
+        directories.check(directory)
+        return paths.SocketPaths(directory)
 
     @property
     def service_socket(self) -> Path:
