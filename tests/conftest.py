@@ -18,10 +18,11 @@ import pytest
 import builds
 import built
 import homes
-import linting
 import ovm.image
+import soak
 import tiny
 import under
+import workers
 from ovm.errors import HelperError
 from ovm.host import programs
 from ovm.image.build import host_arch
@@ -30,15 +31,10 @@ BUILD_DEADLINE_S = 900.0
 FOREIGN_BUILD_DEADLINE_S = 3600.0
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """What scripts/test adds."""
-    parser.addoption("--lint", action="store_true", help="run scripts/lint beside the tests; its failure is the run's")
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """A shell lets what it starts in the background ignore Ctrl-C, and children would inherit that."""
-    if config.getoption("--lint", default=False) and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(linting.Beside(linting.LINT))
+    for plugin in (soak, workers):
+        config.pluginmanager.register(plugin)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

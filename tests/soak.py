@@ -8,6 +8,10 @@ import os
 import platform
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pytest
 
 TENTHS = int(os.environ.get("OVM_SOAK", "1"))
 """How many tenths of the full counts are done: CI does one, ``make soak`` all ten."""
@@ -68,3 +72,30 @@ def machine() -> str:
     load = "load {:.1f} {:.1f} {:.1f}".format(*os.getloadavg())
     system = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
     return f"{os.cpu_count()} x {cpu}, {memory:.1f} GiB, {system}, {load} at the end"
+
+
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """What was generated gets its line in the table, too."""
+    generated = item.get_closest_marker("generated")
+    if generated and call.when == "call":
+        what = f"{generated.args[0]} generated: {item.name.removeprefix('test_').replace('_', ' ')}"
+        row(what, "typed error or success", "no other" if call.excinfo is None else "another: see above")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker hands its rows over."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput[__name__] = [dataclasses.astuple(line) for line in rows]
+
+
+def pytest_testnodedown(node: Any) -> None:
+    """Takes over a worker's rows; one that died has none."""
+    rows.extend(Row(*line) for line in getattr(node, "workeroutput", {}).get(__name__, []))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table, behind what pytest itself tells; only if something was counted."""
+    if rows:
+        terminalreporter.section(f"{TENTHS} tenths of the full counts, seed {SEED}")
+        terminalreporter.write_line(machine())
+        terminalreporter.write_line(table(rows))

@@ -19,13 +19,13 @@ from ovm.hypervisors.macos import MacHost
 
 
 @pytest.fixture
-def bare_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def bare_host(tmp_path: Path, short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A host without any helper or builder; what a test puts into the returned directory is on PATH."""
     directory = tmp_path / "bin"
     directory.mkdir()
     monkeypatch.setenv("PATH", str(directory))
     monkeypatch.setenv("OVM_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_path))
     monkeypatch.setattr(doctor, "_SBIN", ())
     for table in ("_GVPROXY_DIRS", "_QEMU_DIRS", "_VFKIT_DIRS", "_VIRTIOFSD_DIRS"):
         monkeypatch.setattr(programs, table, ())
@@ -200,14 +200,14 @@ async def test_a_bare_mac_lacks_what_is_required():
     assert all(check.hint for check in checks.values() if check.status != "ok")
 
 
-async def test_a_long_socket_directory_is_too_long_for_vfkit_sooner(mac, tmp_path, monkeypatch):
+async def test_a_long_socket_directory_is_too_long_for_vfkit_sooner(mac, monkeypatch):
     """It makes up a name of its own, which is longer than ours; and some characters it takes for a URL's."""
     longest = paths.SOCKET_PATH_MAX_BYTES - len("/ovm/01234567/default/virtiofs-99.sock")
     base = Path("/" + "x" * (longest - 1))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(base))
     assert doctor.check_socket_dir("linux").status == "ok"
     assert doctor.check_socket_dir("darwin").status == "missing"
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "a b"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/a b")
     monkeypatch.delenv("OVM_HOME")
     assert "part of a URL" in doctor.check_socket_dir("darwin").detail
 

@@ -208,7 +208,7 @@ def test_every_constant_exists(page):
 
 def test_every_wall_is_in_the_table():
     """Each wall that a test tries has its row, and each row its test."""
-    tree = ast.parse(read("tests/e2e/full/test_walls.py"))
+    tree = ast.parse(read("tests/e2e/full/shared/test_walls.py"))
     walls = {
         name.id: node.value
         for node in tree.body

@@ -1,0 +1,24 @@
+"""Which tests one worker does."""
+
+from __future__ import annotations
+
+import pytest
+
+from workers import together
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("tests/e2e/test_a.py::test_x[qemu]", "tests/e2e/test_a.py::test_y[1-qemu]", True),
+        ("tests/e2e/test_a.py::test_x[qemu]", "tests/e2e/test_a.py::test_x[vfkit]", False),
+        ("tests/e2e/test_a.py::test_x[qemu]", "tests/e2e/test_b.py::test_x[qemu]", False),
+        ("tests/e2e/full/shared/test_a.py::test_x[qemu]", "tests/e2e/full/shared/test_b.py::test_y[b-qemu]", True),
+        ("tests/e2e/full/shared/test_a.py::test_x[qemu]", "tests/e2e/full/shared/test_b.py::test_y[vfkit]", False),
+        ("tests/unit/test_a.py::test_qemu", "tests/unit/test_a.py::TestClass::test_vfkit", True),
+    ],
+    ids=["file", "other hypervisor", "other file", "shared guest", "other guest", "no parameter"],
+)
+def test_what_shares_a_guest_or_a_file_stays_together(one: str, other: str, same: bool) -> None:
+    """A shared guest is booted once for each hypervisor, and a module's fixtures are made once."""
+    assert (together(one) == together(other)) is same
