@@ -13,7 +13,7 @@ from bench import comparison, goals, picture, plan, report
 from bench.result import Result
 from bench.setting import FULL, SMOKE
 from ovm.errors import OVMError
-from ovm.registry import create as registry
+from ovm.registry import images as registry
 
 CACHE = Path(__file__).parents[1] / ".cache" / "bench"
 INTERRUPTED = 130

@@ -15,7 +15,7 @@ from bench.samples import Measure, alternate, timed
 from bench.setting import Bench, NotHereError
 from ovm.disks import copying, install
 from ovm.model.options import OriginPath, Versions
-from ovm.registry.create import load_image
+from ovm.registry.images import load_image
 
 ROWS = (
     "unpack: ovm",

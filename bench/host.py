@@ -10,7 +10,7 @@ from pathlib import Path
 from bench.result import Host, Noise
 from bench.setting import CPUS, MEMORY_MIB, Bench
 from ovm.process.probe import show_version
-from ovm.registry.create import load_image
+from ovm.registry.images import load_image
 
 LISTEN_S = 2.0
 

@@ -19,7 +19,7 @@ from ovm import hypervisors, paths
 from ovm.errors import OVMError
 from ovm.host import programs
 from ovm.hypervisors import accel
-from ovm.registry import create as registry
+from ovm.registry import images as registry
 
 BUDGET_S = 20 * 60.0
 """For all of it, what is made once and kept included."""

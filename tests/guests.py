@@ -29,7 +29,7 @@ def make(directory: Path) -> None:
     import core
     import full
     import tiny
-    from ovm.registry import create as registry
+    from ovm.registry import images as registry
 
     os.environ.pop("OVM_TEST_GUESTS", None)
     chosen = os.environ.get("OVM_TEST_IMAGE")

@@ -19,7 +19,7 @@ from ovm.disks import records as disk_records
 from ovm.hypervisors import accel
 from ovm.integrations import docker_context, ssh_config
 from ovm.process import lock, orphans
-from ovm.registry import create as registry
+from ovm.registry import images as registry
 from ovm.registry import machines, records, settings
 from ovm.registry.machines import Machine
 from ovm.registry.records import Ended, ServiceRecord

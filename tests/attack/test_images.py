@@ -16,7 +16,7 @@ from ovm import cli
 from ovm.errors import ImageError, OVMError
 from ovm.image import images, load_image, release
 from ovm.image import index as releases
-from ovm.registry import create as registry
+from ovm.registry import images as registry
 from releases import make_image
 
 DIGEST = "0" * 64

@@ -22,7 +22,7 @@ from ovm.image import images, index
 from ovm.model.options import OriginPath, Versions
 from ovm.paths import LOCK, TargetPaths
 from ovm.process import identity, lock, orphans
-from ovm.registry import create as registry
+from ovm.registry import images as registry
 from ovm.registry import machines
 
 VERSIONS = {"gvproxy": "1", "kernel": "1", "initrd": "1", "rootfs": "1"}

@@ -28,7 +28,7 @@ def test_first_start_comes_by_an_image(monkeypatch, tmp_path, platform, released
 
     monkeypatch.setenv("OVM_HOME", str(tmp_path))
     monkeypatch.setattr("ovm.cli.start.sys", SimpleNamespace(platform=platform))
-    monkeypatch.setattr("ovm.registry.create.is_released", lambda _arch: released)
+    monkeypatch.setattr("ovm.registry.images.is_released", lambda _arch: released)
     monkeypatch.setattr("ovm.image.build_image", way("build"))
     monkeypatch.setattr("ovm.image.pull_image", way("pull"))
     with pytest.raises(SystemExit):

@@ -11,8 +11,8 @@ import pytest
 from ovm.errors import ImageError, OptionError
 from ovm.machine import create
 from ovm.model.options import Options
-from ovm.registry import create as registry
-from ovm.registry import machines
+from ovm.registry import images, machines
+from ovm.registry.create import create_ovm
 
 
 def put_image(directory: Path, **changes: object) -> Path:
@@ -42,7 +42,7 @@ def test_names_that_are_no_directory_are_refused(name):
 
 def test_whole_image_is_loaded(tmp_path: Path):
     """A whole image gives its files and a version of each that follows its content."""
-    image = registry.load_image(put_image(tmp_path / "image"))
+    image = images.load_image(put_image(tmp_path / "image"))
     assert image.arch == "amd64"
     assert image.path("rootfs") == tmp_path / "image" / "rootfs.btrfs"
     assert image.version("kernel") == "sha256:" + hashlib.sha256(b"kernel").hexdigest()
@@ -51,7 +51,7 @@ def test_whole_image_is_loaded(tmp_path: Path):
 def test_missing_image_says_how_to_build_one(tmp_path: Path):
     """Without an image the error names the command that builds it."""
     with pytest.raises(ImageError, match="there is no guest image") as caught:
-        registry.load_image(tmp_path / "none")
+        images.load_image(tmp_path / "none")
     assert "ovm image build" in caught.value.hint
 
 
@@ -67,7 +67,7 @@ def test_missing_image_says_how_to_build_one(tmp_path: Path):
 def test_unknown_image_is_refused(tmp_path: Path, changes, said):
     """An image of another format, or without a file, is refused with what is wrong."""
     with pytest.raises(ImageError, match=said):
-        registry.load_image(put_image(tmp_path, **changes))
+        images.load_image(put_image(tmp_path, **changes))
 
 
 def test_cut_image_is_refused(tmp_path: Path):
@@ -75,16 +75,16 @@ def test_cut_image_is_refused(tmp_path: Path):
     put_image(tmp_path)
     (tmp_path / "initrd").write_text("ini")
     with pytest.raises(ImageError, match="has 3 bytes instead of 6"):
-        registry.load_image(tmp_path)
+        images.load_image(tmp_path)
     (tmp_path / "initrd").unlink()
     with pytest.raises(ImageError, match="initrd"):
-        registry.load_image(tmp_path)
+        images.load_image(tmp_path)
 
 
 async def test_origin_cannot_be_given_beside_an_image():
     """Files of one's own belong to create_linux_ovm; silently ignoring them would boot something else."""
     with pytest.raises(OptionError, match="origin_path"):
-        await registry.create_ovm(origin_path={})
+        await create_ovm(origin_path={})
 
 
 async def test_everything_has_a_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -97,8 +97,8 @@ async def test_everything_has_a_default(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setenv("OVM_HOME", str(tmp_path))
     monkeypatch.setattr(create, "create_linux_ovm", fake)
-    image = put_image(registry.default_image_dir(registry.host_arch()))
-    await registry.create_ovm("box", cpus=3, memoryMib=512)
+    image = put_image(images.default_image_dir(images.host_arch()))
+    await create_ovm("box", cpus=3, memoryMib=512)
     (options,) = asked
     assert options.origin_path.kernel == image / "kernel"
     assert options.origin_path.gvproxy is None

@@ -79,7 +79,7 @@ async def examine(platform: str = sys.platform) -> list[Check]:
     """Every check for that system, in the order of the table."""
     import asyncio
 
-    from ovm.registry import create as registry
+    from ovm.registry import images as registry
 
     arch = registry.host_arch()
     found = await asyncio.gather(*(_mac_programs() if platform == "darwin" else _linux_programs(arch)))
@@ -206,7 +206,7 @@ def check_mac(host: MacHost, linux: Version | None) -> Check:
 def _image_linux() -> Version | None:
     from ovm.errors import ImageError
     from ovm.hypervisors import macos
-    from ovm.registry import create as registry
+    from ovm.registry import images as registry
 
     try:
         return macos.linux_version(registry.load_image(registry.default_image_dir(registry.host_arch())).path("kernel"))
@@ -217,7 +217,7 @@ def _image_linux() -> Version | None:
 def check_image(directory: Path, platform: str) -> Check:
     """The default guest image is there and whole; on Linux one that is not yet there is built by the first start."""
     from ovm.errors import ImageError
-    from ovm.registry import create as registry
+    from ovm.registry import images as registry
 
     try:
         image = registry.load_image(directory)
@@ -365,7 +365,7 @@ async def _accelerator(arch: str) -> list[Check]:
     from ovm.errors import OVMError
     from ovm.host import programs
     from ovm.hypervisors import accel
-    from ovm.registry import create as registry
+    from ovm.registry import images as registry
 
     name = "accelerator"
     try:

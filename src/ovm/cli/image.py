@@ -155,7 +155,7 @@ def ls(as_json: bool, template: str | None) -> None:
             filled(_summary(found), template)
         return
     if not images:
-        from ovm.registry.create import image_hint
+        from ovm.registry.images import image_hint
 
         say(f"There is no image yet; {image_hint()}", err=True)
     for found in images:

@@ -134,7 +134,7 @@ def _given_up_by_signals() -> Iterator[None]:
 def provide_image(machine: Machine, shown: Steps) -> None:
     """Fetch the released image, or build one, unless there is one or the machine has one of its own."""
     from ovm import image
-    from ovm.registry import create as registry
+    from ovm.registry import images as registry
 
     if machine.settings().image is not None:
         return

@@ -47,7 +47,7 @@ from ovm.image.images import (
 )
 from ovm.image.place import check_target, into_place
 from ovm.process.child import users_environment
-from ovm.registry.create import image_hint
+from ovm.registry.images import image_hint
 from ovm.text.redaction import shown_url, without_credentials
 from ovm.trust import directories
 

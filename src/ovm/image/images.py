@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from ovm.errors import ImageError
-from ovm.registry.create import image_hint, read_manifest
+from ovm.registry.images import image_hint, read_manifest
 
 FORMAT = 1
 """Of ``image.json``; goes up when an older ovm could not use what a newer one builds."""

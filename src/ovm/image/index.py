@@ -10,7 +10,7 @@ import msgspec
 
 from ovm.errors import ImageError
 from ovm.image.images import Arch, Digest, FormatNumber, Size, Word
-from ovm.registry.create import image_hint
+from ovm.registry.images import image_hint
 
 INDEX = "index.json"
 INDEX_FORMAT = 1

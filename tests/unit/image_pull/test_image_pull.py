@@ -17,7 +17,7 @@ from ovm.image import PullOptions, list_images, pull_image, verify_image
 from ovm.image import download as downloading
 from ovm.image.index import read_index, released_image
 from ovm.image.release import MEMBERS
-from ovm.registry import create as registry
+from ovm.registry import images as registry
 from releases import (
     MIB,
     SOON_S,

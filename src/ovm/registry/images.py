@@ -1,0 +1,153 @@
+"""Guest images on this host: where they lie, and what their ``image.json`` says."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from ovm import hypervisors, paths
+from ovm.errors import ImageError
+from ovm.trust.files import read_file
+
+IMAGE_MANIFEST = "image.json"
+IMAGE_GUESTS = ("ovm", "bare")
+"""What an image may hold, as :class:`ovm.Options` calls it."""
+IMAGE_FORMAT = 1
+MANIFEST_MAX_BYTES = 1 << 20
+_DEBIAN_ARCH: dict[hypervisors.Arch, str] = {"x86_64": "amd64", "aarch64": "arm64"}
+IMAGE_FILES = {"kernel": "kernel", "initrd": "initrd", "rootfs": "rootfs.btrfs"}
+"""What a machine needs of an image, and the file it is in."""
+
+
+_Word = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,31}\Z")]
+
+
+class _File(msgspec.Struct, frozen=True):
+    size: Annotated[int, msgspec.Meta(gt=0, le=1 << 40)]
+    sha256: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+
+
+class _Manifest(msgspec.Struct, frozen=True):
+    """What of ``image.json`` is read here."""
+
+    format: Annotated[int, msgspec.Meta(ge=0, le=1000)]
+    guest: _Word
+    arch: _Word
+    files: dict[str, _File]
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A guest image as its ``image.json`` describes it; its files are there and have the right sizes."""
+
+    directory: Path
+    guest: str
+    """One of IMAGE_GUESTS."""
+    arch: str
+    sha256: dict[str, str]
+    """Of the ``kernel``, the ``initrd`` and the ``rootfs``."""
+
+    def path(self, role: str) -> Path:
+        """The file that is the ``kernel``, ``initrd`` or ``rootfs``."""
+        return self.directory / IMAGE_FILES[role]
+
+    def version(self, role: str) -> str:
+        """Changes when that file's content does."""
+        return f"sha256:{self.sha256[role]}"
+
+
+def image_dir(name: str) -> Path:
+    """Where the image ``name`` lies: one of those of this user, or with a ``/`` in it a path."""
+    return paths.expanded(name) if "/" in name else paths.images_dir() / name
+
+
+def host_arch() -> str:
+    """This host's architecture as Debian and container images call it.
+
+    Raises:
+        UnsupportedError: there is no guest for it.
+    """
+    return _DEBIAN_ARCH[hypervisors.host_arch()]
+
+
+def default_image_dir(arch: str) -> Path:
+    """Where the guest image lies that is used unless another is given."""
+    return paths.images_dir() / f"default-{arch}"
+
+
+def load_image(directory: Path) -> Image:
+    """The guest image in ``directory``.
+
+    Raises:
+        ImageError: it is missing, unknown, or a file of it is missing or cut.
+    """
+    try:
+        manifest = msgspec.json.decode(read_manifest(directory), type=_Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ImageError(f"{directory / IMAGE_MANIFEST} cannot be read: {error}", hint=image_hint()) from error
+    if manifest.guest not in IMAGE_GUESTS or manifest.format != IMAGE_FORMAT:
+        raise ImageError(
+            f"the image in {directory} is of another kind: {manifest.guest}, format {manifest.format}",
+            hint=image_hint(),
+        )
+    for role, name in IMAGE_FILES.items():
+        if role not in manifest.files:
+            raise ImageError(f"the image in {directory} lacks its {role}", hint=image_hint())
+        _check_size(directory / name, manifest.files[role].size)
+    sha256 = {role: manifest.files[role].sha256 for role in IMAGE_FILES}
+    return Image(directory=directory, guest=manifest.guest, arch=manifest.arch, sha256=sha256)
+
+
+def read_manifest(directory: Path) -> bytes:
+    """What the ``image.json`` in ``directory`` holds.
+
+    Raises:
+        ImageError: there is none, it cannot be read, or is too long to be one.
+    """
+    path = directory / IMAGE_MANIFEST
+    try:
+        return read_file(path, MANIFEST_MAX_BYTES)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImageError(f"there is no guest image in {directory}", hint=image_hint()) from error
+    except (OSError, ValueError) as error:  # the latter for what can be no path
+        raise ImageError(f"{path} cannot be read: {error}", hint=image_hint()) from error
+
+
+def _check_size(path: Path, wanted: int) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise ImageError(f"the image lacks {path}: {error.strerror}", hint=image_hint()) from error
+    if size != wanted:
+        raise ImageError(f"{path} has {size} bytes instead of {wanted}", hint=image_hint())
+
+
+def image_hint() -> str:
+    """How to come by a guest image on this host."""
+    arch = host_arch()
+    if is_released(arch):
+        return "fetch it: ovm image pull"
+    if sys.platform == "linux":
+        return "build it: ovm image build"
+    return (
+        f"build it on Linux with `ovm image build --arch {arch}` and copy the directory to {default_image_dir(arch)}, "
+        "or fetch one that was packed: ovm image pull URL"
+    )
+
+
+def is_released(arch: str) -> bool:
+    """Whether an image for ``arch`` was released with this copy of ovm."""
+    from importlib import resources
+
+    index = (resources.files("ovm") / "image" / "index.json").read_bytes()
+    return arch in msgspec.json.decode(index, type=_Index).images
+
+
+class _Index(msgspec.Struct):
+    """What of the index of released images is read here."""
+
+    images: dict[str, msgspec.Raw]
