@@ -20,7 +20,7 @@ from ovm.hypervisors import accel
 from ovm.integrations import docker_context, ssh_config
 from ovm.process import lock, orphans
 from ovm.registry import images as registry
-from ovm.registry import machines, records, settings
+from ovm.registry import machines, records, removal, settings
 from ovm.registry.machines import Machine
 from ovm.registry.records import Ended, ServiceRecord
 from ovm.testing import LOCK as TESTS_LOCK
@@ -60,7 +60,7 @@ READERS: dict[str, tuple[str, Read]] = {
     "last end": (machines.ENDED, lambda machine: records.read(machine.ended_record, Ended)),
     "service lock": (machines.SERVICE_LOCK, machines.at_rest),
     "owner's lock": (f"target/{paths.LOCK}", lambda machine: (machines.at_rest(machine), lock.owner(machine.target))),
-    "owner's lock, taken": (f"target/{paths.LOCK}", machines.forget_memory),
+    "owner's lock, taken": (f"target/{paths.LOCK}", removal.forget_memory),
     "machine": (f"target/{paths.MACHINE}", lambda machine: data.load_machine(paths.TargetPaths(machine.target))),
     "versions": (f"target/{paths.VERSIONS}", lambda machine: disk_records.load(paths.TargetPaths(machine.target))),
     "digests": (f"target/{paths.DIGESTS}", lambda machine: disk_records.load(paths.TargetPaths(machine.target))),

@@ -23,7 +23,7 @@ from ovm.cli import doctor
 from ovm.errors import OVMError, UntrustedError
 from ovm.machine import prepare
 from ovm.model.options import Options
-from ovm.registry import machines
+from ovm.registry import machines, removal
 from ovm.service import launch
 from ovm.service.run import _listening
 from ovm.testing import sharing
@@ -335,5 +335,5 @@ def test_what_is_exchanged_while_a_machine_is_removed_is_not_removed(lay_out, st
     with stranger.doing(exchange):
         for _ in range(100):
             machines.of(NAME).write_settings("")
-            machines.remove(machines.of(NAME))
+            removal.remove(machines.of(NAME))
     assert everything_below(scene.bait) == before

@@ -19,7 +19,7 @@ import soak
 from ovm import cli, errors
 from ovm.disks import atomic
 from ovm.integrations import docker_context
-from ovm.registry import machines
+from ovm.registry import machines, removal
 from ovm.registry.machines import Machine
 from ovm.trust import locks
 from strangers import Stranger
@@ -182,7 +182,7 @@ def test_whoever_holds_the_lock_is_named(machine, monkeypatch):
         with pytest.raises(errors.InUseError, match=f"held by process {pid}"):
             machine.write_settings("cpus = 2\n")
         with pytest.raises(errors.InUseError, match=f"held by process {pid}"):
-            machines.remove(machine)
+            removal.remove(machine)
     assert machine.settings_text() == before
     machine.write_settings("cpus = 2\n")
 
@@ -202,7 +202,7 @@ def test_an_edit_is_not_written_over_a_change_that_came_meanwhile(machine, home,
 
 def test_a_change_does_not_bring_back_a_machine_that_was_removed(machine):
     """B13: a removal and a change of settings exclude each other."""
-    machines.remove(machine)
+    removal.remove(machine)
     with pytest.raises(errors.StateError, match="no machine called dev"):
         machine.change_settings(lambda text: text + "cpus = 2\n")
     assert not machine.directory.exists()

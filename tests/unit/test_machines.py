@@ -21,7 +21,7 @@ from ovm import errors
 from ovm.errors import HelperExited
 from ovm.model.options import Options
 from ovm.process import identity, lock
-from ovm.registry import machines, records
+from ovm.registry import machines, records, removal
 from ovm.registry.machines import Machine
 from ovm.registry.records import Ended, ServiceRecord
 from ovm.trust import locks
@@ -177,7 +177,7 @@ def test_a_machine_of_a_service(made):
         assert (rest.held_by, rest.pid, rest.state, rest.why) == ("service", pid, "alive", "")
         machines.refuse_others(machine)
         with pytest.raises(errors.InUseError) as refused:
-            machines.remove(machine)
+            removal.remove(machine)
         assert refused.value.hint == "stop it first: ovm stop dev"
     assert machine.target.is_dir()
 
@@ -190,7 +190,7 @@ async def test_a_machine_of_another_program(made):
         with pytest.raises(errors.InUseError, match=f"held by process {os.getpid()}"):
             machines.refuse_others(machine)
         with pytest.raises(errors.InUseError, match="held by process"):
-            machines.remove(machine)
+            removal.remove(machine)
     assert machines.at_rest(machine).held_by == "nobody"
     machines.refuse_others(machine)
 
@@ -211,11 +211,11 @@ def test_a_service_that_was_killed(made):
     rest = machines.at_rest(machine)
     why = f"its service (process {record.pid}) was killed"
     assert (rest.held_by, rest.state, rest.why) == ("nobody", "crashed", why)
-    machines.remove(machine)
+    removal.remove(machine)
     assert machines.names() == []
 
 
-@pytest.mark.parametrize("change", [machines.remove, machines.forget_memory])
+@pytest.mark.parametrize("change", [removal.remove, removal.forget_memory])
 @pytest.mark.parametrize("name", ["service.lock", "target/ovm.lock"])
 def test_a_look_at_a_lock_is_waited_for(made, monkeypatch, change, name):
     """A machine is removed, or its saved state deleted, although ``ovm ls`` looks at its locks at that moment."""
@@ -231,7 +231,7 @@ def test_a_look_without_end_is_not_waited_for(made, monkeypatch):
     machine = made("dev")
     monkeypatch.setattr(locks, "LOOK_WAIT_S", 0.0)
     with look_at(machine.service_lock), pytest.raises(errors.InUseError, match="is being started"):
-        machines.remove(machine)
+        removal.remove(machine)
     assert machine.target.is_dir()
 
 
@@ -262,7 +262,7 @@ def test_what_a_killed_service_has_left_is_no_machine_that_runs(made):
         assert "was killed" in rest.why
         machines.refuse_others(machine)
         with pytest.raises(errors.InUseError, match="not gone yet"):
-            machines.remove(machine)
+            removal.remove(machine)
         machine.service_record.unlink()
         assert machines.at_rest(machine).why == f"the program that held it (process {record.pid}) was killed"
 
@@ -278,7 +278,7 @@ def test_a_machine_is_removed_whole(made):
     leftover = machine.directory.with_name(".ovm-removed.dev")
     leftover.mkdir()
     (leftover / "data.img").touch()
-    machines.remove(machine)
+    removal.remove(machine)
     assert machines.names() == ["other"]
     assert sorted(path.name for path in machine.directory.parent.iterdir()) == [".settings.lock", "other"]
     assert not machine.sockets.directory.exists()
@@ -294,7 +294,7 @@ def test_a_machine_that_cannot_be_removed(made, tmp_path):
     machine.directory.parent.mkdir(parents=True)
     machine.directory.symlink_to(elsewhere)
     with pytest.raises(errors.FileError, match="symbolic link"):
-        machines.remove(machine)
+        removal.remove(machine)
     assert machines.names() == ["dev"]
     assert list(elsewhere.iterdir()) == []
 

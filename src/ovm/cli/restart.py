@@ -19,10 +19,10 @@ def command(ui: Ui, /, name: str, *, as_json: bool) -> None:
     from ovm.cli.start import start
     from ovm.cli.stop import stop
     from ovm.errors import InUseError
-    from ovm.registry import machines
+    from ovm.registry import machines, removal
 
     machine = machines.find(name)
     stop(ui, name)
     with contextlib.suppress(InUseError):  # another command has started it meanwhile
-        machines.forget_memory(machine)
+        removal.forget_memory(machine)
     start(ui, machine, as_json=as_json)

@@ -24,7 +24,7 @@ def command(name: tuple[str, ...], *, yes: bool) -> None:
     from ovm.errors import OVMError
     from ovm.integrations import autostart
     from ovm.paths import SocketPaths
-    from ovm.registry import machines
+    from ovm.registry import machines, removal
 
     doomed = [machines.find(one) for one in dict.fromkeys(name)]
     for machine in doomed:  # all or none
@@ -37,7 +37,7 @@ def command(name: tuple[str, ...], *, yes: bool) -> None:
             autostart.remove(machine.name)
         except OVMError as error:
             problems.append(error)
-        machines.remove(machine)
+        removal.remove(machine)
         for problem in problems:
             say(*f"ovm: {problem}".split("\n"), err=True)
         say(f"removed {machine.name}", err=True)

@@ -58,13 +58,13 @@ def command(
     What is given by options is written into the machine's settings.
     """
     from ovm.cli import init
-    from ovm.registry import machines
+    from ovm.registry import machines, removal
 
     machine = machines.of(name)
     if changed := init.write(machine, given):
         say(f"set in {machine.settings_path}: {', '.join(changed)}", err=True)
     if cold:
-        machines.forget_memory(machine)
+        removal.forget_memory(machine)
     wanted = Timings(as_table=timings, picture=timeline)
     return start(ui, machine, as_json=as_json, foreground=foreground, timings=wanted)
 

@@ -16,13 +16,13 @@ from typing import Literal
 
 from ovm import paths
 from ovm.disks.atomic import disk_errors, write_through
-from ovm.errors import FileError, InUseError, OptionError, StateError, UntrustedError
+from ovm.errors import FileError, InUseError, OptionError, StateError
 from ovm.process import identity
 from ovm.registry.records import Ended, ServiceRecord, read
 from ovm.registry.settings import RESTART_KEYS, SETTINGS_MAX_BYTES, Settings, parse
 from ovm.trust import directories
 from ovm.trust.files import advice, read_file
-from ovm.trust.locks import held, is_held, owned
+from ovm.trust.locks import held, is_held
 
 SETTINGS = "machine.toml"
 SETTINGS_LOCK = ".settings.lock"
@@ -402,70 +402,6 @@ def restart_needed(machine: Machine, started: Settings) -> list[str]:
     except (FileError, ValueError):  # somebody is editing it
         return []
     return [key for key in sorted(RESTART_KEYS) if getattr(now, key) != getattr(started, key)]
-
-
-def remove(machine: Machine) -> None:
-    """Remove it with all its data. Its name is free at once, even if this is killed.
-
-    Raises:
-        InUseError: somebody holds it.
-        FileError: something cannot be removed.
-    """
-    import shutil
-
-    refuse_running(machine)
-    if machine.directory.is_symlink():
-        raise FileError(f"{machine.directory} is a symbolic link", hint="remove what it leads to, then the link")
-    doomed = machine.directory.with_name(f".ovm-removed.{machine.name}")
-    socket_dir = machine.socket_dir
-    try:
-        with _nobody_else(machine):
-            if doomed.exists():  # of one that was killed
-                shutil.rmtree(doomed)
-            machine.directory.rename(doomed)
-            _remove_sockets(socket_dir)
-            shutil.rmtree(doomed)
-    except OSError as error:
-        raise FileError(
-            f"{error.filename or machine.directory} cannot be removed: {error.strerror or error}"
-        ) from error
-
-
-def _remove_sockets(directory: Path) -> None:
-    """Remove a directory of ours; what another user has laid out in its place is not touched."""
-    import shutil
-
-    with contextlib.suppress(OSError, UntrustedError):
-        directories.check(directory)
-        with directories.opened(directory.parent) as above:
-            shutil.rmtree(directory.name, dir_fd=above)
-
-
-def forget_memory(machine: Machine) -> None:
-    """Have its next start boot, even if it is suspended.
-
-    Raises:
-        InUseError: somebody holds it.
-        FileError: the memory cannot be removed.
-    """
-    from ovm.disks import saved_state
-
-    refuse_running(machine)
-    with _nobody_else(machine):
-        saved_state.discard(paths.TargetPaths(machine.target))
-
-
-@contextlib.contextmanager
-def _nobody_else(machine: Machine) -> Iterator[None]:
-    """Nobody can begin to run it, or change its settings, while inside."""
-    with settings_held(), contextlib.ExitStack() as locks:
-        for path in (machine.service_lock, machine.target / paths.LOCK):
-            if path.parent.is_dir():
-                fd = owned(path, replace=path.name == paths.LOCK)
-                if fd is None:
-                    raise InUseError(f"{machine.name} is being started", hint=f"ovm stop {machine.name}")
-                locks.callback(os.close, fd)
-        yield
 
 
 def _stat(path: Path) -> os.stat_result | None:
