@@ -1,4 +1,4 @@
-"""A gvproxy for a test, without a guest."""
+"""A gvproxy for a test, without a guest; and ports as podman announces them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from ovm.model.ports import Forward, Protocol
 from ovm.network import gvproxy
 from ovm.paths import SocketPaths
 from ovm.process.child import Group
@@ -19,3 +20,8 @@ async def started(
     gvproxy.lay_out(sockets)
     async with gvproxy.start(group, program, sockets, log_path, wire=wire) as network:
         yield network
+
+
+def published(protocol: Protocol, address: str, port: int) -> Forward:
+    """A port that a container publishes; ``address`` is empty where ``-p`` named none."""
+    return Forward(protocol=protocol, host_address=address, host_port=port, guest_port=port, purpose="container")

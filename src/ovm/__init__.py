@@ -66,9 +66,9 @@ if TYPE_CHECKING:
     from ovm.model.options import Options as Options
     from ovm.model.options import OriginPath as OriginPath
     from ovm.model.options import Versions as Versions
+    from ovm.model.ports import Forward as Forward
     from ovm.model.states import StateInfo as StateInfo
     from ovm.model.states import VMState as VMState
-    from ovm.network.gvproxy import Forward as Forward
     from ovm.process.guard import freeze_support as freeze_support
     from ovm.registry.create import create_ovm as create_ovm
     from ovm.service.remote import RemoteOVM as RemoteOVM
@@ -87,7 +87,7 @@ _HOME = {
     "OriginPath": "model.options",
     "Versions": "model.options",
     "Mount": "model.options",
-    "Forward": "network.gvproxy",
+    "Forward": "model.ports",
     "Pruned": "machine.prune",
     "FileState": "disks.verify",
     "ExecResult": "guest.ssh",

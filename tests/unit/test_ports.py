@@ -8,9 +8,11 @@ import json
 
 import pytest
 
+from networks import published
 from ovm.errors import PortError
 from ovm.guest import port_publisher
-from ovm.guest.port_publisher import PEER, Published, Publisher, Refused, parse
+from ovm.guest.port_publisher import PEER, Publisher, Refused, parse
+from ovm.model.ports import Forward
 
 EXPOSE, UNEXPOSE = "/services/forwarder/expose", "/services/forwarder/unexpose"
 
@@ -29,7 +31,7 @@ EXPOSE, UNEXPOSE = "/services/forwarder/expose", "/services/forwarder/unexpose"
 )
 def test_what_podman_says_is_understood(target, body, wanted):
     """Each form podman uses names the protocol, the address if one was asked for, and the port."""
-    assert parse(target, json.dumps(body).encode()) == (Published(*wanted[:3]), wanted[3])
+    assert parse(target, json.dumps(body).encode()) == (published(*wanted[:3]), wanted[3])
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def test_what_podman_says_is_understood(target, body, wanted):
 def test_anything_else_is_refused(target, body, status):
     """What is no request of podman's is refused with a status, above all a unix socket of the host."""
     if status is None:
-        assert parse(target, body)[0] == Published("tcp", "", 80)
+        assert parse(target, body)[0] == published("tcp", "", 80)
         return
     with pytest.raises(Refused) as caught:
         parse(target, body)
@@ -69,12 +71,12 @@ class Guest:
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self.decided: list[tuple[Published, bool]] = []
+        self.decided: list[tuple[Forward, bool]] = []
         self.refusal: Exception | None = None
         self.peer = "podman"
         self.asked: list[str] = []
 
-    async def decide(self, wanted: Published, opened: bool) -> None:
+    async def decide(self, wanted: Forward, opened: bool) -> None:
         self.decided.append((wanted, opened))
         if self.refusal:
             raise self.refusal
@@ -123,7 +125,7 @@ async def test_podman_is_obeyed(guest):
     assert await guest.post(EXPOSE, {"local": ":8080", "protocol": "tcp"}) == (200, "")
     assert guest.asked == [f"{PEER} {guest.came_from}"]
     assert await guest.post(UNEXPOSE, {"local": ":8080", "protocol": "tcp"}) == (200, "")
-    assert guest.decided == [(Published("tcp", "", 8080), True), (Published("tcp", "", 8080), False)]
+    assert guest.decided == [(published("tcp", "", 8080), True), (published("tcp", "", 8080), False)]
 
 
 async def test_nobody_else_is_obeyed(guest):

@@ -10,14 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from networks import started
+from networks import published, started
 from ovm.errors import OptionError, PortError
 from ovm.guest.clock import Clock
-from ovm.guest.port_publisher import Published
 from ovm.guest.ssh import SSH
 from ovm.machine.running import Session
 from ovm.model.options import Options
-from ovm.network.gvproxy import Forward, free_port
+from ovm.model.ports import Forward
+from ovm.network.gvproxy import free_port
 from ovm.paths import KeyPaths, SocketPaths
 from ovm.wire.error import WireError
 
@@ -105,20 +105,20 @@ def addresses(session: Session) -> list[tuple[str, str, int, str]]:
 async def test_where_a_published_port_is_bound(default, asked, bound):
     """A published port is bound where ``-p`` says, else at the default, which is this host alone."""
     session = make_session(default)
-    await session.publish(Published("tcp", asked, 8080), True)
+    await session.publish(published("tcp", asked, 8080), True)
     assert addresses(session) == [("tcp", bound, 8080, "container")]
 
 
 async def test_an_address_that_is_none_is_refused(session):
     """Whatever else stands where the address should is refused before gvproxy sees it."""
     with pytest.raises(OptionError):
-        await session.publish(Published("tcp", "evil.example", 80), True)
+        await session.publish(published("tcp", "evil.example", 80), True)
     assert session.network.calls == []
 
 
 async def test_podman_may_repeat_itself(session):
     """Announcing an open port again changes nothing, and it is closed once."""
-    wanted = Published("tcp", "", 8080)
+    wanted = published("tcp", "", 8080)
     await session.publish(wanted, True)
     await session.publish(wanted, True)
     await session.publish(wanted, False)
@@ -129,9 +129,9 @@ async def test_podman_may_repeat_itself(session):
 
 async def test_tcp_and_udp_are_two_ports(session):
     """The same number can be published for both protocols, and closing one leaves the other."""
-    await session.publish(Published("tcp", "", 53), True)
-    await session.publish(Published("udp", "", 53), True)
-    await session.publish(Published("tcp", "", 53), False)
+    await session.publish(published("tcp", "", 53), True)
+    await session.publish(published("udp", "", 53), True)
+    await session.publish(published("tcp", "", 53), False)
     assert addresses(session) == [("udp", "127.0.0.1:53", 53, "container")]
 
 
@@ -139,10 +139,10 @@ async def test_a_refused_port_is_not_remembered(session):
     """A port that could not be opened is not listed, and can be asked for again."""
     session.network.taken.add(8080)
     with pytest.raises(PortError):
-        await session.publish(Published("tcp", "", 8080), True)
+        await session.publish(published("tcp", "", 8080), True)
     assert addresses(session) == []
     session.network.taken.clear()
-    await session.publish(Published("tcp", "", 8080), True)
+    await session.publish(published("tcp", "", 8080), True)
     assert len(addresses(session)) == 1
 
 
@@ -150,15 +150,15 @@ async def test_a_container_cannot_take_or_close_what_the_user_exported(session):
     """An exported port is neither given to a container nor closed by one."""
     exported = await session.export(8080, 80, "tcp", "127.0.0.1")
     with pytest.raises(PortError, match="in use"):
-        await session.publish(Published("tcp", "", 8080), True)
-    await session.publish(Published("tcp", "", 8080), False)
+        await session.publish(published("tcp", "", 8080), True)
+    await session.publish(published("tcp", "", 8080), False)
     assert list(session.forwards.values()) == [exported]
     assert exported.purpose == "export"
 
 
 async def test_the_user_cannot_close_a_containers_port(session):
     """``unexport_port`` closes what was exported, not what a container published; the error lists what is open."""
-    await session.publish(Published("tcp", "", 8080), True)
+    await session.publish(published("tcp", "", 8080), True)
     with pytest.raises(PortError, match="is not exported") as caught:
         await session.unexport(8080, "tcp", "127.0.0.1")
     assert "127.0.0.1:8080" in caught.value.hint
@@ -188,8 +188,8 @@ async def test_what_was_exported_can_be_closed(session):
 async def test_a_reboot_forgets_the_containers_ports_alone(session):
     """After the guest was reset, exported ports are still open and containers' are not."""
     await session.export(1, 1, "tcp", "127.0.0.1")
-    await session.publish(Published("tcp", "", 2), True)
-    await session.publish(Published("udp", "", 3), True)
+    await session.publish(published("tcp", "", 2), True)
+    await session.publish(published("udp", "", 3), True)
     session.network.open.pop(("udp", "127.0.0.1:3"))  # even if gvproxy has lost one of them
     async with asyncio.timeout(5):
         await session.guest_was_reset()

@@ -21,6 +21,7 @@ import msgspec
 
 from ovm.errors import OVMError
 from ovm.guest.sparing import Sparing
+from ovm.model.ports import Forward, Protocol
 from ovm.text.printable import GuestText
 
 if TYPE_CHECKING:
@@ -50,20 +51,10 @@ class _Request(msgspec.Struct):
 
     local: str
     remote: str = ""
-    protocol: Literal["tcp", "udp", ""] = ""
+    protocol: Protocol | Literal[""] = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A port that podman wants opened or closed on the host."""
-
-    protocol: Literal["tcp", "udp"]
-    address: str
-    """Empty where ``-p`` named none."""
-    port: int
-
-
-Decide = Callable[[Published, bool], Awaitable[None]]
+Decide = Callable[[Forward, bool], Awaitable[None]]
 """Opens (``True``) or closes a port; raises an OVMError to refuse."""
 
 
@@ -75,8 +66,8 @@ class Refused(Exception):
         self.status = status
 
 
-def parse(target: str, body: bytes) -> tuple[Published, bool]:
-    """What a request wants: the port, and whether it is to be opened.
+def parse(target: str, body: bytes) -> tuple[Forward, bool]:
+    """Return the port that a request names, and whether to open it. Its address is empty where ``-p`` named none.
 
     Raises:
         Refused: it is no request of podman's.
@@ -92,7 +83,14 @@ def parse(target: str, body: bytes) -> tuple[Published, bool]:
         raise Refused(400, f"not understood: {error}") from error
     if not 1 <= number <= 65535:
         raise Refused(400, f"{number} is no port")
-    return Published(request.protocol or "tcp", address.strip("[]"), number), actions[target]
+    forward = Forward(
+        protocol=request.protocol or "tcp",
+        host_address=address.strip("[]"),
+        host_port=number,
+        guest_port=number,
+        purpose="container",
+    )
+    return forward, actions[target]
 
 
 @dataclass(frozen=True, slots=True)

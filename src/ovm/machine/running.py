@@ -10,16 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ovm.errors import GuestError, HostKeyMismatch, OVMError, PortError
 from ovm.guest.boot_channel import ReadyChannel
 from ovm.guest.clock import CORE_GOOD_ENOUGH_S, CORE_HELPER, CORE_KICK, Clock, ClockSync, spoken
-from ovm.guest.port_publisher import Published, Publisher
+from ovm.guest.port_publisher import Publisher
 from ovm.guest.profiles import PROFILES, Profile
 from ovm.guest.ssh import SSH
 from ovm.hypervisors import Control
 from ovm.model.options import PODMAN_PORT_FIRST, Options
+from ovm.model.ports import Forward, Protocol
 from ovm.model.validation import check_address
-from ovm.network.gvproxy import Forward, Network, Protocol
+from ovm.network.gvproxy import Network
 from ovm.paths import SocketPaths
 from ovm.process.child import Child
 from ovm.text.printable import GuestText
@@ -207,20 +210,14 @@ class Session:
             else:
                 return
 
-    async def publish(self, wanted: Published, opened: bool) -> None:
+    async def publish(self, wanted: Forward, opened: bool) -> None:
         """Open or close what podman announces, within the policy: loopback unless ``-p`` names an address.
 
         Raises:
             PortError: the port is taken or may not be bound.
         """
-        address = check_address("published address", wanted.address or self.options.publish_address)
-        forward = Forward(
-            protocol=wanted.protocol,
-            host_address=address,
-            host_port=wanted.port,
-            guest_port=wanted.port,
-            purpose="container",
-        )
+        address = check_address("published address", wanted.host_address or self.options.publish_address)
+        forward = msgspec.structs.replace(wanted, host_address=address)
         known = self.forwards.get(forward.key)
         if opened:
             if not self.network.keeps(forward):  # podman repeats itself after a restart

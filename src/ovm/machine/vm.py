@@ -19,9 +19,9 @@ from ovm.machine.suspend import SUSPEND_TIMEOUT_S
 from ovm.machine.suspend import check as check_suspension
 from ovm.model.events import Event, EventName, Events, Listener
 from ovm.model.info import Health, Info
+from ovm.model.ports import Forward, Protocol
 from ovm.model.states import StateInfo, VMState, state_info
 from ovm.model.validation import check_address, check_port
-from ovm.network.gvproxy import Forward, Protocol
 from ovm.paths import KeyPaths, TargetPaths
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from ovm.model.validation import CHECKS, Accelerator, check_address, check_port
 
 if TYPE_CHECKING:
     from ovm.model.options import Mount
+    from ovm.model.ports import Protocol
 
-Protocol = Literal["tcp", "udp"]
 Proxy = Literal["host", "none"]
 
 SETTINGS_MAX_BYTES = 64 << 10

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from ovm.model.info import Health, Info
+from ovm.model.ports import Protocol, Purpose
 from ovm.model.states import StateInfo, VMState
 from ovm.model.validation import PORT_MAX, SECONDS_MAX
 
@@ -18,7 +19,6 @@ API = 1
 STOP_TIMEOUT_S = 90.0
 SUSPEND_TIMEOUT_S = 300.0
 
-Protocol = Literal["tcp", "udp"]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=SECONDS_MAX)]
 Port = Annotated[int, msgspec.Meta(ge=1, le=PORT_MAX)]
 PortOrAny = Annotated[int, msgspec.Meta(ge=0, le=PORT_MAX)]
@@ -154,7 +154,7 @@ class PortOpen(msgspec.Struct, frozen=True, kw_only=True):
     host_address: str
     host_port: int
     guest_port: int
-    purpose: Literal["export", "container"]
+    purpose: Purpose
 
 
 class Exec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

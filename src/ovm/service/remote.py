@@ -17,9 +17,9 @@ from ovm.guest.ssh import COLLECTED_MAX_BYTES, Collected, ExecResult
 from ovm.machine.prune import Pruned
 from ovm.model.events import EVENT_NAMES, Event, Events, Listener
 from ovm.model.info import Health, Info
+from ovm.model.ports import Forward, Protocol
 from ovm.model.states import StateInfo
 from ovm.model.validation import check_seconds
-from ovm.network.gvproxy import Forward, Protocol
 from ovm.service import client
 from ovm.service import protocol as p
 from ovm.wire import http

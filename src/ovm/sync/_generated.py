@@ -19,8 +19,8 @@ from ovm.machine.suspend import SUSPEND_TIMEOUT_S
 from ovm.machine.vm import READY_TIMEOUT_S
 from ovm.model.info import Health, Info
 from ovm.model.options import Options
+from ovm.model.ports import Forward, Protocol
 from ovm.model.states import StateInfo, VMState
-from ovm.network.gvproxy import Forward, Protocol
 from ovm.registry.create import create_ovm as create_ovm_async
 from ovm.registry.machines import DEFAULT_MACHINE
 from ovm.service import protocol as p
