@@ -13,7 +13,8 @@ import ovm
 from bench.samples import alternate, timed
 from bench.setting import Bench
 from ovm.model.ports import join
-from ovm.network.gvproxy import GUEST_ADDRESS, free_port
+from ovm.network.gvproxy import GUEST_ADDRESS
+from ovm.network.host_ports import free_port
 from ovm.paths import SocketPaths
 from ovm.wire import http
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import under
 from full import BUSYBOX_IMAGE
-from ovm.network.gvproxy import free_port
+from ovm.network.host_ports import free_port
 
 TIMEOUT_S = 180
 SOON_S = 2

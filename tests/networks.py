@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from ovm.model.ports import Forward, Protocol
-from ovm.network import gvproxy
+from ovm.network import forwarding, gvproxy
 from ovm.paths import SocketPaths
 from ovm.process.child import Group
 
@@ -15,10 +15,10 @@ from ovm.process.child import Group
 @asynccontextmanager
 async def started(
     group: Group, program: Path, sockets: SocketPaths, log_path: Path, *, wire: gvproxy.Wire
-) -> AsyncIterator[gvproxy.Network]:
+) -> AsyncIterator[forwarding.Network]:
     """As a machine starts it."""
     gvproxy.lay_out(sockets)
-    async with gvproxy.start(group, program, sockets, log_path, wire=wire) as network:
+    async with forwarding.start(group, program, sockets, log_path, wire=wire) as network:
         yield network
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from networks import started
 from ovm.errors import FileError
-from ovm.network.gvproxy import Network, lay_out
+from ovm.network.forwarding import Network
+from ovm.network.gvproxy import lay_out
 from ovm.paths import LOCK, SocketPaths
 from ovm.process import confine
 from ovm.process.child import Group, process_group

@@ -22,8 +22,9 @@ from ovm.hypervisors import Happening, qemu, vfkit
 from ovm.hypervisors.accel import Emulator
 from ovm.model.ports import Forward
 from ovm.model.states import VMState
-from ovm.network import gvproxy
-from ovm.network.gvproxy import Network
+from ovm.network import forwarding
+from ovm.network.forwarding import Network
+from ovm.network.host_ports import free_port
 from ovm.paths import SocketPaths
 from ovm.process.child import Child
 from ovm.text.printable import LENGTH_MAX
@@ -163,14 +164,14 @@ async def test_whatever_gvproxy_answers(
 ) -> None:
     """A port is open or a PortError."""
     monkeypatch.setitem(http.UnixHTTP.post.__kwdefaults__, "timeout_s", SOON_S)
-    monkeypatch.setattr(gvproxy, "PICK_ATTEMPTS", 2)
+    monkeypatch.setattr(forwarding, "PICK_ATTEMPTS", 2)
     server.answers = [answer]
-    port = gvproxy.free_port("tcp", "127.0.0.1", 0)
+    port = free_port("tcp", "127.0.0.1", 0)
     assert port
     forward = Forward(protocol="tcp", host_address="127.0.0.1", host_port=port, guest_port=80)
     sockets = SocketPaths(server.path.parent)
     async with asyncio.timeout(BOUND_S), http.connect(server.path) as client:
-        network = Network(None, sockets, server.path, client)  # type: ignore[arg-type]
+        network = Network(None, sockets, client)  # type: ignore[arg-type]
         network._up.set()
         for order in (
             lambda: network.expose(forward),

@@ -14,8 +14,10 @@ import pytest
 from networks import started
 from ovm.errors import HelperExited, PortError
 from ovm.model.ports import Forward, join
-from ovm.network import gvproxy as network_module
-from ovm.network.gvproxy import argv, free_port
+from ovm.network import forwarding
+from ovm.network import gvproxy as gvproxy_module
+from ovm.network.gvproxy import argv
+from ovm.network.host_ports import free_port
 from ovm.paths import SocketPaths
 from ovm.process.probe import GVPROXY, check_helper
 from ovm.wire.error import WireError
@@ -169,13 +171,13 @@ async def test_a_lost_race_picks_again(network, unused_port, monkeypatch):
     """A port that somebody takes between our look and gvproxy's bind is passed over."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         answers = iter([taken.getsockname()[1], unused_port])
-        monkeypatch.setattr(network_module, "free_port", lambda *_: next(answers))
+        monkeypatch.setattr(forwarding, "free_port", lambda *_: next(answers))
         assert (await network.pick(80)).host_port == unused_port
 
 
 async def test_no_port_to_be_had_is_told(network, monkeypatch):
     """When no port is free the error names the protocol, the address and where the search began."""
-    monkeypatch.setattr(network_module, "free_port", lambda *_: None)
+    monkeypatch.setattr(forwarding, "free_port", lambda *_: None)
     with pytest.raises(PortError, match=r"no udp port of 127\.0\.0\.1 is free from 65530 up"):
         await network.pick(80, first=65530, protocol="udp")
 
@@ -208,7 +210,7 @@ async def test_two_machines_have_two_networks(group, network, gvproxy, short_pat
 
 async def test_a_gvproxy_that_ends_at_once_is_told(group, gvproxy, short_path, tmp_path, monkeypatch):
     """It is HelperExited with its last words, not a wait until the deadline."""
-    monkeypatch.setattr(network_module, "argv", lambda program, *_: [str(program), "-listen", "unix:///missing/x.sock"])
+    monkeypatch.setattr(gvproxy_module, "argv", lambda program, *_: [str(program), "-listen", "unix:///missing/x.sock"])
     async with asyncio.timeout(10):
         with pytest.raises(HelperExited) as caught:
             async with started(group, gvproxy, SocketPaths(short_path), tmp_path / "gvproxy.log", wire="qemu"):
@@ -423,7 +425,7 @@ async def test_a_port_that_somebody_took_meanwhile_is_lost(network):
 
 async def test_whether_gvproxy_answers(network, monkeypatch):
     """A gvproxy answers while it runs, not while it is stopped, and not after its end."""
-    monkeypatch.setattr(network_module, "ANSWER_S", 0.1)
+    monkeypatch.setattr(forwarding, "ANSWER_S", 0.1)
     os.kill(network.child.pid, signal.SIGSTOP)
     assert not await network.answers()
     os.kill(network.child.pid, signal.SIGCONT)

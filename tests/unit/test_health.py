@@ -19,8 +19,9 @@ from ovm.machine import monitor as care_module
 from ovm.machine.monitor import Care
 from ovm.model.options import MIB, Options
 from ovm.model.ports import Forward
+from ovm.network import forwarding
 from ovm.network import gvproxy as gvproxy_module
-from ovm.network.gvproxy import free_port
+from ovm.network.host_ports import free_port
 from ovm.paths import SocketPaths
 from ovm.wire.error import WireError
 
@@ -164,7 +165,7 @@ async def test_a_gvproxy_that_answers_is_not_blamed(care, monkeypatch):
 
 async def test_a_gvproxy_that_hangs_is_ended(care, monkeypatch):
     """A gvproxy whose API does not answer either is ended, so that another one takes its place."""
-    monkeypatch.setattr(gvproxy_module, "ANSWER_S", 0.05)
+    monkeypatch.setattr(forwarding, "ANSWER_S", 0.05)
     monkeypatch.setattr(gvproxy_module, "END_GRACE_S", 0.05)
     child = care._session.network.child
     os.kill(child.pid, signal.SIGSTOP)

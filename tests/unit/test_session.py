@@ -17,7 +17,7 @@ from ovm.guest.ssh import SSH
 from ovm.machine.running import Session
 from ovm.model.options import Options
 from ovm.model.ports import Forward
-from ovm.network.gvproxy import free_port
+from ovm.network.host_ports import free_port
 from ovm.paths import KeyPaths, SocketPaths
 from ovm.wire.error import WireError
 

@@ -23,7 +23,7 @@ from ovm.hypervisors import Channel, Disk, Happening, Share, VMSpec, Watcher
 from ovm.machine import prepare, suspend
 from ovm.machine.running import PODMAN_SOCKET, Session, open_session
 from ovm.model.options import PODMAN_PORT_FIRST, SSH_PORT_FIRST, Options
-from ovm.network import gvproxy
+from ovm.network import forwarding, gvproxy
 from ovm.paths import KeyPaths, SocketPaths, TargetPaths
 from ovm.process import lock, logs, orphans
 from ovm.process.child import Child, process_group
@@ -122,7 +122,7 @@ async def power_on(
         wire: gvproxy.Wire = "channel" if profile.over_vsock else driver.card
         reads = [KeyPaths(options.ssh_key_dir).user_key] if profile.over_vsock else []  # for its ssh tunnel
         network = await stack.enter_async_context(
-            gvproxy.start(group, prepared.files.gvproxy, sockets, log_paths["gvproxy"], wire=wire, reads=reads)
+            forwarding.start(group, prepared.files.gvproxy, sockets, log_paths["gvproxy"], wire=wire, reads=reads)
         )
         ssh_port, podman_port = await _open_ports(network, sockets, options, recall)
         ssh = SSH(ssh_port, KeyPaths(options.ssh_key_dir))
@@ -174,7 +174,7 @@ def _clear_sockets(sockets: SocketPaths) -> None:
 
 
 async def _open_ports(
-    network: gvproxy.Network, sockets: SocketPaths, options: Options, recall: suspend.Recall
+    network: forwarding.Network, sockets: SocketPaths, options: Options, recall: suspend.Recall
 ) -> tuple[int, int | None]:
     """Sshd's and podman's port on the host, before the guest boots: it is told never to reach them itself.
 

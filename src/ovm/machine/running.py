@@ -22,7 +22,7 @@ from ovm.hypervisors import Control
 from ovm.model.options import PODMAN_PORT_FIRST, Options
 from ovm.model.ports import Forward, Protocol
 from ovm.model.validation import check_address
-from ovm.network.gvproxy import Network
+from ovm.network.forwarding import Network
 from ovm.paths import SocketPaths
 from ovm.process.child import Child
 from ovm.text.printable import GuestText

@@ -19,7 +19,7 @@ import homes
 import ovm
 import under
 from full import eventually, fetch
-from ovm.network.gvproxy import free_port
+from ovm.network.host_ports import free_port
 
 pytestmark = [
     pytest.mark.full,

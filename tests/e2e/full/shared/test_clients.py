@@ -13,7 +13,7 @@ import pytest
 import clients
 import under
 from full import BUSYBOX_IMAGE
-from ovm.network.gvproxy import free_port
+from ovm.network.host_ports import free_port
 
 pytestmark = [pytest.mark.full, under.QEMU_ALONE]
 

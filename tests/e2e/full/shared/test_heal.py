@@ -16,7 +16,7 @@ import processes
 import soak
 import under
 from full import BUSYBOX_IMAGE, MachineOptions, Podman, eventually, fetch, running
-from ovm.network.gvproxy import free_port
+from ovm.network.host_ports import free_port
 
 pytestmark = [pytest.mark.full, under.QEMU_ALONE]
 
@@ -113,14 +113,14 @@ async def test_a_port_that_was_taken_meanwhile_is_told(vm: ovm.OVM) -> None:
     assert vm._life.session is not None
     network = vm._life.session.network
     thief: asyncio.Server | None = None
-    begin = network._begin
+    begin = network._process.begin
 
     async def taken_first() -> None:
         nonlocal thief
         thief = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.1", lost.host_port)
         await begin()
 
-    network._begin = taken_first  # type: ignore[method-assign]
+    network._process.begin = taken_first  # type: ignore[method-assign]
     try:
         os.kill(pid, signal.SIGKILL)
 
@@ -129,7 +129,7 @@ async def test_a_port_that_was_taken_meanwhile_is_told(vm: ovm.OVM) -> None:
 
         await eventually(told)
     finally:
-        network._begin = begin  # type: ignore[method-assign]
+        network._process.begin = begin  # type: ignore[method-assign]
         forget()
         if thief is not None:
             thief.close()

@@ -10,7 +10,7 @@ import pytest
 
 import ovm
 from full import BUSYBOX_IMAGE, Podman, eventually, fetch, running
-from ovm.network.gvproxy import free_port
+from ovm.network.host_ports import free_port
 
 pytestmark = pytest.mark.full
 
