@@ -7,18 +7,20 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from networks import started
-from ovm.errors import HelperExited, PortError
+from ovm.errors import HelperExited, PortError, StopError
 from ovm.model.ports import Forward, join
 from ovm.network import forwarding
 from ovm.network import gvproxy as gvproxy_module
 from ovm.network.gvproxy import argv
 from ovm.network.host_ports import free_port
 from ovm.paths import SocketPaths
+from ovm.process.child import Child
 from ovm.process.probe import GVPROXY, check_helper
 from ovm.wire.error import WireError
 
@@ -80,9 +82,7 @@ async def test_each_wire_is_understood(group, gvproxy, short_path, tmp_path, wir
         pytest.skip("before 0.8.9 gvproxy serves vfkit on macOS alone")
     sockets = SocketPaths(short_path)
     async with started(group, gvproxy, sockets, tmp_path / "gvproxy.log", wire=wire) as network:
-        async with asyncio.timeout(10):
-            while not accepts(sockets.network_card, socket.SOCK_DGRAM if wire == "vfkit" else socket.SOCK_STREAM):
-                await asyncio.sleep(0.01)
+        assert accepts(sockets.network_card, socket.SOCK_DGRAM if wire == "vfkit" else socket.SOCK_STREAM)
         assert network.child.running
 
 
@@ -218,6 +218,54 @@ async def test_a_gvproxy_that_ends_at_once_is_told(group, gvproxy, short_path, t
     assert caught.value.stage == "network"
     assert caught.value.exit_reason.startswith("exit status")
     assert "no such file" in "".join(caught.value.log_tail)
+
+
+LATE = """
+import socket, sys, time
+api, card = (socket.socket(socket.AF_UNIX) for _ in range(2))
+api.bind(sys.argv[1])
+api.listen()
+api.accept()
+time.sleep(0.05)  # the time between its two sockets is what is tested
+card.bind(sys.argv[2])
+time.sleep(0.05)
+card.listen()
+card.accept()
+"""
+
+
+async def test_a_hypervisor_can_connect_once_it_is_up(group, short_path, tmp_path):
+    """A gvproxy that opens the card's socket late is not up before it listens there, and sees no peer before."""
+    sockets = SocketPaths(short_path)
+    gvproxy_module.lay_out(sockets)
+    paths = [str(sockets.made_by_gvproxy(link)) for link in (sockets.network_api, sockets.network_card)]
+    log = tmp_path / "log"
+    late = gvproxy_module.Gvproxy(
+        partial(group.spawn, "gvproxy", [sys.executable, "-c", LATE, *paths], log_path=log), sockets, log
+    )
+    try:
+        await late.begin()
+        assert late.child.running
+        assert accepts(sockets.network_card, socket.SOCK_STREAM)
+    finally:
+        await late.end()
+
+
+async def test_an_end_that_fails_does_not_hide_the_first_error(group, gvproxy, short_path, tmp_path, monkeypatch):
+    """The error of the block is raised; that gvproxy could not be ended is a note of it."""
+
+    async def refuses(child: Child, **_more: object) -> None:
+        raise StopError(f"{child.name} cannot be ended")
+
+    async def fails() -> None:
+        async with started(group, gvproxy, SocketPaths(short_path), tmp_path / "log", wire="qemu"):
+            monkeypatch.setattr(Child, "end", refuses)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        await fails()
+    monkeypatch.undo()
+    assert "gvproxy cannot be ended" in "".join(caught.value.__notes__)
 
 
 async def test_it_ends_with_its_block(group, gvproxy, short_path, tmp_path):

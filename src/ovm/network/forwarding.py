@@ -23,7 +23,7 @@ from ovm.network import gvproxy
 from ovm.network.gvproxy import GUEST_ADDRESS, Gvproxy
 from ovm.network.host_ports import LISTENERS, can_bind, free_port
 from ovm.paths import SocketPaths
-from ovm.process.child import Child, Group
+from ovm.process.child import Child, Group, at_last
 from ovm.process.confine import Rights
 from ovm.wire import http
 from ovm.wire.error import WireError
@@ -88,11 +88,11 @@ class Network:
         return way is not None and way.is_open and way.wanted and way.forward == forward
 
     async def begin(self) -> None:
-        """Start gvproxy; returns when its API answers.
+        """Start gvproxy; returns when its API answers and the hypervisor can connect.
 
         Raises:
             HelperExited: it ended before it answered.
-            NotReadyError: it did not answer within API_START_S seconds.
+            NotReadyError: it was not ready within API_START_S seconds.
         """
         await self._process.begin()
         self._up.set()
@@ -365,25 +365,23 @@ class Network:
 async def start(
     group: Group, program: Path, sockets: SocketPaths, log_path: Path, *, wire: gvproxy.Wire, reads: Sequence[Path] = ()
 ) -> AsyncIterator[Network]:
-    """Gvproxy with its API answering; ended on the way out.
+    """Gvproxy, its API answering and its socket for the hypervisor open; ended on the way out.
 
     :func:`ovm.network.gvproxy.lay_out` comes first. Of the user's files it may touch its own directory alone, and read
     ``reads``: root in the guest can use its API, and must not reach further.
 
     Raises:
         HelperExited: it ended before it answered.
-        NotReadyError: it did not answer within API_START_S seconds.
+        NotReadyError: it was not ready within API_START_S seconds.
     """
     async with http.connect(sockets.network_api) as api:
         command = gvproxy.argv(program, sockets, wire)
         rights = Rights(sockets=[sockets.gvproxy], reads=reads)
         spawn = partial(group.spawn, "gvproxy", command, log_path=log_path, cwd=sockets.gvproxy, rights=rights)
         network = Network(Gvproxy(spawn, sockets, log_path), sockets, api)
-        try:
+        async with at_last(network.close):
             await network.begin()
             yield network
-        finally:
-            await network.close()
 
 
 def _port_error(forward: Forward, reason: str) -> PortError:

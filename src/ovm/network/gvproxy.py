@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Literal
@@ -30,6 +32,8 @@ MTU = 1500
 API_START_S = 30.0
 """A first start on macOS waits for Gatekeeper."""
 CONNECT_RETRY_S = 0.005
+_UNIX_SOCKETS = Path("/proc/net/unix")
+"""Its columns: number, references, protocol, flags (00010000: listens), type (0001: stream, 0002: datagram), ..."""
 END_GRACE_S = 2.0
 
 Wire = Literal["qemu", "vfkit", "channel"]
@@ -69,15 +73,15 @@ class Gvproxy:
         return self._child
 
     async def begin(self) -> None:
-        """Start gvproxy; returns when its API answers. :func:`lay_out` comes first.
+        """Start gvproxy; returns when its API answers and the hypervisor can connect. :func:`lay_out` comes first.
 
         Raises:
             HelperExited: it ended before it answered.
-            NotReadyError: it did not answer within API_START_S seconds.
+            NotReadyError: it was not ready within API_START_S seconds.
         """
         self._child = await self._spawn()
         await race(
-            _answers(self._sockets.network_api),
+            _is_up(self._sockets),
             [self._child],
             stage="network",
             timeout_s=API_START_S,
@@ -125,8 +129,34 @@ def _link(link: Path, target: Path) -> None:
     link.symlink_to(target)
 
 
+async def _is_up(sockets: SocketPaths) -> None:
+    """Until both sockets can be connected to; gvproxy does not report when, so they are tried again and again."""
+    await _answers(sockets.network_api)
+    card = sockets.made_by_gvproxy(sockets.network_card)
+    while True:  # gvproxy makes it after the API's, so a hypervisor that starts at once may come too early
+        if await asyncio.to_thread(_is_open, card):
+            return
+        await asyncio.sleep(CONNECT_RETRY_S)
+
+
+def _is_open(path: Path) -> bool:
+    """Whether the socket at ``path`` is bound and, unless it is for datagrams, listens.
+
+    Linux's table of sockets is read, because gvproxy takes the first connection for the hypervisor's. macOS has no such
+    table; its hypervisor sends datagrams.
+    """
+    if not path.is_socket():
+        return False
+    try:
+        table = _UNIX_SOCKETS.read_bytes()
+    except OSError:
+        return True
+    line = rb"^\S+ \S+ \S+ (?:00010000 0001|\S+ 0002) \S+ +\d+ %b$" % re.escape(os.fsencode(path))
+    return re.search(line, table, re.MULTILINE) is not None
+
+
 async def _answers(path: Path) -> None:
-    """Until something listens on ``path``. gvproxy 0.8.1 has no way to tell, so it is tried again and again."""
+    """Until something listens on ``path``."""
     while True:
         try:
             _, writer = await asyncio.open_unix_connection(path)
