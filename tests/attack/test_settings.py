@@ -17,11 +17,10 @@ import pytest
 
 import soak
 from ovm import cli, errors
-from ovm.disks import atomic
 from ovm.integrations import docker_context
 from ovm.registry import machines, removal
 from ovm.registry.machines import Machine
-from ovm.trust import locks
+from ovm.trust import atomic, locks
 from strangers import Stranger
 
 WRITERS = 12

@@ -24,11 +24,11 @@ import filesystems
 import soak
 from crashes import look
 from ovm.disks import copying, data, verify
-from ovm.disks.atomic import TEMPORARY_PREFIX
 from ovm.disks.install import prepare
 from ovm.errors import ArchiveError, FileError, SpaceError
 from ovm.model.options import OriginPath, Versions
 from ovm.paths import TargetPaths
+from ovm.trust.atomic import TEMPORARY_PREFIX
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mounts file systems of Linux")
 

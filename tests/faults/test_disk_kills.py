@@ -21,9 +21,9 @@ import pytest
 import filesystems
 import soak
 from ovm.disks import data, install, verify
-from ovm.disks.atomic import TEMPORARY_PREFIX
 from ovm.model.options import OriginPath, Versions
 from ovm.paths import TargetPaths
+from ovm.trust.atomic import TEMPORARY_PREFIX
 
 pytestmark = [pytest.mark.soak, pytest.mark.skipif(sys.platform != "linux", reason="mounts file systems of Linux")]
 

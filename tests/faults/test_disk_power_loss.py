@@ -28,9 +28,9 @@ import pytest
 import soak
 from crashes import Disk, Image, Op, Recorder, holding, look, put
 from ovm.disks import data, install, verify
-from ovm.disks.atomic import TEMPORARY_PREFIX
 from ovm.model.options import OriginPath, Versions
 from ovm.paths import TargetPaths
+from ovm.trust.atomic import TEMPORARY_PREFIX
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="records Linux's calls")
 

@@ -12,9 +12,9 @@ import pytest
 
 import clonefile
 from ovm.disks import copying
-from ovm.disks.atomic import TEMPORARY_PREFIX, NewFile
 from ovm.disks.install import prepare
 from ovm.model.options import OriginPath, Versions
+from ovm.trust.atomic import TEMPORARY_PREFIX, NewFile
 
 NAMES = ("gvproxy", "kernel", "initrd", "rootfs")
 CONTENT = os.urandom(200_000)

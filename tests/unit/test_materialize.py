@@ -17,11 +17,11 @@ from types import SimpleNamespace
 import pytest
 
 from ovm.disks import copying
-from ovm.disks.atomic import TEMPORARY_PREFIX
 from ovm.disks.install import prepare
 from ovm.errors import ArchiveError, FileError, SpaceError
 from ovm.model.options import OriginPath, Versions
 from ovm.process.threads import AHEAD_THREAD
+from ovm.trust.atomic import TEMPORARY_PREFIX
 
 NAMES = ("gvproxy", "kernel", "initrd", "rootfs")
 RECORDS = ("versions.json", "digests.json")

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import clonefile
-from ovm.disks.atomic import TEMPORARY_PREFIX
 from ovm.disks.install import prepare
 from ovm.model.options import OriginPath, Versions
+from ovm.trust.atomic import TEMPORARY_PREFIX
 
 NAMES = ("gvproxy", "kernel", "initrd", "rootfs")
 

@@ -58,8 +58,8 @@ class Timings:
         import msgspec
 
         from ovm.cli import timeline
-        from ovm.disks.atomic import disk_errors, write_whole
         from ovm.model.info import Stage
+        from ovm.trust.atomic import disk_errors, write_whole
 
         stages = msgspec.convert(info.timings, list[Stage])
         found = timeline.phases(stages)

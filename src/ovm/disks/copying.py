@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ovm.disks.atomic import start_writing, write_at
+from ovm.trust.atomic import start_writing, write_at
 
 if TYPE_CHECKING:
     import ctypes

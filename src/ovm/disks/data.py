@@ -17,11 +17,11 @@ from typing import Annotated
 
 import msgspec
 
-from ovm.disks.atomic import disk_errors, sync, sync_directory, sync_path, write_whole
 from ovm.errors import FileError
 from ovm.model.options import MIB
 from ovm.paths import TargetPaths
 from ovm.process.threads import in_thread
+from ovm.trust.atomic import disk_errors, sync, sync_directory, sync_path, write_whole
 from ovm.trust.files import read_file
 
 MACHINE_MAX_BYTES = 16 << 10

@@ -28,13 +28,13 @@ from types import MappingProxyType
 from typing import BinaryIO
 
 from ovm.disks import archive, copying, digest, kernel, plan, records
-from ovm.disks.atomic import NewFile, disk_errors, sweep, sync_directory, write_at, write_whole
 from ovm.disks.digest import Digest
 from ovm.disks.records import Made, Records
 from ovm.errors import FileError, SpaceError
 from ovm.model.options import OriginPath, Versions
 from ovm.paths import TargetPaths
 from ovm.process.threads import ahead, in_thread
+from ovm.trust.atomic import NewFile, disk_errors, sweep, sync_directory, write_at, write_whole
 
 Progress = Callable[[str, int, int], object]
 """Called in the event loop with a file's name in ``versions``, the bytes done and the bytes in all."""

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Literal
 
 from ovm.disks import archive, kernel
-from ovm.disks.atomic import TEMPORARY_PREFIX
 from ovm.errors import ArchiveError, FileError, HelperError, InputError, UnsupportedError
 from ovm.model.options import OriginPath
 from ovm.paths import TargetPaths
 from ovm.trust import directories
+from ovm.trust.atomic import TEMPORARY_PREFIX
 
 HELPERS = frozenset({"gvproxy", "vfkit"})
 """The origins that are programs."""

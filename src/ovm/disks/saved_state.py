@@ -14,8 +14,8 @@ from pathlib import Path
 
 import msgspec
 
-from ovm.disks.atomic import TEMPORARY_PREFIX, NewFile, disk_errors, sync_directory, write_whole
 from ovm.paths import TargetPaths
+from ovm.trust.atomic import TEMPORARY_PREFIX, NewFile, disk_errors, sync_directory, write_whole
 from ovm.trust.files import read_file
 
 FORMAT = 1

@@ -19,11 +19,11 @@ from urllib.parse import urlsplit
 import msgspec
 
 from ovm._version import __version__
-from ovm.disks.atomic import disk_errors, write_at, write_whole
 from ovm.errors import ImageError
 from ovm.image.place import check_space
 from ovm.process.threads import in_thread
 from ovm.text.redaction import Redactor, credentials_of, shown_url
+from ovm.trust.atomic import disk_errors, write_at, write_whole
 from ovm.trust.files import read_file
 
 if TYPE_CHECKING:

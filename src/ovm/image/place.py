@@ -8,9 +8,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from ovm.disks.atomic import sync_directory
 from ovm.errors import ImageError, SpaceError
 from ovm.image.images import DESCRIPTION
+from ovm.trust.atomic import sync_directory
 
 _EXCHANGE = 2
 """What renameat2 of Linux and renameatx_np of macOS both call 2: two names change places."""

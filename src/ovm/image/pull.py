@@ -20,7 +20,6 @@ from threading import Event
 from typing import get_args
 
 from ovm import paths
-from ovm.disks.atomic import disk_errors
 from ovm.errors import ImageError, InUseError, OptionError
 from ovm.image.build import host_arch
 from ovm.image.download import PARTIAL, Wanted, discard, download, url_complaint
@@ -30,6 +29,7 @@ from ovm.image.place import check_target, into_place
 from ovm.image.release import unpack_release
 from ovm.process.threads import in_thread
 from ovm.trust import directories
+from ovm.trust.atomic import disk_errors
 
 PullProgress = Callable[[str, int, int], object]
 """Called in the event loop with ``download`` or ``unpack``, the bytes done and the bytes in all."""

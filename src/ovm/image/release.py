@@ -17,12 +17,12 @@ from threading import Event
 
 from ovm._version import __version__
 from ovm.disks import copying
-from ovm.disks.atomic import NewFile, disk_errors, sync, sync_directory, write_whole
 from ovm.errors import ImageError
 from ovm.image.images import DESCRIPTION, FILE_NAMES, Arch, Description, read_description, sha256, verify_image
 from ovm.image.place import check_space
 from ovm.process.threads import in_thread
 from ovm.trust import directories
+from ovm.trust.atomic import NewFile, disk_errors, sync, sync_directory, write_whole
 
 MANIFEST = "manifest"
 MEMBERS = (DESCRIPTION, MANIFEST, *FILE_NAMES.values())

@@ -15,11 +15,11 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from ovm import paths
-from ovm.disks.atomic import disk_errors, write_through
 from ovm.errors import FileError, HelperError, OptionError, StateError, UnsupportedError
 from ovm.process import guard
 from ovm.process.child import users_environment
 from ovm.trust import directories
+from ovm.trust.atomic import disk_errors, write_through
 from ovm.trust.files import read_file
 
 STOP_TIMEOUT_S = 100

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ovm import paths
-from ovm.disks.atomic import disk_errors, write_through
 from ovm.errors import FileError, StateError
 from ovm.integrations.labels import label
+from ovm.trust.atomic import disk_errors, write_through
 from ovm.trust.files import read_file
 
 META_MAX_BYTES = 1 << 20

@@ -13,8 +13,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ovm import paths
-from ovm.disks.atomic import write_through
 from ovm.errors import FileError
+from ovm.trust.atomic import write_through
 from ovm.trust.files import read_file
 
 CONFIG = "ssh_config"

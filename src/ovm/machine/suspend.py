@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from ovm.disks import saved_state
-from ovm.disks.atomic import NewFile
 from ovm.disks.saved_state import Suspended, Unfit
 from ovm.errors import GuestError, OVMError, SpaceError, UnsupportedError
 from ovm.hypervisors import VMSpec
@@ -26,6 +25,7 @@ from ovm.machine.running import Session
 from ovm.model.ports import Forward
 from ovm.paths import TargetPaths
 from ovm.process.threads import in_thread
+from ovm.trust.atomic import NewFile
 
 log = logging.getLogger(__name__)
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Literal
 
 from ovm import paths
-from ovm.disks.atomic import disk_errors, write_through
 from ovm.errors import FileError, InUseError, OptionError, StateError
 from ovm.process import identity
 from ovm.registry.records import Ended, ServiceRecord, read
 from ovm.registry.settings import RESTART_KEYS, SETTINGS_MAX_BYTES, Settings, parse
 from ovm.trust import directories
+from ovm.trust.atomic import disk_errors, write_through
 from ovm.trust.files import advice, read_file
 from ovm.trust.locks import held, is_held
 

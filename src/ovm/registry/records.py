@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ovm._version import __version__
-from ovm.disks.atomic import disk_errors, write_whole
 from ovm.errors import OVMError
 from ovm.process import identity
 from ovm.text.printable import GuestText
+from ovm.trust.atomic import disk_errors, write_whole
 from ovm.trust.files import read_file
 
 RECORD_MAX_BYTES = 1 << 20

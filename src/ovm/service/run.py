@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from ovm import paths
-from ovm.disks.atomic import disk_errors
 from ovm.errors import FileError, InUseError, OVMError
 from ovm.integrations import add as register_with_others
 from ovm.integrations import ssh_config
@@ -34,6 +33,7 @@ from ovm.service.holder import SAME_SIGNAL_S
 from ovm.service.host import Host
 from ovm.service.openapi import document
 from ovm.trust import directories
+from ovm.trust.atomic import disk_errors
 from ovm.trust.locks import open_lock
 
 if TYPE_CHECKING:
