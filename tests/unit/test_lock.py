@@ -97,7 +97,7 @@ async def test_a_look_at_the_lock_is_waited_for(tmp_path):
     """A directory is owned even by a caller that does not wait, although ``ovm ls`` looks at its lock just then."""
     with (tmp_path / LOCK).open("ab") as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)
-        asyncio.get_running_loop().call_later(lock.RETRY_S, looking.close)
+        asyncio.get_running_loop().call_later(lock.HELD_RETRY_S, looking.close)
         async with lock.hold([tmp_path], wait_s=0):
             assert looking.closed
 

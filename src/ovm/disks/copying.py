@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ovm.trust.atomic import start_writing, write_at
+from ovm.trust.locks import try_lock
 
 if TYPE_CHECKING:
     import ctypes
@@ -75,7 +76,7 @@ def clone_by_name(source: int, target: int, path: Path) -> bool:
         return False
     try:
         with suppress(OSError):
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a temporary file is locked, see durable.py
+            try_lock(opened)  # a temporary file is locked, see trust/atomic.py
         beside.replace(path)
         os.dup2(opened, target, inheritable=False)
     finally:

@@ -20,6 +20,7 @@ from ovm.errors import ExecTimeout, FileError, GuestError, HostKeyMismatch, Port
 from ovm.paths import KeyPaths, public
 from ovm.text.printable import GuestText, tamed
 from ovm.trust import directories
+from ovm.trust.atomic import write_whole
 
 if TYPE_CHECKING:
     import asyncssh
@@ -76,20 +77,10 @@ def make_keys(keys: KeyPaths) -> None:
         for path, comment in ((keys.user_key, "ovm"), (keys.host_key, "ovm guest")):
             if not (path.exists() and public(path).exists()):
                 key = asyncssh.generate_private_key("ssh-ed25519", comment=comment)
-                _write_private(public(path), key.export_public_key())
-                _write_private(path, key.export_private_key())
+                write_whole(public(path), key.export_public_key(), 0o600)
+                write_whole(path, key.export_private_key(), 0o600)
     except OSError as error:
         raise FileError(f"no ssh keys can be made in {keys.directory}: {error.strerror}") from error
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".new")
-    temporary.unlink(missing_ok=True)
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 class SSH:

@@ -9,7 +9,6 @@ import os
 import re
 import socket
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,6 +18,7 @@ from ovm.errors import FileError
 from ovm.network.gvproxy import HOST_ALIAS
 from ovm.process.probe import probe_output
 from ovm.trust import directories
+from ovm.trust.atomic import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -135,9 +135,7 @@ def _keep(pem: str) -> tuple[Path, ...]:
     path = paths.cache_dir() / KEYCHAIN_CERTIFICATES
     try:
         directories.make(path.parent)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            file.write(pem)
-        Path(file.name).replace(path)  # another machine's start may be reading it
+        write_whole(path, pem.encode(), 0o600, durable=False)  # another machine's start may be reading it
     except OSError as error:
         raise FileError(f"{path} cannot be written: {error.strerror}") from error
     return (path,)

@@ -24,6 +24,7 @@ from ovm.errors import FileError, UnsupportedError
 from ovm.hypervisors import Arch
 from ovm.process.child import at_last, process_group
 from ovm.trust import directories
+from ovm.trust.atomic import write_whole
 from ovm.trust.files import read_file
 
 Accel = Literal["kvm", "hvf", "tcg"]
@@ -138,13 +139,7 @@ def _key(fast: Accel, emulator: Emulator, kernel: Path) -> str:
 
 def _write(path: Path, content: bytes) -> None:
     directories.make(path.parent)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(content)
-    try:
-        Path(file.name).replace(path)
-    except OSError:
-        Path(file.name).unlink()
-        raise
+    write_whole(path, content, 0o600, durable=False)
 
 
 async def probe(accelerator: Accel, emulator: Emulator, kernel: Path, *, timeout_s: float = PROBE_DEADLINE_S) -> Answer:

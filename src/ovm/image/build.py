@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import io
 import os
 import platform
@@ -50,6 +49,7 @@ from ovm.process.child import users_environment
 from ovm.registry.images import image_hint
 from ovm.text.redaction import shown_url, without_credentials
 from ovm.trust import directories
+from ovm.trust.locks import try_lock
 
 ROOTFS_SIZE = "1G"
 """Of the file system, not of the data in it. A multiple of 512, as virtio wants it."""
@@ -390,7 +390,7 @@ def _workspace(target: Path) -> Iterator[Path]:
     work = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
         with (work / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try_lock(lock.fileno())  # nobody else knows of it yet
             yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -399,10 +399,8 @@ def _workspace(target: Path) -> Iterator[Path]:
 def _remove_unless_locked(leftover: Path) -> None:
     try:
         with (leftover / "lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(leftover, ignore_errors=True)
-    except BlockingIOError:
-        return  # another build of the same image; the last to finish wins
+            if try_lock(lock.fileno()):  # else another build of the same image lives; the last to finish wins
+                shutil.rmtree(leftover, ignore_errors=True)
     except OSError:
         shutil.rmtree(leftover, ignore_errors=True)
 

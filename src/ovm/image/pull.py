@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -30,6 +29,7 @@ from ovm.image.release import unpack_release
 from ovm.process.threads import in_thread
 from ovm.trust import directories
 from ovm.trust.atomic import disk_errors
+from ovm.trust.locks import try_lock
 
 PullProgress = Callable[[str, int, int], object]
 """Called in the event loop with ``download`` or ``unpack``, the bytes done and the bytes in all."""
@@ -144,14 +144,12 @@ def _lock(work: Path) -> int:
         except FileNotFoundError:  # whoever owned it has just removed it
             continue
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not try_lock(fd):
+                raise InUseError(f"{work} is in use by another pull of the same image", hint="wait for that one")
             if os.path.samestat(os.fstat(fd), path.stat()):
                 return fd
         except FileNotFoundError:
             pass
-        except BlockingIOError as error:
-            os.close(fd)
-            raise InUseError(f"{work} is in use by another pull of the same image", hint="wait for that one") from error
         except BaseException:
             os.close(fd)
             raise

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import fcntl
 import functools
 import os
 import sys
@@ -27,12 +25,10 @@ from ovm.errors import FileError, InUseError
 from ovm.paths import LOCK
 from ovm.process import identity, orphans
 from ovm.process.identity import Identity
-from ovm.trust.locks import LOOK_WAIT_S, is_held, open_lock
+from ovm.trust.locks import HELD_RETRY_S, LOOK_WAIT_S, is_held, open_lock, try_lock
 
 GOING_S = 5.0
 """The last helpers of a manager that was killed are gone by then; a running machine is not."""
-RETRY_S = 0.05
-"""flock cannot wait with a deadline, so a held lock is tried again this often."""
 NOTE_MAX_BYTES = 16 << 10
 
 
@@ -114,7 +110,7 @@ async def hold(
                 waited = time.monotonic() - began
                 # between two looks of other processes nobody owns it: whoever looks is waited for, even with no wait_s
                 if waited < LOOK_WAIT_S and not await asyncio.to_thread(is_held, directory / LOCK):
-                    await asyncio.sleep(RETRY_S)
+                    await asyncio.sleep(HELD_RETRY_S)
                     continue
                 told = await asyncio.to_thread(_told, directory)
                 if told is not None and told.is_dead and told.manager not in reclaimed:
@@ -124,7 +120,7 @@ async def hold(
                 patient = told is not None and told.brief and told.lives
                 if waited >= wait_s or (waited >= GOING_S and not patient):
                     raise await asyncio.to_thread(_in_use, directory, told)
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(HELD_RETRY_S)
             lock.fds.append(fd)
         yield lock
     finally:
@@ -163,13 +159,14 @@ def _text(path: str | Path) -> str:
 def _try(directory: Path, note: bytes) -> int | None:
     fd = open_lock(directory / LOCK, replace=True)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_ours = try_lock(fd)
     except OSError as error:
         os.close(fd)
-        if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
-            raise FileError(
-                f"cannot lock {directory}: {error.strerror}", hint="choose a directory on a local file system"
-            ) from error
+        raise FileError(
+            f"cannot lock {directory}: {error.strerror}", hint="choose a directory on a local file system"
+        ) from error
+    if not is_ours:
+        os.close(fd)
         return None
     with contextlib.suppress(OSError):  # a full disk takes the name from the message, not the lock from us
         os.ftruncate(fd, 0)

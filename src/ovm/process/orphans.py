@@ -20,6 +20,7 @@ import msgspec
 from ovm.process import identity
 from ovm.process.child import Child
 from ovm.process.identity import Identity
+from ovm.trust.atomic import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -104,14 +105,7 @@ def reclaim(path: Path) -> list[str]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all, whenever we are killed. A power cut voids it anyway, so nothing is flushed."""
-    new = path.with_name(path.name + ".new")
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        os.write(fd, content)
-    finally:
-        os.close(fd)
-    new.replace(path)
+    write_whole(path, content, 0o600, durable=False)  # a power cut voids it anyway
 
 
 def _read(path: Path) -> _Told | None:

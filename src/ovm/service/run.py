@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -34,7 +33,7 @@ from ovm.service.host import Host
 from ovm.service.openapi import document
 from ovm.trust import directories
 from ovm.trust.atomic import disk_errors
-from ovm.trust.locks import open_lock
+from ovm.trust.locks import lock_within, open_lock
 
 if TYPE_CHECKING:
     from ovm.machine.vm import OVM
@@ -47,7 +46,6 @@ FAREWELL_S = 5
 """How long those who are still listening at the end may take to hear it."""
 
 TAKE_S = 0.2
-TAKE_AGAIN_S = 0.01
 """Whoever looks whether the lock is held has it for a moment, too."""
 
 
@@ -158,18 +156,8 @@ def _owned(machine: Machine) -> Iterator[None]:
 
 
 def _take(fd: int, machine: Machine) -> None:
-    deadline = time.monotonic() + TAKE_S
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if time.monotonic() > deadline:
-                raise InUseError(
-                    f"{machine.name} has a service already", hint=f"see: ovm status {machine.name}"
-                ) from None
-            time.sleep(TAKE_AGAIN_S)
-        else:
-            return
+    if not lock_within(fd, TAKE_S):
+        raise InUseError(f"{machine.name} has a service already", hint=f"see: ovm status {machine.name}")
 
 
 @contextlib.contextmanager

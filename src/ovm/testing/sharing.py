@@ -7,7 +7,6 @@ which start of the machine was ours: one that a person has made is not stopped.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import re
@@ -22,7 +21,7 @@ from ovm.registry import machines
 from ovm.service import client, launch
 from ovm.testing import LOCK
 from ovm.trust import directories
-from ovm.trust.locks import open_lock
+from ovm.trust.locks import lock_within, open_lock, try_lock, unlock
 
 if TYPE_CHECKING:
     from ovm.registry.machines import Machine
@@ -61,7 +60,7 @@ def sharing(name: str, *, template: str, keep: bool, stop: bool) -> Iterator[syn
                 with sync.connect(name) as connected:
                     yield connected
             finally:
-                fcntl.flock(fd, fcntl.LOCK_UN)  # not by closing alone: a forked process may have it, too
+                unlock(fd)  # not by closing alone: a forked process may have it, too
     finally:
         if stop:
             stop_if_unused(machine)
@@ -80,9 +79,7 @@ def stop_unused(name: str) -> None:
 def stop_if_unused(machine: Machine) -> None:
     """Stop it, if tests have started it and none of them uses it any more."""
     with _lock(machine) as fd:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(fd):
             return
         if not (mark := os.pread(fd, MARK_MAX_BYTES, 0)):
             return
@@ -142,16 +139,7 @@ def _lock(machine: Machine) -> Iterator[int]:
 
 
 def _take(fd: int, machine: Machine) -> None:
-    deadline = time.monotonic() + STOP_WAIT_S
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise InUseError(
-                    f"{machine.name} is being stopped by another test run, without end",
-                    hint=f"ovm status {machine.name}",
-                ) from None
-            time.sleep(AGAIN_S)
-        else:
-            return
+    if not lock_within(fd, STOP_WAIT_S, shared=True):
+        raise InUseError(
+            f"{machine.name} is being stopped by another test run, without end", hint=f"ovm status {machine.name}"
+        )

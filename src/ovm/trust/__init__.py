@@ -1,1 +1,1 @@
-"""Decides whether what another user, or a guest, could have made is used: directories, files and sockets."""
+"""Decides whether what another user, or a guest, could have made is used; and locks files, and writes them whole."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from ovm.errors import FileError, SpaceError
 from ovm.trust import directories
 from ovm.trust.files import advice
+from ovm.trust.locks import try_lock
 
 TEMPORARY_PREFIX = ".ovm-new."
 WRITERS_MAX = 1000
@@ -95,12 +96,9 @@ def _remove_abandoned(path: Path) -> None:
 def _is_free(fd: int) -> bool:
     """Whether nobody else holds the lock of ``fd``, which is ours then."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return try_lock(fd)
     except OSError:  # the file system has no locks: whoever holds the lock of the directory is alone
         return True
-    return True
 
 
 def write_whole(path: Path, content: bytes, mode: int, *, durable: bool = True) -> None:

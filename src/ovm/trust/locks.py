@@ -1,4 +1,4 @@
-"""Files that carry kernel locks.
+"""Files that carry kernel locks: the one place that calls flock.
 
 A regular file is never removed here: somebody may hold the lock that it carries.
 """
@@ -19,7 +19,6 @@ from ovm.trust.files import advice
 
 REPLACE_WAIT_S = 1.0
 """How long another process may take to replace the same path."""
-REPLACE_RETRY_S = 0.01
 LOOK_WAIT_S = 2.0
 """How long an owner-to-be waits for processes that only look whether a lock is held."""
 TRIES = 5
@@ -64,6 +63,38 @@ def open_lock(path: Path, *, create: bool = True, replace: bool = False) -> int:
     raise FileError(f"{path} cannot be opened: it keeps changing", hint=f"find out what writes to {path.parent}")
 
 
+def try_lock(fd: int, *, shared: bool = False) -> bool:
+    """Lock the open file ``fd`` without waiting; return whether that succeeded.
+
+    The lock belongs to the open file: a child that inherits ``fd`` holds it too, until the last copy is closed.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
+            raise
+        return False
+    return True
+
+
+def lock_within(fd: int, wait_s: float, *, shared: bool = False) -> bool:
+    """Lock as :func:`try_lock` does, but wait ``wait_s`` seconds for other holders."""
+    deadline = time.monotonic() + wait_s
+    while not try_lock(fd, shared=shared):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(HELD_RETRY_S)
+    return True
+
+
+def unlock(fd: int) -> None:
+    """Release the lock of the open file ``fd``, for every process that has inherited it."""
+    fcntl.flock(fd, fcntl.LOCK_UN)
+
+
 @contextlib.contextmanager
 def held(path: Path, *, wait_s: float) -> Iterator[None]:
     """Hold the lock file at ``path`` alone while inside. Its directory must exist; no child inherits it.
@@ -98,14 +129,11 @@ def is_held(path: Path) -> bool:
     except (OSError, FileError):  # there is none, or something else lies there, which nobody holds
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not try_lock(fd, shared=True)
     except OSError:  # the file system has no locks, so nobody holds one
         return False
     finally:
         os.close(fd)
-    return False
 
 
 def owned(path: Path, *, replace: bool = False) -> int | None:
@@ -117,41 +145,34 @@ def owned(path: Path, *, replace: bool = False) -> int | None:
     deadline = time.monotonic() + LOOK_WAIT_S
     fd = open_lock(path, replace=replace)
     try:
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline or is_held(path):
-                    os.close(fd)
-                    return None
-                time.sleep(HELD_RETRY_S)
-            else:
-                return fd
+        while not try_lock(fd):
+            if time.monotonic() > deadline or is_held(path):
+                os.close(fd)
+                return None
+            time.sleep(HELD_RETRY_S)
     except BaseException:
         os.close(fd)
         raise
+    return fd
 
 
 def _locked(path: Path, deadline: float) -> int:
     while True:
         fd = open_lock(path)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(fd).st_nlink:
+            is_ours = lock_within(fd, deadline - time.monotonic())
+            if is_ours and os.fstat(fd).st_nlink:  # else whoever held it has removed it
                 return fd
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                holder = os.pread(fd, NOTE_MAX_BYTES, 0).decode("ascii", "replace")
-                os.close(fd)
-                who = f"process {holder}" if holder.isdigit() else "another process"
-                raise InUseError(f"{path} is held by {who}", hint=f"try again, or end {who}") from None
-            time.sleep(HELD_RETRY_S)
         except OSError as error:
             os.close(fd)
             raise FileError(
                 f"{path} cannot be locked: {error.strerror}", hint="choose a directory on a local file system"
             ) from error
+        holder = os.pread(fd, NOTE_MAX_BYTES, 0).decode("ascii", "replace")
         os.close(fd)
+        if not is_ours:
+            who = f"process {holder}" if holder.isdigit() else "another process"
+            raise InUseError(f"{path} is held by {who}", hint=f"try again, or end {who}")
 
 
 def _opened(path: Path, *, create: bool) -> int | None:
@@ -211,17 +232,10 @@ def _remove(path: Path) -> None:
 @contextlib.contextmanager
 def _alone(directory: Path) -> Iterator[None]:
     """While inside no other process removes what lies in a lock file's place in ``directory``."""
-    deadline = time.monotonic() + REPLACE_WAIT_S
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise FileError(f"{directory} is locked by another program", hint="try again") from None
-                time.sleep(REPLACE_RETRY_S)
+        if not lock_within(fd, REPLACE_WAIT_S):
+            raise FileError(f"{directory} is locked by another program", hint="try again")
         yield
     finally:
         os.close(fd)
