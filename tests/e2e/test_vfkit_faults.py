@@ -22,7 +22,7 @@ import ovm
 import processes
 import tiny
 import under
-from ovm.machine.boot import STOP_TIMEOUT_S
+from ovm.model.defaults import STOP_TIMEOUT_S
 
 pytestmark = [pytest.mark.tiny, under.VFKIT_ALONE]
 

@@ -45,8 +45,8 @@ def command(ui: Ui, /, name: str, *, force: bool, timeout: float | None) -> None
 def stop(ui: Ui, name: str, *, force: bool = False, timeout_s: float | None = None) -> None:
     """Shut it down, showing how that goes."""
     from ovm.cli.progress import steps
+    from ovm.model.defaults import STOP_TIMEOUT_S
     from ovm.registry import machines
-    from ovm.service.protocol import STOP_TIMEOUT_S
 
     machine = machines.find(name)
     if machines.at_rest(machine).held_by != "service":

@@ -12,6 +12,7 @@ from typing import Literal
 
 from ovm.disks import archive, kernel
 from ovm.errors import ArchiveError, FileError, HelperError, InputError, UnsupportedError
+from ovm.model import architectures
 from ovm.model.options import OriginPath
 from ovm.paths import TargetPaths
 from ovm.trust import directories
@@ -26,7 +27,6 @@ RECORD_MAX_BYTES = 64 * 1024
 
 Reason = Literal["forced", "missing", "version", "name"]
 
-_ARCHITECTURES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}
 _CPIO = (b"070701", b"070702")
 _LZ4_FRAME = b"\x04\x22\x4d\x18"
 _ZIP = b"PK\3\4"
@@ -150,9 +150,9 @@ def check_kernel(path: Path, arch: str) -> None:
         FileError: no kernel, one for another architecture, damaged, or packed in a way that is not undone here.
         UnsupportedError: there are no machines for ``arch``.
     """
-    wanted = _ARCHITECTURES.get(arch.lower())
-    if wanted is None:
+    if (known := architectures.find(arch)) is None:
         raise UnsupportedError(f"there are no machines for {arch}", hint=f"one of {', '.join(kernel.FORMS)}")
+    wanted = known.kernel
     form = kernel.FORMS[wanted][2]
     head = _head(path, 4096)
     packed = kernel.find_packed(path)

@@ -17,6 +17,11 @@ _DIRECTORY = 0o040700
 _FILE = 0o100600
 
 
+def share_tag(number: int) -> str:
+    """The tag by which the guest mounts the shared folder ``number``."""
+    return f"share{number}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class BootConfig:
     """Everything a guest is told at boot; an empty field leaves its file out."""

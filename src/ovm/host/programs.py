@@ -15,6 +15,7 @@ from typing import Literal
 
 from ovm import paths
 from ovm.errors import FileError, HelperError, UnsupportedError
+from ovm.model import architectures
 from ovm.process.probe import GVPROXY, QEMU, VFKIT, VIRTIOFSD, Program, Version, check_helper, show_version
 from ovm.trust import directories as trust
 
@@ -45,12 +46,6 @@ _VFKIT_DIRS = (
 )
 _QEMU_DIRS = ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin", "/opt/local/bin")
 _VIRTIOFSD_DIRS = ("/usr/libexec", "/usr/lib", "/usr/lib/virtiofsd", "/usr/local/libexec", "/usr/lib/qemu")
-_QEMU_OF = {
-    "amd64": "qemu-system-x86_64",
-    "x86_64": "qemu-system-x86_64",
-    "arm64": "qemu-system-aarch64",
-    "aarch64": "qemu-system-aarch64",
-}
 _FIRST_C_VERSION = (2,)
 """The Rust virtiofsd is at 1.x; the C one carries QEMU's version and went away with QEMU 8."""
 
@@ -101,9 +96,9 @@ async def find_qemu(arch: str) -> Helper:
         UnsupportedError: there is no guest for that architecture.
         HelperError: there is none, or only one that is too old.
     """
-    if arch not in _QEMU_OF:
+    if (known := architectures.find(arch)) is None:
         raise UnsupportedError(f"there is no guest for the architecture {arch!r}", hint="amd64 and arm64 are known")
-    return await _first(QEMU, _QEMU_OF[arch], map(Path, _QEMU_DIRS))
+    return await _first(QEMU, known.qemu, map(Path, _QEMU_DIRS))
 
 
 async def find_virtiofsd() -> Helper:

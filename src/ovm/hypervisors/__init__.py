@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from ovm.errors import UnsupportedError
+from ovm.model import architectures
+from ovm.model.architectures import Arch as Arch
 from ovm.model.states import VMState
 from ovm.process.child import Child, Group
-
-Arch = Literal["x86_64", "aarch64"]
-
-_ARCHES: dict[str, Arch] = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 
 
 def host_arch() -> Arch:
@@ -30,9 +28,9 @@ def host_arch() -> Arch:
         UnsupportedError: there is no guest for it.
     """
     machine = platform.machine().lower()
-    if machine not in _ARCHES:
+    if (arch := architectures.find(machine)) is None:
         raise UnsupportedError(f"ovm has no guest for {machine} processors", hint="x86_64 and arm64 hosts can run it")
-    return _ARCHES[machine]
+    return arch.machine
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

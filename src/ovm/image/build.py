@@ -45,6 +45,8 @@ from ovm.image.images import (
     sha256,
 )
 from ovm.image.place import check_target, into_place
+from ovm.model import architectures
+from ovm.model.architectures import ARCHITECTURES
 from ovm.process.child import users_environment
 from ovm.registry.images import image_hint
 from ovm.text.redaction import shown_url, without_credentials
@@ -60,8 +62,6 @@ LOG_TAIL_LINES = 15
 
 KERNEL_PACKAGES: Mapping[Arch, str] = {"amd64": "linux-image-cloud-amd64", "arm64": "linux-image-arm64"}
 """arm64's cloud kernel has no KEYBOARD_GPIO, without which nobody hears the power button of a virtual machine."""
-FOREIGN_ARCH: Mapping[Arch, str] = {"amd64": "aarch64", "arm64": "x86_64"}
-"""The other architecture, in QEMU's words: the one whose emulator is kept."""
 _TOOLS = {"mmdebstrap": "mmdebstrap", "mkfs.btrfs": "btrfs-progs", "xz": "xz-utils", "setpriv": "util-linux"}
 """Programs the build runs on the host, and the Debian packages that have them."""
 _KEYRINGS = ("debian-archive-keyring.pgp", "debian-archive-keyring.gpg")
@@ -80,10 +80,15 @@ def _emulator(arch: str) -> tuple[str, ...]:
     return f"bin/qemu-{arch}", f"libexec/qemu-binfmt/{arch}-binfmt-P", f"share/qemu/binfmt.d/qemu-{arch}.conf"
 
 
+def _foreign(arch: Arch) -> str:
+    """The other architecture, as QEMU calls it: the one whose emulator is kept."""
+    return next(other.machine for other in ARCHITECTURES if other.debian != arch)
+
+
 def host_arch() -> Arch:
-    """The host's architecture, in Debian's words."""
-    machine = platform.machine().lower()
-    return "arm64" if machine in {"arm64", "aarch64"} else "amd64"
+    """The host's architecture, as Debian calls it."""
+    known = architectures.find(platform.machine())
+    return known.debian if known else "amd64"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +189,7 @@ class _Build:
             *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _LEFT_OUT),
             *(f"--dpkgopt=path-include=/usr/share/doc/*/{name}" for name in _KEPT_DOCS),
             *(f"--dpkgopt=path-exclude=/usr/{pattern}" for pattern in _EMULATORS),
-            *(f"--dpkgopt=path-include=/usr/{path}" for path in _emulator(FOREIGN_ARCH[options.arch])),
+            *(f"--dpkgopt=path-include=/usr/{path}" for path in _emulator(_foreign(options.arch))),
             "--customize-hook=tar-in guest.tar /",
             f'--customize-hook=sh "$1/.ovm/finish" "$1" {ROOTFS_SIZE}',
             "--customize-hook=download /.ovm/out.tar out.tar",

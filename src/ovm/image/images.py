@@ -8,11 +8,12 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 
 from ovm.errors import ImageError
+from ovm.model.architectures import DebianArch
 from ovm.registry.images import image_hint, read_manifest
 
 FORMAT = 1
@@ -25,7 +26,7 @@ FILE_NAMES = {"kernel": "kernel", "initrd": "initrd", "rootfs": "rootfs.btrfs"}
 SIZE_MAX_BYTES = 1 << 40
 """Of a file of an image. A sum of all its sizes is still far from what a file system or a JSON reader can count."""
 
-Arch = Literal["amd64", "arm64"]
+Arch = DebianArch
 Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Size = Annotated[int, msgspec.Meta(gt=0, le=SIZE_MAX_BYTES)]
 Word = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9.+:~_-]{0,127}\Z")]

@@ -16,14 +16,15 @@ from xml.sax.saxutils import escape
 
 from ovm import paths
 from ovm.errors import FileError, HelperError, OptionError, StateError, UnsupportedError
+from ovm.model.defaults import STOP_TIMEOUT_S
 from ovm.process import guard
 from ovm.process.child import users_environment
 from ovm.trust import directories
 from ovm.trust.atomic import disk_errors, write_through
 from ovm.trust.files import read_file
 
-STOP_TIMEOUT_S = 100
-"""A guest has 90 s to shut down."""
+END_TIMEOUT_S = round(STOP_TIMEOUT_S) + 10
+"""How long the service may take to end, its guest's time to shut down included."""
 SYSTEMCTL_TIMEOUT_S = 30.0
 UNIT_MAX_BYTES = 1 << 20
 CARRIED = ("OVM_HOME", "PATH")
@@ -121,7 +122,7 @@ Type=exec
 ExecStart=:{words}
 {environment}
 KillMode=mixed
-TimeoutStopSec={STOP_TIMEOUT_S}
+TimeoutStopSec={END_TIMEOUT_S}
 StandardOutput=append:{_specifiers(str(_log(name)))}
 StandardError=inherit
 
@@ -137,7 +138,7 @@ def agent(name: str) -> str:
         "ProgramArguments": _argv(name),
         "EnvironmentVariables": _environment(),
         "RunAtLoad": True,
-        "ExitTimeOut": STOP_TIMEOUT_S,
+        "ExitTimeOut": END_TIMEOUT_S,
         "StandardOutPath": str(_log(name)),
         "StandardErrorPath": str(_log(name)),
         "ServiceDescription": _mark(name),

@@ -16,12 +16,14 @@ from pathlib import Path
 
 from ovm.errors import GuestError, HelperExited, OVMError, PortError, StartError
 from ovm.guest import boot_channel, ovm_core
+from ovm.guest.bootconfig import share_tag
 from ovm.guest.profiles import PROFILES
 from ovm.guest.ssh import AGENT_SOCKET, SSH, warm_up
 from ovm.host import environment
 from ovm.hypervisors import Channel, Disk, Happening, Share, VMSpec, Watcher
 from ovm.machine import prepare, suspend
 from ovm.machine.running import PODMAN_SOCKET, Session, open_session
+from ovm.model.defaults import STOP_TIMEOUT_S
 from ovm.model.options import PODMAN_PORT_FIRST, SSH_PORT_FIRST, Options
 from ovm.network import forwarding, gvproxy
 from ovm.paths import KeyPaths, SocketPaths, TargetPaths
@@ -34,8 +36,6 @@ log = logging.getLogger(__name__)
 
 LOCK_WAIT_S = 5.0
 """How long a start waits for the last helpers of an owner that has just gone."""
-STOP_TIMEOUT_S = 90.0
-"""How long the guest may take to shut down before its power is cut."""
 POWER_BUTTON_AFTER_S = 15.0
 """When a guest that was asked over ssh and is still there hears the power button too, and how often."""
 POWER_BUTTON_RETRY_S = 2.0
@@ -227,7 +227,7 @@ def vm_spec(prepared: prepare.Prepared, sockets: SocketPaths, console_log: Path)
         ),
         shares=tuple(
             Share(
-                tag=f"share{number}",
+                tag=share_tag(number),
                 host_path=mount.host_path,
                 read_only=mount.read_only,
                 socket=sockets.share(number),

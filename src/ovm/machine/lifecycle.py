@@ -28,7 +28,6 @@ from ovm.hypervisors import Happening
 from ovm.machine import health, prepare
 from ovm.machine.boot import (
     BLAME_WAIT_S,
-    STOP_TIMEOUT_S,
     Shutdown,
     blame,
     boot_error,
@@ -45,6 +44,7 @@ from ovm.machine.monitor import Care
 from ovm.machine.pause import Standstill
 from ovm.machine.running import Session
 from ovm.machine.suspend import Recall
+from ovm.model.defaults import STOP_TIMEOUT_S
 from ovm.model.events import Events
 from ovm.model.info import Health, Stage
 from ovm.model.states import VMState, may_follow

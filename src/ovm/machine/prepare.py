@@ -19,6 +19,7 @@ from ovm.disks import data, install, plan, saved_state
 from ovm.disks.kernel import find_packed
 from ovm.errors import FileError, HelperError, OptionError, UnsupportedError
 from ovm.guest import bootconfig, ovm_core, ssh
+from ovm.guest.bootconfig import share_tag
 from ovm.guest.profiles import PROFILES
 from ovm.host import environment
 from ovm.hypervisors import Driver, accel, vfkit
@@ -285,7 +286,7 @@ def _boot_config(options: Options, **identity: Any) -> bootconfig.BootConfig:
         search_domains=search_domains(),
         environment={**agent, **options.environment},
         ca_certificates={f"{n:02}-{path.stem}.crt": _content(path) for n, path in enumerate(options.ca_certificates)},
-        mounts=tuple((f"share{n}", m.guest_path, m.read_only) for n, m in enumerate(options.mounts)),
+        mounts=tuple((share_tag(n), m.guest_path, m.read_only) for n, m in enumerate(options.mounts)),
         foreign_arch=options.foreign_arch and not options.rosetta,  # which does the same, faster
         rosetta=vfkit.ROSETTA_TAG if options.rosetta else "",
         **identity,

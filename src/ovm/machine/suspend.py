@@ -29,8 +29,6 @@ from ovm.trust.atomic import NewFile
 
 log = logging.getLogger(__name__)
 
-SUSPEND_TIMEOUT_S = 300.0
-"""Gigabytes to a slow disk take that long."""
 SYNC_TIMEOUT_S = 20.0
 NO_ROOM_BYTES = 8 * 1024 * 1024
 """A disk with no more than that left is full, for a memory that could not be written to it."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ovm.errors import OptionError
+from ovm.model import defaults
 from ovm.model.validation import CHECKS, Accelerator, GuestProfile, NetworkLoss, check_kind
 from ovm.paths import expanded
 
@@ -117,8 +118,8 @@ class Options:
     versions: Versions
     cpus: int = field(default_factory=lambda: max(1, (os.cpu_count() or 2) // 2))
     """Virtual CPUs; half the host's by default."""
-    memory_mib: int = 2048
-    data_disk_mib: int = 64 * 1024
+    memory_mib: int = defaults.MEMORY_MIB
+    data_disk_mib: int = defaults.DATA_DISK_MIB
     """Size of the sparse data disk; only ever grows."""
     mounts: tuple[Mount, ...] = field(default_factory=_system_mounts)
     """Host folders shown in the guest: /Users, /var/folders and /private on macOS, none on Linux."""

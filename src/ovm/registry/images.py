@@ -11,6 +11,7 @@ import msgspec
 
 from ovm import hypervisors, paths
 from ovm.errors import ImageError
+from ovm.model import architectures
 from ovm.trust.files import read_file
 
 IMAGE_MANIFEST = "image.json"
@@ -18,7 +19,6 @@ IMAGE_GUESTS = ("ovm", "bare")
 """What an image may hold, as :class:`ovm.Options` calls it."""
 IMAGE_FORMAT = 1
 MANIFEST_MAX_BYTES = 1 << 20
-_DEBIAN_ARCH: dict[hypervisors.Arch, str] = {"x86_64": "amd64", "aarch64": "arm64"}
 IMAGE_FILES = {"kernel": "kernel", "initrd": "initrd", "rootfs": "rootfs.btrfs"}
 """What a machine needs of an image, and the file it is in."""
 
@@ -71,7 +71,7 @@ def host_arch() -> str:
     Raises:
         UnsupportedError: there is no guest for it.
     """
-    return _DEBIAN_ARCH[hypervisors.host_arch()]
+    return architectures.of(hypervisors.host_arch()).debian
 
 
 def default_image_dir(arch: str) -> Path:

@@ -16,6 +16,7 @@ from typing import Literal
 
 from ovm import paths
 from ovm.errors import FileError, InUseError, OptionError, StateError
+from ovm.model import defaults
 from ovm.process import identity
 from ovm.registry.records import Ended, ServiceRecord, read
 from ovm.registry.settings import RESTART_KEYS, SETTINGS_MAX_BYTES, Settings, parse
@@ -34,8 +35,8 @@ SERVICE_RECORD = "service.json"
 ENDED = "ended.json"
 DEFAULT_MACHINE = "default"
 DEFAULT_CPUS = max(1, (os.cpu_count() or 2) // 2)
-DEFAULT_MEMORY_MIB = 2048
-DEFAULT_DISK_MIB = 64 * 1024
+DEFAULT_MEMORY_MIB = defaults.MEMORY_MIB
+DEFAULT_DISK_MIB = defaults.DATA_DISK_MIB
 MACHINE_NAME_MAX = 32
 """Long enough for people, short enough for the path of a socket."""
 

@@ -13,6 +13,7 @@ import msgspec
 
 from ovm._version import __version__
 from ovm.errors import GuestError, OVMError, SkewError, StateError, from_dict
+from ovm.model.defaults import STOP_TIMEOUT_S, SUSPEND_TIMEOUT_S
 from ovm.service import protocol as p
 from ovm.wire import plain
 from ovm.wire.error import WireError
@@ -69,12 +70,12 @@ class Service:
         """Let them run again."""
         return self._post("/v1/resume", None, p.State)
 
-    def stop(self, *, force: bool = False, timeout_s: float = p.STOP_TIMEOUT_S) -> None:
+    def stop(self, *, force: bool = False, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Shut it down; the service ends then."""
         wanted = p.Stop(force=force, timeout_s=timeout_s)
         self._post("/v1/stop", wanted, p.Stopped, timeout_s=timeout_s + STOP_MARGIN_S)
 
-    def suspend(self, *, timeout_s: float = p.SUSPEND_TIMEOUT_S) -> None:
+    def suspend(self, *, timeout_s: float = SUSPEND_TIMEOUT_S) -> None:
         """Keep its memory on disk; the service ends then."""
         wanted = p.Suspend(timeout_s=timeout_s)
         self._post("/v1/suspend", wanted, p.Stopped, timeout_s=timeout_s + STOP_MARGIN_S)

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ovm.errors import StopError
+from ovm.model.defaults import STOP_TIMEOUT_S
 from ovm.process import identity, lock
 from ovm.process.identity import Identity
 from ovm.registry import machines, records
 from ovm.registry.machines import Machine
 from ovm.registry.records import ServiceRecord
-from ovm.service.protocol import STOP_TIMEOUT_S
 
 SAME_SIGNAL_S = 1.0
 """Wrappers pass on a signal that the terminal has sent already; what follows so soon is no second wish to a service."""

@@ -14,11 +14,12 @@ from pathlib import Path
 from ovm._version import __version__
 from ovm.errors import OVMError, StateError
 from ovm.machine.vm import OVM
+from ovm.model.defaults import STOP_TIMEOUT_S
 from ovm.model.events import EVENT_NAMES, EventName
 from ovm.model.info import Health
 from ovm.model.states import VMState
 from ovm.service.history import History
-from ovm.service.protocol import API, STOP_TIMEOUT_S, Status
+from ovm.service.protocol import API, Status
 
 log = logging.getLogger(__name__)
 

@@ -10,14 +10,13 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from ovm.model.defaults import STOP_TIMEOUT_S, SUSPEND_TIMEOUT_S
 from ovm.model.info import Health, Info
 from ovm.model.ports import Protocol, Purpose
 from ovm.model.states import StateInfo, VMState
 from ovm.model.validation import PORT_MAX, SECONDS_MAX
 
 API = 1
-STOP_TIMEOUT_S = 90.0
-SUSPEND_TIMEOUT_S = 300.0
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=SECONDS_MAX)]
 Port = Annotated[int, msgspec.Meta(ge=1, le=PORT_MAX)]

@@ -15,6 +15,7 @@ from ovm.errors import GuestError, OptionError, OVMError, from_dict
 from ovm.guest.clock import ClockSync
 from ovm.guest.ssh import COLLECTED_MAX_BYTES, Collected, ExecResult
 from ovm.machine.prune import Pruned
+from ovm.model.defaults import STOP_TIMEOUT_S, SUSPEND_TIMEOUT_S
 from ovm.model.events import EVENT_NAMES, Event, Events, Listener
 from ovm.model.info import Health, Info
 from ovm.model.ports import Forward, Protocol
@@ -96,12 +97,12 @@ class RemoteOVM:
         """Let them run again, and set the guest's clock; fine if they run."""
         await self._post("/v1/resume", {}, p.State)
 
-    async def stop(self, *, force: bool = False, timeout_s: float = p.STOP_TIMEOUT_S) -> None:
+    async def stop(self, *, force: bool = False, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Shut the guest down; its service ends with it."""
         wanted = p.Stop(force=force, timeout_s=check_seconds("timeout_s", timeout_s))
         await self._post("/v1/stop", wanted, p.Stopped, timeout_s=timeout_s + client.STOP_MARGIN_S)
 
-    async def suspend(self, *, timeout_s: float = p.SUSPEND_TIMEOUT_S) -> None:
+    async def suspend(self, *, timeout_s: float = SUSPEND_TIMEOUT_S) -> None:
         """Keep its memory on disk, where its next start goes on from; its service ends with it."""
         wanted = p.Suspend(timeout_s=check_seconds("timeout_s", timeout_s))
         await self._post("/v1/suspend", wanted, p.Stopped, timeout_s=timeout_s + client.STOP_MARGIN_S)

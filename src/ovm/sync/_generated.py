@@ -10,13 +10,12 @@ from ovm.disks.verify import FileState
 from ovm.guest.clock import ClockSync
 from ovm.guest.ssh import COLLECTED_MAX_BYTES, ExecResult
 from ovm.machine import prepare
-from ovm.machine.boot import STOP_TIMEOUT_S
 from ovm.machine.create import create_darwin_ovm as create_darwin_ovm_async
 from ovm.machine.create import create_linux_ovm as create_linux_ovm_async
 from ovm.machine.prepare import Progress
 from ovm.machine.prune import Pruned
-from ovm.machine.suspend import SUSPEND_TIMEOUT_S
 from ovm.machine.vm import READY_TIMEOUT_S
+from ovm.model.defaults import STOP_TIMEOUT_S, SUSPEND_TIMEOUT_S
 from ovm.model.info import Health, Info
 from ovm.model.options import Options
 from ovm.model.ports import Forward, Protocol
@@ -309,11 +308,11 @@ class RemoteOVM(Remote):
         """Let them run again, and set the guest's clock; fine if they run."""
         self._loop.run(self._async.vm_resume)
 
-    def stop(self, *, force: bool = False, timeout_s: float = p.STOP_TIMEOUT_S) -> None:
+    def stop(self, *, force: bool = False, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Shut the guest down; its service ends with it."""
         self._loop.run(self._async.stop, force=force, timeout_s=timeout_s)
 
-    def suspend(self, *, timeout_s: float = p.SUSPEND_TIMEOUT_S) -> None:
+    def suspend(self, *, timeout_s: float = SUSPEND_TIMEOUT_S) -> None:
         """Keep its memory on disk, where its next start goes on from; its service ends with it."""
         self._loop.run(self._async.suspend, timeout_s=timeout_s)
 
