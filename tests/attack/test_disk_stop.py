@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from ovm.hypervisors import Happening
-from ovm.machine.boot import Shutdown, shut_down
 from ovm.machine.lifecycle import Life
+from ovm.machine.shutdown import Shutdown, shut_down
 from ovm.model.events import Events
 from ovm.model.states import VMState
 from ovm.process.child import Child

@@ -41,7 +41,7 @@ from ovm.guest import boot_channel
 from ovm.guest.clock import Clock
 from ovm.guest.ssh import SSH
 from ovm.hypervisors import qemu, vfkit
-from ovm.machine import boot, health, prune
+from ovm.machine import boot, health, prune, shutdown
 from ovm.machine.running import Session
 from ovm.model.info import Health, Stage
 from ovm.model.options import Options
@@ -296,7 +296,7 @@ async def _(world: World) -> None:
         with world.raises(OVMError):
             assert error is not None
             raise error
-    world.told.append(await boot._disk_trouble(session))
+    world.told.append(await shutdown._disk_trouble(session))
 
 
 # --- podman

@@ -22,12 +22,12 @@ import ovm
 import processes
 import tiny
 import under
-from ovm.machine.boot import STOP_TIMEOUT_S
+from ovm.machine.shutdown import STOP_TIMEOUT_S
 
 pytestmark = [pytest.mark.tiny, under.VFKIT_ALONE]
 
 HASTE = {
-    "ovm.machine.boot.FORCE_TIMEOUT_S": 0.5,
+    "ovm.machine.shutdown.FORCE_TIMEOUT_S": 0.5,
     "ovm.hypervisors.vfkit.ANSWER_TIMEOUT_S": 1.0,
     "ovm.hypervisors.vfkit.END_GRACE_S": 0.5,
 }

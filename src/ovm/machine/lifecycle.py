@@ -28,22 +28,19 @@ from ovm.hypervisors import Happening
 from ovm.machine import health, prepare
 from ovm.machine.boot import (
     BLAME_WAIT_S,
-    STOP_TIMEOUT_S,
-    Shutdown,
     blame,
     boot_error,
     come_up,
-    cut_power,
     explain,
     find_panic,
     go_on,
     halt_error,
     power_on,
-    shut_down,
 )
 from ovm.machine.monitor import Care
 from ovm.machine.pause import Standstill
 from ovm.machine.running import Session
+from ovm.machine.shutdown import STOP_TIMEOUT_S, Shutdown, cut_power, shut_down
 from ovm.machine.suspend import Recall
 from ovm.model.events import Events
 from ovm.model.info import Health, Stage

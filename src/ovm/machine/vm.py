@@ -12,9 +12,9 @@ from ovm.errors import GuestError, OptionError, StateError
 from ovm.guest.clock import ClockSync
 from ovm.guest.ssh import COLLECTED_MAX_BYTES, ExecResult
 from ovm.machine import prepare
-from ovm.machine.boot import STOP_TIMEOUT_S
 from ovm.machine.lifecycle import Life
 from ovm.machine.prune import Pruned, prune
+from ovm.machine.shutdown import STOP_TIMEOUT_S
 from ovm.machine.suspend import SUSPEND_TIMEOUT_S
 from ovm.machine.suspend import check as check_suspension
 from ovm.model.events import Event, EventName, Events, Listener

@@ -10,11 +10,11 @@ from ovm.disks.verify import FileState
 from ovm.guest.clock import ClockSync
 from ovm.guest.ssh import COLLECTED_MAX_BYTES, ExecResult
 from ovm.machine import prepare
-from ovm.machine.boot import STOP_TIMEOUT_S
 from ovm.machine.create import create_darwin_ovm as create_darwin_ovm_async
 from ovm.machine.create import create_linux_ovm as create_linux_ovm_async
 from ovm.machine.prepare import Progress
 from ovm.machine.prune import Pruned
+from ovm.machine.shutdown import STOP_TIMEOUT_S
 from ovm.machine.suspend import SUSPEND_TIMEOUT_S
 from ovm.machine.vm import READY_TIMEOUT_S
 from ovm.model.info import Health, Info
