@@ -40,7 +40,7 @@ from ovm.errors import GuestError, OVMError, from_dict
 from ovm.guest import boot_channel
 from ovm.guest.clock import Clock
 from ovm.guest.ssh import SSH
-from ovm.hypervisors import qemu, vfkit
+from ovm.hypervisors import qemu_events, vfkit
 from ovm.machine import boot, health, prune, shutdown
 from ovm.machine.running import Session
 from ovm.model.info import Health, Stage
@@ -362,7 +362,7 @@ async def _(world: World) -> None:
 async def _(world: World) -> None:
     for action in ("stop", "report"):
         data = {"node-name": world.json_words, "reason": world.json_words, "action": action}
-        happening = qemu.disk_failure(Message({"event": "BLOCK_IO_ERROR", "data": data}))
+        happening = qemu_events.disk_failure(Message({"event": "BLOCK_IO_ERROR", "data": data}))
         assert happening is not None
         logging.getLogger("ovm").warning("%s", happening[1])
         world.told.append(happening[1])
