@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -24,13 +24,13 @@ from ovm.host import environment
 from ovm.hypervisors import Driver, accel, vfkit
 from ovm.hypervisors.qemu import QEMUDriver
 from ovm.hypervisors.virtiofsd import Virtiofsd
+from ovm.machine import instructions
 from ovm.model.options import Options
 from ovm.paths import KeyPaths, SocketPaths, TargetPaths
 from ovm.process import lock
 from ovm.process.probe import GVPROXY, QEMU, VFKIT, VIRTIOFSD, check_helper, show_version
 from ovm.process.threads import in_thread
 from ovm.trust import directories
-from ovm.trust.files import advice, read_file
 
 if TYPE_CHECKING:
     from ovm.host.programs import Helper
@@ -39,8 +39,6 @@ _FOR_OUR_GUEST = ("dns", "ssh_agent", "foreign_arch")
 """Options that other guests know nothing of."""
 PREPARE_LOCK_WAIT_S = 60.0
 """Another create on the same directory is waited for; a running machine is not, and it is said who owns it."""
-CONTENT_MAX_BYTES = 16 << 20
-"""Of a certificate file or a key; a bundle of all the world's authorities has less than 1 MiB."""
 
 Progress = Callable[[str, int, int], object]
 
@@ -182,7 +180,7 @@ def _check(options: Options, arch: hypervisors.Arch) -> None:
         if not mount.host_path.is_dir():
             raise FileError(f"mounts: {mount.host_path} is not a directory", hint="only folders can be shared")
     for certificate in options.ca_certificates:
-        if b"-----BEGIN CERTIFICATE-----" not in _content(certificate):
+        if b"-----BEGIN CERTIFICATE-----" not in instructions.content(certificate):
             raise FileError(f"ca_certificates: {certificate} is not a PEM certificate")
     given = [name for name in _FOR_OUR_GUEST if getattr(options, name)]
     if given and not PROFILES[options.guest].managed:
@@ -196,19 +194,7 @@ def _check(options: Options, arch: hypervisors.Arch) -> None:
         raise OptionError("a bare guest mounts nothing", hint="give it none: mounts=[]")
     if PROFILES[options.guest].over_vsock:  # whether all can be told, with keys that are as long as ours will be
         keys = {"authorized_key": "k" * 84, "host_key": "k" * 400, "host_key_public": "k" * 90}
-        ovm_core.shell_command(_boot_config(options, **keys, machine_id="", channel_key="k" * 32))
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return read_file(path, CONTENT_MAX_BYTES)
-    except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror}", hint=advice(error, path)) from error
-
-
-def _key(path: Path) -> str:
-    """The text of one of our ssh keys."""
-    return _content(path).decode(errors="replace")
+        ovm_core.shell_command(instructions.configure(options, **keys, machine_id="", channel_key="k" * 32))
 
 
 async def _check_emulator(options: Options, arch: hypervisors.Arch) -> tuple[accel.Emulator, Virtiofsd | None]:
@@ -258,49 +244,15 @@ def make_directories(options: Options) -> None:
         directories.make(directory, private=True)
 
 
-def boot_config(
-    options: Options, *, channel_key: str, blocked_host_ports: tuple[int, ...] = ()
-) -> bootconfig.BootConfig:
-    """Everything the guest is told at its next boot."""
-    keys = KeyPaths(options.ssh_key_dir)
-    machine = data.load_machine(TargetPaths(options.target_dir))
-    return _boot_config(
-        options,
-        authorized_key=_key(paths.public(keys.user_key)),
-        host_key=_key(keys.host_key),
-        host_key_public=_key(paths.public(keys.host_key)),
-        machine_id=machine.machine_id,
-        channel_key=channel_key,
-        blocked_host_ports=blocked_host_ports,
-        format_data=not machine.data_ever_ready,
-    )
-
-
-def _boot_config(options: Options, **identity: Any) -> bootconfig.BootConfig:
-    agent = {"SSH_AUTH_SOCK": ssh.AGENT_SOCKET} if options.ssh_agent else {}
-    return bootconfig.BootConfig(
-        hostname=options.hostname,
-        timezone=options.timezone or host_timezone(),
-        name_servers=options.dns,
-        search_domains=search_domains(),
-        environment={**agent, **options.environment},
-        ca_certificates={f"{n:02}-{path.stem}.crt": _content(path) for n, path in enumerate(options.ca_certificates)},
-        mounts=tuple((f"share{n}", m.guest_path, m.read_only) for n, m in enumerate(options.mounts)),
-        foreign_arch=options.foreign_arch and not options.rosetta,  # which does the same, faster
-        rosetta=vfkit.ROSETTA_TAG if options.rosetta else "",
-        **identity,
-    )
-
-
 def write_boot_initrd(options: Options, initrd: Path, channel_key: str, blocked_host_ports: tuple[int, ...]) -> None:
     """The initrd of one start: the image's own and behind it what this boot must know."""
-    config = boot_config(options, channel_key=channel_key, blocked_host_ports=blocked_host_ports)
+    config = instructions.boot_config(options, channel_key=channel_key, blocked_host_ports=blocked_host_ports)
     bootconfig.write_initrd(initrd, config, SocketPaths(options.socket_dir).boot_initrd)
 
 
 def shell_command(options: Options, channel_key: str) -> bytes:
     """What an ovm-core guest is told at its next boot."""
-    return ovm_core.shell_command(boot_config(options, channel_key=channel_key))
+    return ovm_core.shell_command(instructions.boot_config(options, channel_key=channel_key))
 
 
 def make_scratch_disk(options: Options) -> None:
@@ -320,28 +272,6 @@ def remember_ready(options: Options) -> None:
     machine = data.load_machine(target)
     if not machine.data_ever_ready:
         data.save_machine(target, msgspec.structs.replace(machine, data_ever_ready=True))
-
-
-def host_timezone() -> str:
-    """The host's IANA zone; empty if it cannot be told."""
-    link = os.path.realpath("/etc/localtime")
-    _, found, zone = link.partition("/zoneinfo/")
-    if found:
-        return zone.removeprefix("posix/")
-    try:
-        return Path("/etc/timezone").read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
-
-
-def search_domains() -> tuple[str, ...]:
-    """The host's DNS search domains."""
-    try:
-        lines = Path("/etc/resolv.conf").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ()
-    searches = [words[1:] for line in lines if (words := line.split())[:1] == ["search"]]
-    return tuple(searches[-1]) if searches else ()
 
 
 async def reset(options: Options, *, with_data: bool) -> None:

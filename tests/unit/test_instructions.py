@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ovm.guest.bootconfig import BootConfig
-from ovm.machine import prepare
+from ovm.machine import instructions
 from ovm.model.options import Options, OriginPath, Versions
 
 IDENTITY = {"authorized_key": "a", "host_key": "b", "host_key_public": "c", "machine_id": "d", "channel_key": ""}
@@ -24,7 +24,7 @@ def told(**more: Any) -> BootConfig:
         **directories,
         **more,
     )
-    return prepare._boot_config(options, **IDENTITY)
+    return instructions.configure(options, **IDENTITY)
 
 
 @pytest.mark.parametrize(
