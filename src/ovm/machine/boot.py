@@ -13,11 +13,11 @@ from pathlib import Path
 
 from ovm.errors import GuestError, HelperExited, PortError, StartError
 from ovm.guest import boot_channel, ovm_core
-from ovm.guest.profiles import PROFILES
 from ovm.guest.ssh import AGENT_SOCKET, SSH, warm_up
 from ovm.host import environment
 from ovm.hypervisors import Channel, Disk, Happening, Share, VMSpec, Watcher
 from ovm.machine import prepare, suspend
+from ovm.machine.profiles import PROFILES
 from ovm.machine.running import PODMAN_SOCKET, Session, open_session
 from ovm.model.options import PODMAN_PORT_FIRST, SSH_PORT_FIRST, Options
 from ovm.network import gvproxy

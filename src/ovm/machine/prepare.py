@@ -19,12 +19,12 @@ from ovm.disks import data, install, plan, saved_state
 from ovm.disks.kernel import find_packed
 from ovm.errors import FileError, HelperError, OptionError, UnsupportedError
 from ovm.guest import bootconfig, ovm_core, ssh
-from ovm.guest.profiles import PROFILES
 from ovm.host import environment
 from ovm.hypervisors import Driver, accel, vfkit
 from ovm.hypervisors.qemu import QEMUDriver
 from ovm.hypervisors.virtiofsd import Virtiofsd
 from ovm.machine import instructions
+from ovm.machine.profiles import PROFILES
 from ovm.model.options import Options
 from ovm.paths import KeyPaths, SocketPaths, TargetPaths
 from ovm.process import lock

@@ -14,9 +14,9 @@ from ovm.errors import GuestError, HostKeyMismatch, OVMError, PortError
 from ovm.guest.boot_channel import ReadyChannel
 from ovm.guest.clock import CORE_GOOD_ENOUGH_S, CORE_HELPER, CORE_KICK, Clock, ClockSync, spoken
 from ovm.guest.port_publisher import Published, Publisher
-from ovm.guest.profiles import PROFILES, Profile
 from ovm.guest.ssh import SSH
 from ovm.hypervisors import Control
+from ovm.machine.profiles import PROFILES, Profile
 from ovm.model.options import PODMAN_PORT_FIRST, Options
 from ovm.model.validation import check_address
 from ovm.network.gvproxy import Forward, Network, Protocol
