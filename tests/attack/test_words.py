@@ -42,6 +42,7 @@ from ovm.guest.clock import Clock
 from ovm.guest.ssh import SSH
 from ovm.hypervisors import qemu_events, vfkit
 from ovm.machine import boot, health, prune, shutdown
+from ovm.machine.profiles import PROFILES
 from ovm.machine.running import Session
 from ovm.model.info import Health, Stage
 from ovm.model.options import Options
@@ -227,14 +228,14 @@ async def _(world: World) -> None:
 @way("stderr of the command that lets containers start")
 async def _(world: World) -> None:
     world.answers(stderr=world.words, status=1)
-    await world.session()._let_containers_start()
+    await PROFILES["ovm"].let_containers_start(world.ssh)
 
 
 @way("stderr of the firewall")
 async def _(world: World) -> None:
     world.answers(stderr=world.words, status=1)
     with world.raises(GuestError):
-        await world.session()._block_ssh_port()
+        await PROFILES["ovm"].block_port(world.ssh, 2222)
 
 
 @way("the clock helper's answer")

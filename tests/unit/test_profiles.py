@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from ovm.disks import data
 from ovm.disks.install import Files
-from ovm.guest.ssh import ExecResult
+from ovm.errors import FileError
+from ovm.guest.ovm_core import COMMAND_MAX_BYTES
+from ovm.guest.ssh import SSH, ExecResult, make_keys
 from ovm.machine import boot, shutdown
 from ovm.machine.prepare import Prepared
+from ovm.machine.profiles import PROFILES
 from ovm.machine.running import Session, open_session
 from ovm.model.options import Options
 from ovm.network.gvproxy import Forward
-from ovm.paths import SocketPaths
+from ovm.paths import KeyPaths, SocketPaths, TargetPaths
 
 GUESTS = ("bare", "ovm", "ovm-core")
 SOCKETS = SocketPaths(Path("/s"))
@@ -54,6 +59,8 @@ class Recorder:
         self.asked.append(f"socket {socket.name} to {guest_path} with {key}")
 
     # ssh
+    reach = SSH.reach
+
     async def connect(self) -> None:
         self.asked.append("connect")
 
@@ -91,11 +98,11 @@ class Recorder:
 @contextlib.asynccontextmanager
 async def session_of(guest: str, noted: Recorder, **more: Any) -> AsyncIterator[Session]:
     parts = dict.fromkeys(("network", "channel", "podman_port", "guard"))
-    opening = open_session(
-        options=options(guest, **more), ssh=noted, vm=noted, sockets=SOCKETS, helpers_changed=list,
+    session = Session(
+        options=options(guest, **more), ssh=noted, clock=noted, vm=noted, sockets=SOCKETS, helpers_changed=list,
         console_log=Path("/l/console.log"), **parts,
     )  # fmt: skip
-    async with opening as session:
+    async with open_session(session):
 
         async def ping(**_more: Any) -> None:
             noted.asked.append("ping")
@@ -178,7 +185,7 @@ async def test_each_guest_is_settled(guest):
     """The clock is set, and only a guest that has our programs is told that it may start its containers."""
     noted = Recorder()
     async with session_of(guest, noted) as session:
-        session.clock, noted.asked = noted, []
+        noted.asked = []
         await session.settle()
         assert noted.asked == SETTLED[guest]
 
@@ -188,7 +195,7 @@ async def test_the_firewall_is_told_of_another_port(guest, known, told):
     """A resumed guest with a firewall of ours is told of sshd's port on the host, if that is another one now."""
     noted = Recorder()
     async with session_of(guest, noted) as session:
-        session.clock, noted.asked = noted, []
+        noted.asked = []
         await session.reach_again(known_ssh_port=known)
         assert sorted(noted.asked) == sorted(["connect", "ping", "sync", *told])
 
@@ -207,3 +214,69 @@ async def test_each_guest_is_told_to_power_off(guest, monkeypatch):
         await shutdown._ask_to_power_off(session, shutdown.Shutdown(tell=str, force_wanted=force))
         assert noted.asked == ["resume", *ORDERS[guest], *["button"] * shutdown.POWER_BUTTON_TRIES]
     assert force.is_set()
+
+
+def machine_in(tmp_path: Path, guest: str) -> Options:
+    """Options of a machine that has been made, with an initrd beside its directories."""
+    directories = {name: tmp_path / name for name in ("target_dir", "socket_dir", "log_dir", "ssh_key_dir")}
+    for directory in directories.values():
+        directory.mkdir()
+    make_keys(KeyPaths(directories["ssh_key_dir"]))
+    data.save_machine(TargetPaths(directories["target_dir"]), data.Machine(machine_id="0" * 32))
+    (tmp_path / "initrd").write_bytes(b"070701")
+    return options(guest, **directories, data_disk_mib=1024)
+
+
+def told(given: Options) -> AbstractAsyncContextManager[None]:
+    """A boot's instructions, of which nobody is told when they are asked for."""
+    initrd = given.target_dir.parent / "initrd"
+    profile = PROFILES[given.guest]
+    return profile.told(given, initrd, channel_key="word", blocked_ports=(2222,), asked=lambda: None)
+
+
+@pytest.mark.parametrize("guest", ["bare", "ovm"])
+async def test_instructions_are_behind_the_initrd(guest, tmp_path):
+    """A boot configuration lies behind the image's initrd, with the ports to block and the key to the channel."""
+    given = machine_in(tmp_path, guest)
+    async with told(given):
+        content = SocketPaths(given.socket_dir).boot_initrd.read_bytes()
+    assert content.startswith(b"070701")
+    assert b"word" in content
+    assert b"2222" in content
+    assert not TargetPaths(given.target_dir).scratch_disk.exists()
+
+
+async def test_the_seeds_guest_asks_for_its_instructions(short_path):
+    """It gets a command and an empty scratch disk, and no initrd is written for it."""
+    given = machine_in(short_path, "ovm-core")
+    scratch = TargetPaths(given.target_dir).scratch_disk
+    scratch.write_bytes(b"of the last boot")
+    async with told(given):
+        reader, writer = await asyncio.open_unix_connection(SocketPaths(given.socket_dir).command)
+        assert b"key word" in await reader.read(COMMAND_MAX_BYTES)
+        writer.close()
+    assert scratch.stat().st_size == 1 << 30
+    assert scratch.stat().st_blocks == 0
+    assert not SocketPaths(given.socket_dir).boot_initrd.exists()
+
+
+async def test_the_seeds_guest_is_kept_from_a_disk_it_would_format(short_path):
+    """A data disk that was in use and has lost its file system is an error, and the guest is told nothing."""
+    given = machine_in(short_path, "ovm-core")
+    target = TargetPaths(given.target_dir)
+    data.save_machine(target, data.Machine(machine_id="0" * 32, data_ever_ready=True))
+    target.data_disk.write_bytes(bytes(1 << 17))
+    with pytest.raises(FileError, match="would format it"):
+        async with told(given):
+            raise AssertionError("a boot was allowed")
+    assert not SocketPaths(given.socket_dir).command.exists()
+
+
+@pytest.mark.parametrize(
+    ("guest", "wire", "reads"), [("bare", "vfkit", []), ("ovm", "vfkit", []), ("ovm-core", "channel", ["ovm"])]
+)
+def test_each_guest_reaches_gvproxy(guest, wire, reads):
+    """By its hypervisor's card; the seed's guest by a channel, and then gvproxy reads the user's key for its tunnel."""
+    profile = PROFILES[guest]
+    assert profile.wire("vfkit") == wire
+    assert [path.name for path in profile.gvproxy_reads(KeyPaths(Path("/k")))] == reads

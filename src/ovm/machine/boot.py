@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path
 
 from ovm.errors import GuestError, HelperExited, PortError, StartError
-from ovm.guest import boot_channel, ovm_core
+from ovm.guest import boot_channel
 from ovm.guest.ssh import AGENT_SOCKET, SSH, warm_up
 from ovm.host import environment
 from ovm.hypervisors import Channel, Disk, Happening, Share, VMSpec, Watcher
 from ovm.machine import prepare, suspend
 from ovm.machine.profiles import PROFILES
-from ovm.machine.running import PODMAN_SOCKET, Session, open_session
+from ovm.machine.running import Session, open_session
 from ovm.model.options import PODMAN_PORT_FIRST, SSH_PORT_FIRST, Options
 from ovm.network import gvproxy
 from ovm.paths import KeyPaths, SocketPaths, TargetPaths
@@ -42,10 +42,8 @@ FATAL = "ovm: fatal: "
 PANIC_LINES = 100
 """How far behind the reason of a panic its registers and call trace may end."""
 
-PODMAN_GUEST_PORT = 58125
 SSH_GUEST_PORT = 22
 READY_VSOCK_PORT = 1026
-NETWORK_VSOCK_PORT = 1024
 CHANNEL_KEY_BYTES = 16
 
 CMDLINE = (
@@ -102,13 +100,13 @@ async def power_on(
         group = await stack.enter_async_context(process_group(held.fds, log_path=log_paths["guard"], spawned=kept.add))
         step("guard")
 
-        wire: gvproxy.Wire = "channel" if profile.over_vsock else driver.card
-        reads = [KeyPaths(options.ssh_key_dir).user_key] if profile.over_vsock else []  # for its ssh tunnel
+        keys = KeyPaths(options.ssh_key_dir)
+        wire, reads = profile.wire(driver.card), profile.gvproxy_reads(keys)
         network = await stack.enter_async_context(
             gvproxy.start(group, prepared.files.gvproxy, sockets, log_paths["gvproxy"], wire=wire, reads=reads)
         )
         ssh_port, podman_port = await _open_ports(network, sockets, options, recall)
-        ssh = SSH(ssh_port, KeyPaths(options.ssh_key_dir))
+        ssh = SSH(ssh_port, keys)
         if agent is not None:
             ssh.lend_socket(agent, AGENT_SOCKET)
         step("network")
@@ -119,13 +117,16 @@ async def power_on(
 
         key = secrets.token_hex(CHANNEL_KEY_BYTES) if driver.vsock else ""
         channel = await stack.enter_async_context(boot_channel.listen(sockets.ready, log.warning, was_reset, key=key))
-        if profile.over_vsock:
-            await in_thread(partial(prepare.make_scratch_disk, options))
-            told = await in_thread(partial(prepare.shell_command, options, key))
-            await stack.enter_async_context(ovm_core.serve(sockets.command, told, channel.boot_began))
-        else:
-            blocked = tuple(port for port in (ssh_port, podman_port) if port is not None)
-            await in_thread(partial(prepare.write_boot_initrd, options, prepared.files.initrd, key, blocked))
+        blocked = tuple(port for port in (ssh_port, podman_port) if port is not None)
+        await stack.enter_async_context(
+            profile.told(
+                options,
+                prepared.files.initrd,
+                channel_key=key,
+                blocked_ports=blocked,
+                asked=channel.boot_began,
+            )
+        )
         spec = dataclasses.replace(spec, waits_for_memory=await recall.is_whole())
         vm = await stack.enter_async_context(driver.start(group, spec, logs=log_paths, watcher=watcher))
         kept.update()
@@ -133,18 +134,21 @@ async def power_on(
 
         yield await stack.enter_async_context(
             open_session(
-                options=options,
-                network=network,
-                vm=vm,
-                channel=channel,
-                ssh=ssh,
-                sockets=sockets,
-                podman_port=podman_port,
-                guard=group.guard,
-                helpers_changed=kept.update,
-                console_log=log_paths["console"],
-                initrd_is_read=driver.reads_initrd_once,
-                facts=facts,
+                Session(
+                    options=options,
+                    network=network,
+                    vm=vm,
+                    channel=channel,
+                    ssh=ssh,
+                    clock=profile.clock(ssh),
+                    sockets=sockets,
+                    podman_port=podman_port,
+                    guard=group.guard,
+                    helpers_changed=kept.update,
+                    console_log=log_paths["console"],
+                    initrd_is_read=driver.reads_initrd_once,
+                    facts=facts,
+                )
             )
         )
 
@@ -165,47 +169,26 @@ async def _open_ports(
     can be told once it runs.
     """
     ssh = await network.pick(SSH_GUEST_PORT, first=recall.ssh_port or SSH_PORT_FIRST)
-    profile = PROFILES[options.guest]
-    if not profile.engine:
-        return ssh.host_port, None
-    podman_socket = sockets.made_by_gvproxy(sockets.podman)
-    if not profile.managed:  # podman's TCP port is the older ones' alone: the session leads one to its socket
-        await network.expose_tunnel(podman_socket, PODMAN_SOCKET, KeyPaths(options.ssh_key_dir).user_key)
-        return ssh.host_port, None
-    await network.expose_socket(podman_socket, PODMAN_GUEST_PORT)
-    if not options.podman_tcp:
-        return ssh.host_port, None
-    podman = await network.pick(PODMAN_GUEST_PORT, first=recall.podman_port or PODMAN_PORT_FIRST)
-    if recall.podman_port not in {None, podman.host_port}:
+    podman_port = await PROFILES[options.guest].open_podman(
+        network, sockets, options, first=recall.podman_port or PODMAN_PORT_FIRST
+    )
+    if podman_port is not None and recall.podman_port not in {None, podman_port}:
         await recall.give_up(f"port {recall.podman_port}, podman's own, is taken")
-    return ssh.host_port, podman.host_port
+    return ssh.host_port, podman_port
 
 
 def vm_spec(prepared: prepare.Prepared, sockets: SocketPaths, console_log: Path) -> VMSpec:
     """The virtual machine that the options ask for."""
-    options, profile, target = (
-        prepared.options,
-        PROFILES[prepared.options.guest],
-        TargetPaths(prepared.options.target_dir),
-    )
-    # an ovm-core guest formats its second disk at every boot, and keeps people's images on its third
-    scratch = [Disk(name="ovm-scratch", path=target.scratch_disk)] if profile.over_vsock else []
-    channels = [Channel(name="ovm.ready", vsock_port=READY_VSOCK_PORT, socket=sockets.ready)]
-    if profile.over_vsock:
-        channels += [
-            Channel(name="ovm.network", vsock_port=NETWORK_VSOCK_PORT, socket=sockets.network_card),
-            Channel(name="ovm.command", vsock_port=ovm_core.VSOCK_PORT, socket=sockets.command),
-        ]
-    return VMSpec(
+    options, target = prepared.options, TargetPaths(prepared.options.target_dir)
+    spec = VMSpec(
         arch=prepared.driver.arch,
         cpus=options.cpus,
         memory_mib=options.memory_mib,
         kernel=prepared.files.kernel,
-        initrd=prepared.files.initrd if profile.over_vsock else sockets.boot_initrd,
+        initrd=sockets.boot_initrd,
         cmdline=f"{CMDLINE} {options.kernel_cmdline}".strip(),
         disks=(
             Disk(name="ovm-rootfs", path=prepared.files.rootfs, read_only=True),
-            *scratch,
             Disk(name="ovm-data", path=target.data_disk),
         ),
         shares=tuple(
@@ -217,13 +200,14 @@ def vm_spec(prepared: prepare.Prepared, sockets: SocketPaths, console_log: Path)
             )
             for number, mount in enumerate(options.mounts)
         ),
-        channels=tuple(channels),
-        network_socket=None if profile.over_vsock else sockets.network_card,
+        channels=(Channel(name="ovm.ready", vsock_port=READY_VSOCK_PORT, socket=sockets.ready),),
+        network_socket=sockets.network_card,
         mac=gvproxy.GUEST_MAC,
         console_log=console_log,
         control_socket=sockets.control,
         rosetta=options.rosetta,
     )
+    return PROFILES[options.guest].fit(spec, prepared.files.initrd, target, sockets)
 
 
 async def come_up(session: Session, *, step: Callable[[str], None]) -> None:

@@ -358,7 +358,7 @@ class Life:
         trip over an instruction that the kernel was patching, and once in a thousand boots to hang.
         """
         why = "the guest reset itself before it was ready"
-        if self.session is None and not self._tried_again and not session.profile.over_vsock:
+        if self.session is None and not self._tried_again and session.profile.reports_boot:
             try:
                 async with asyncio.timeout(FIRST_WORD_S):
                     await self._fallen.wait()

@@ -17,8 +17,8 @@ import msgspec
 from ovm import hypervisors, paths
 from ovm.disks import data, install, plan, saved_state
 from ovm.disks.kernel import find_packed
-from ovm.errors import FileError, HelperError, OptionError, UnsupportedError
-from ovm.guest import bootconfig, ovm_core, ssh
+from ovm.errors import FileError, HelperError, UnsupportedError
+from ovm.guest import ssh
 from ovm.host import environment
 from ovm.hypervisors import Driver, accel, vfkit
 from ovm.hypervisors.qemu import QEMUDriver
@@ -26,7 +26,7 @@ from ovm.hypervisors.virtiofsd import Virtiofsd
 from ovm.machine import instructions
 from ovm.machine.profiles import PROFILES
 from ovm.model.options import Options
-from ovm.paths import KeyPaths, SocketPaths, TargetPaths
+from ovm.paths import KeyPaths, TargetPaths
 from ovm.process import lock
 from ovm.process.probe import GVPROXY, QEMU, VFKIT, VIRTIOFSD, check_helper, show_version
 from ovm.process.threads import in_thread
@@ -35,8 +35,6 @@ from ovm.trust import directories
 if TYPE_CHECKING:
     from ovm.host.programs import Helper
 
-_FOR_OUR_GUEST = ("dns", "ssh_agent", "foreign_arch")
-"""Options that other guests know nothing of."""
 PREPARE_LOCK_WAIT_S = 60.0
 """Another create on the same directory is waited for; a running machine is not, and it is said who owns it."""
 
@@ -66,8 +64,7 @@ async def prepare_linux(options: Options, progress: Progress | None = None) -> P
         InUseError: another process owns one of the directories.
         SpaceError: the disk is too small.
     """
-    if options.guest == "ovm-core":
-        raise UnsupportedError("ovm-core guests want vfkit", hint='use create_darwin_ovm, or guest="ovm"')
+    PROFILES[options.guest].check_hypervisor(vsock=QEMUDriver.vsock)
     if options.rosetta:
         raise UnsupportedError("rosetta is Apple's and comes with vfkit", hint="leave it out")
     arch = hypervisors.host_arch()
@@ -172,7 +169,7 @@ async def _make_files(
 
 
 def _check(options: Options, arch: hypervisors.Arch) -> None:
-    plan.check_origins(options.origin_path, arch=arch, rootfs_must_be_btrfs=options.guest != "bare")
+    plan.check_origins(options.origin_path, arch=arch, rootfs_must_be_btrfs=PROFILES[options.guest].rootfs_is_btrfs)
     plan.check_directories(
         {name: getattr(options, name) for name in ("target_dir", "socket_dir", "log_dir", "ssh_key_dir")}
     )
@@ -182,19 +179,9 @@ def _check(options: Options, arch: hypervisors.Arch) -> None:
     for certificate in options.ca_certificates:
         if b"-----BEGIN CERTIFICATE-----" not in instructions.content(certificate):
             raise FileError(f"ca_certificates: {certificate} is not a PEM certificate")
-    given = [name for name in _FOR_OUR_GUEST if getattr(options, name)]
-    if given and not PROFILES[options.guest].managed:
-        raise OptionError(
-            f"{' and '.join(given)} cannot be had with guest={options.guest!r}",
-            hint='use guest="ovm", or leave it out',
-        )
+    PROFILES[options.guest].check_options(options)
     if options.ssh_agent:
         environment.ssh_agent()
-    if options.guest == "bare" and options.mounts:
-        raise OptionError("a bare guest mounts nothing", hint="give it none: mounts=[]")
-    if PROFILES[options.guest].over_vsock:  # whether all can be told, with keys that are as long as ours will be
-        keys = {"authorized_key": "k" * 84, "host_key": "k" * 400, "host_key_public": "k" * 90}
-        ovm_core.shell_command(instructions.configure(options, **keys, machine_id="", channel_key="k" * 32))
 
 
 async def _check_emulator(options: Options, arch: hypervisors.Arch) -> tuple[accel.Emulator, Virtiofsd | None]:
@@ -244,28 +231,6 @@ def make_directories(options: Options) -> None:
         directories.make(directory, private=True)
 
 
-def write_boot_initrd(options: Options, initrd: Path, channel_key: str, blocked_host_ports: tuple[int, ...]) -> None:
-    """The initrd of one start: the image's own and behind it what this boot must know."""
-    config = instructions.boot_config(options, channel_key=channel_key, blocked_host_ports=blocked_host_ports)
-    bootconfig.write_initrd(initrd, config, SocketPaths(options.socket_dir).boot_initrd)
-
-
-def shell_command(options: Options, channel_key: str) -> bytes:
-    """What an ovm-core guest is told at its next boot."""
-    return ovm_core.shell_command(instructions.boot_config(options, channel_key=channel_key))
-
-
-def make_scratch_disk(options: Options) -> None:
-    """The disk an ovm-core guest formats at every boot, without what the last one left on it.
-
-    Raises:
-        FileError: the data disk has lost its file system, and the guest would format it.
-    """
-    target = TargetPaths(options.target_dir)
-    data.check_still_formatted(target)
-    data.make_scratch_disk(target, options.data_disk_mib)
-
-
 def remember_ready(options: Options) -> None:
     """From now on the data disk is never to be formatted."""
     target = TargetPaths(options.target_dir)
@@ -279,7 +244,9 @@ async def reset(options: Options, *, with_data: bool) -> None:
 
     Raises as :func:`prepare_linux` does.
     """
-    await asyncio.to_thread(plan.check_origins, options.origin_path, rootfs_must_be_btrfs=options.guest != "bare")
+    await asyncio.to_thread(
+        plan.check_origins, options.origin_path, rootfs_must_be_btrfs=PROFILES[options.guest].rootfs_is_btrfs
+    )
     async with lock.hold(locked_directories(options), wait_s=0, brief=True):
         await _make_files(options, force=True, without_data=with_data)
         await in_thread(partial(saved_state.discard, TargetPaths(options.target_dir)))

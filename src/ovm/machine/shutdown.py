@@ -31,9 +31,6 @@ DISK_TROUBLE = re.compile(r"I/O error|BTRFS(?: error| critical|: error)|EXT4-fs 
 CONSOLE_LINES = 100
 """How far from the end of the console a disk's failure is looked for."""
 
-POWER_OFF = ("systemctl", "start", "--no-block", "--job-mode=replace-irreversibly", "poweroff.target")
-"""What ``systemctl poweroff`` does where there is no logind to ask, which the guest has not."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Shutdown:
@@ -111,10 +108,10 @@ async def _ask_to_power_off(session: Session, how: Shutdown) -> None:
     """Until the guest is gone; gives up, and wants the power cut, if there is no way to ask."""
     with contextlib.suppress(OVMError):
         await session.vm.resume()  # a paused guest hears nothing
-    if session.profile.engine and not how.force_wanted.is_set():
+    if (command := session.profile.power_off) and not how.force_wanted.is_set():
         how.tell("asking the guest to shut down")
         with contextlib.suppress(OVMError):
-            await session.ssh.exec(POWER_OFF, timeout_s=POWER_BUTTON_AFTER_S)
+            await session.ssh.exec(command, timeout_s=POWER_BUTTON_AFTER_S)
             await asyncio.sleep(POWER_BUTTON_AFTER_S)
     unheard = 0
     while unheard < POWER_BUTTON_TRIES:  # a press that comes before the guest listens is lost
