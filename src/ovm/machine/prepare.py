@@ -6,16 +6,18 @@ import asyncio
 import dataclasses
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
 
 from ovm import hypervisors, paths
-from ovm.disks import data, install, plan, saved_state
+from ovm.disks import data, saved_state
+from ovm.disks import install as install_files
+from ovm.disks import plan as origins
 from ovm.disks.kernel import find_packed
 from ovm.errors import FileError, HelperError, UnsupportedError
 from ovm.guest import ssh
@@ -39,6 +41,27 @@ PREPARE_LOCK_WAIT_S = 60.0
 """Another create on the same directory is waited for; a running machine is not, and it is said who owns it."""
 
 Progress = Callable[[str, int, int], object]
+Hypervisor = Literal["qemu", "vfkit"]
+
+
+class Choice(Protocol):
+    """A hypervisor that was checked and will do."""
+
+    async def driver(self, files: install_files.Files) -> Driver:
+        """Return what starts it, once its files are installed.
+
+        Raises:
+            UnsupportedError: the accelerator that was asked for does not work with this kernel.
+        """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What a machine is to be made of; every input was checked, and nothing was made yet."""
+
+    options: Options
+    """As given, and with the helpers that were found."""
+    choice: Choice
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +70,7 @@ class Prepared:
 
     options: Options
     """As given, and with the helpers that were found."""
-    files: install.Files
+    files: install_files.Files
     driver: Driver
 
 
@@ -56,14 +79,31 @@ def locked_directories(options: Options) -> list[Path]:
     return [options.target_dir, options.socket_dir, options.log_dir]
 
 
-async def prepare_linux(options: Options, progress: Progress | None = None) -> Prepared:
-    """Check everything for a machine under QEMU, then make it ready. Until the checks are over nothing is touched.
+async def choose(options: Options, hypervisor: Hypervisor) -> Plan:
+    """Check every input and choose what the machine runs under. Reads only: nothing is made, changed or removed.
+
+    The one thing kept is what was found out about KVM, in the cache. What only the owner of the directories can see
+    (another owner, a full disk, damage to the data disk or inside an archive), :func:`install` raises.
 
     Raises:
         InputError: something given cannot be used.
+    """
+    return await _CHOICES[hypervisor](options)
+
+
+async def install(plan: Plan, progress: Progress | None = None) -> Prepared:
+    """Put files, keys and disks where the machine uses them.
+
+    Raises:
+        InputError: something given cannot be used after all; no file of the machine was replaced.
         InUseError: another process owns one of the directories.
         SpaceError: the disk is too small.
     """
+    files = await _make_all(plan.options, progress)
+    return Prepared(options=plan.options, files=files, driver=await plan.choice.driver(files))
+
+
+async def _choose_qemu(options: Options) -> Plan:
     PROFILES[options.guest].check_hypervisor(vsock=QEMUDriver.vsock)
     if options.rosetta:
         raise UnsupportedError("rosetta is Apple's and comes with vfkit", hint="leave it out")
@@ -72,20 +112,16 @@ async def prepare_linux(options: Options, progress: Progress | None = None) -> P
     options = await with_helpers(options, "gvproxy")
     await asyncio.to_thread(_check, options, arch)
     emulator, virtiofsd = await _check_emulator(options, arch)
-    choose = partial(accel.choose, options.accelerator, emulator, cache_dir=paths.cache_dir())
     given = options.origin_path.kernel
     packed = arch == "aarch64" and await asyncio.to_thread(find_packed, given) is not None
-    answer = None if packed else await choose(kernel=given)
-    files = await _make_all(options, progress)
-    answer = answer or await choose(kernel=files.kernel)  # only now can QEMU load it
-    driver = QEMUDriver(emulator=emulator, answer=answer, virtiofsd=virtiofsd)
-    return Prepared(options=options, files=files, driver=driver)
+    answer = None if packed else await _accelerator(options, emulator, given)
+    return Plan(options=options, choice=_QEMUChoice(options, emulator, virtiofsd, answer))
 
 
-async def prepare_darwin(options: Options, progress: Progress | None = None) -> Prepared:
-    """Check everything for a machine under vfkit, then make it ready; raises as :func:`prepare_linux` does."""
+async def _choose_vfkit(options: Options) -> Plan:
     from ovm.hypervisors import macos
 
+    PROFILES[options.guest].check_hypervisor(vsock=vfkit.VfkitDriver.vsock)
     if sys.platform == "darwin":
         macos.check_host(macos.this_host(), rosetta=options.rosetta)
     arch = hypervisors.host_arch()
@@ -105,10 +141,39 @@ async def prepare_darwin(options: Options, progress: Progress | None = None) -> 
     await macos.preflight(
         program, gvproxy, options.origin_path.kernel, rosetta=options.rosetta, cmdline=options.kernel_cmdline
     )
-    files = await _make_all(options, progress)
-    assert files.vfkit is not None
-    driver = vfkit.VfkitDriver(program=files.vfkit, version=version, arch=arch)
-    return Prepared(options=options, files=files, driver=driver)
+    return Plan(options=options, choice=_VfkitChoice(version, arch))
+
+
+_CHOICES: dict[Hypervisor, Callable[[Options], Awaitable[Plan]]] = {"qemu": _choose_qemu, "vfkit": _choose_vfkit}
+
+
+@dataclass(frozen=True, slots=True)
+class _QEMUChoice:
+    options: Options
+    emulator: accel.Emulator
+    virtiofsd: Virtiofsd | None
+    answer: accel.Answer | None
+    """``None`` for a packed kernel: QEMU can try it only once it is unpacked."""
+
+    async def driver(self, files: install_files.Files) -> Driver:
+        """Return the QEMU that was chosen."""
+        answer = self.answer or await _accelerator(self.options, self.emulator, files.kernel)
+        return QEMUDriver(emulator=self.emulator, answer=answer, virtiofsd=self.virtiofsd)
+
+
+@dataclass(frozen=True, slots=True)
+class _VfkitChoice:
+    version: str
+    arch: hypervisors.Arch
+
+    async def driver(self, files: install_files.Files) -> Driver:
+        """Return the vfkit that was installed."""
+        assert files.vfkit is not None
+        return vfkit.VfkitDriver(program=files.vfkit, version=self.version, arch=self.arch)
+
+
+async def _accelerator(options: Options, emulator: accel.Emulator, kernel: Path) -> accel.Answer:
+    return await accel.choose(options.accelerator, emulator, kernel=kernel, cache_dir=paths.cache_dir())
 
 
 async def with_helpers(options: Options, *names: str) -> Options:
@@ -139,7 +204,7 @@ def _identity(helper: Helper) -> str:
     return f"{show_version(helper.version)} {status.st_size} {status.st_mtime_ns}"
 
 
-async def _make_all(options: Options, progress: Progress | None) -> install.Files:
+async def _make_all(options: Options, progress: Progress | None) -> install_files.Files:
     await in_thread(partial(make_directories, options))
     # the keys may be shared by several machines, so they are owned only while they are made
     alone = [*locked_directories(options), options.ssh_key_dir]
@@ -151,10 +216,10 @@ async def _make_all(options: Options, progress: Progress | None) -> install.File
 
 async def _make_files(
     options: Options, progress: Progress | None = None, *, force: bool = False, without_data: bool = False
-) -> install.Files:
+) -> install_files.Files:
     """One after the other: both sweep away what a dead run has left half-written in the directory."""
     target = TargetPaths(options.target_dir)
-    files = await install.prepare(
+    files = await install_files.prepare(
         options.origin_path,
         options.versions,
         options.target_dir,
@@ -169,8 +234,8 @@ async def _make_files(
 
 
 def _check(options: Options, arch: hypervisors.Arch) -> None:
-    plan.check_origins(options.origin_path, arch=arch, rootfs_must_be_btrfs=PROFILES[options.guest].rootfs_is_btrfs)
-    plan.check_directories(
+    origins.check_origins(options.origin_path, arch=arch, rootfs_must_be_btrfs=PROFILES[options.guest].rootfs_is_btrfs)
+    origins.check_directories(
         {name: getattr(options, name) for name in ("target_dir", "socket_dir", "log_dir", "ssh_key_dir")}
     )
     for mount in options.mounts:
@@ -207,7 +272,7 @@ async def _check_emulator(options: Options, arch: hypervisors.Arch) -> tuple[acc
     return emulator, virtiofsd
 
 
-def check_files(files: install.Files) -> None:
+def check_files(files: install_files.Files) -> None:
     """See that nobody has taken a file away since it was put there.
 
     Raises:
@@ -242,10 +307,10 @@ def remember_ready(options: Options) -> None:
 async def reset(options: Options, *, with_data: bool) -> None:
     """Make every file anew from its origin, and the data disk too if asked; a memory that was kept goes.
 
-    Raises as :func:`prepare_linux` does.
+    Raises as :func:`choose` and :func:`install` do.
     """
     await asyncio.to_thread(
-        plan.check_origins, options.origin_path, rootfs_must_be_btrfs=PROFILES[options.guest].rootfs_is_btrfs
+        origins.check_origins, options.origin_path, rootfs_must_be_btrfs=PROFILES[options.guest].rootfs_is_btrfs
     )
     async with lock.hold(locked_directories(options), wait_s=0, brief=True):
         await _make_files(options, force=True, without_data=with_data)
