@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from ovm.model.options import PODMAN_PORT_FIRST, SSH_PORT_FIRST, Options
 from ovm.network import gvproxy
 from ovm.paths import KeyPaths, SocketPaths, TargetPaths
 from ovm.process import lock, logs, orphans
-from ovm.process.child import Child, process_group
+from ovm.process.child import Child, Group, process_group
 from ovm.process.logcap import kept_small
 from ovm.process.threads import in_thread
 
@@ -75,9 +76,67 @@ async def power_on(
     """
     options, driver, profile = prepared.options, prepared.driver, PROFILES[prepared.options.guest]
     sockets = SocketPaths(options.socket_dir)
-    names = ["guard", "gvproxy", "console", *driver.logs(len(options.mounts))]
+    async with contextlib.AsyncExitStack() as stack:
+        ground = await stack.enter_async_context(_ground(prepared, sockets, recall))
+        importing = asyncio.create_task(warm_up())
+        stack.callback(importing.cancel)
+
+        kept = stack.enter_context(orphans.keep(sockets.helpers))
+        group = await stack.enter_async_context(
+            process_group(ground.held.fds, log_path=ground.logs["guard"], spawned=kept.add)
+        )
+        step("guard")
+
+        # before the guest boots: at boot it is told which ports of the host to keep everybody in it from
+        ways = await stack.enter_async_context(_ways(group, prepared, sockets, ground, recall))
+        step("network")
+
+        # before the hypervisor starts: it connects to these sockets, and the guest may ask at once
+        channel = await stack.enter_async_context(_heard_and_told(prepared, sockets, ways, watcher))
+        # last of all that can give the saved state up: from here on the hypervisor waits for it, or boots
+        spec = dataclasses.replace(ground.spec, waits_for_memory=await recall.is_whole())
+        vm = await stack.enter_async_context(driver.start(group, spec, logs=ground.logs, watcher=watcher))
+        kept.update()
+        step("hypervisor")
+
+        session = Session(
+            options=options,
+            network=ways.network,
+            vm=vm,
+            channel=channel,
+            ssh=ways.ssh,
+            clock=profile.clock(ways.ssh),
+            sockets=sockets,
+            podman_port=ways.podman_port,
+            guard=group.guard,
+            helpers_changed=kept.update,
+            console_log=ground.logs["console"],
+            initrd_is_read=driver.reads_initrd_once,
+            facts=ground.facts,
+        )
+        yield await stack.enter_async_context(open_session(session))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Ground:
+    """What a start stands on before it has a process."""
+
+    held: lock.Lock
+    agent: Path | None
+    """The user's ssh agent, if it is lent."""
+    logs: dict[str, Path]
+    spec: VMSpec
+    facts: dict[str, str]
+
+
+@contextlib.asynccontextmanager
+async def _ground(prepared: prepare.Prepared, sockets: SocketPaths, recall: suspend.Recall) -> AsyncIterator[_Ground]:
+    """Own the directories, with no socket of an earlier start in them, and see whether a saved state fits."""
+    options = prepared.options
+    names = ["guard", "gvproxy", "console", *prepared.driver.logs(len(options.mounts))]
     async with contextlib.AsyncExitStack() as stack:
         await in_thread(partial(prepare.make_directories, options))  # a logout may have taken the runtime directory
+        # before anything is looked at or removed: until it is held, all of it may be another owner's
         held = await stack.enter_async_context(
             lock.hold(prepare.locked_directories(options), wait_s=LOCK_WAIT_S, helpers=sockets.helpers)
         )
@@ -93,64 +152,68 @@ async def power_on(
         facts = await in_thread(partial(suspend.facts, prepared, spec))
         await recall.look(TargetPaths(options.target_dir), facts)
         stack.push_async_callback(recall.close)
-        importing = asyncio.create_task(warm_up())
-        stack.callback(importing.cancel)
+        yield _Ground(held=held, agent=agent, logs=log_paths, spec=spec, facts=facts)
 
-        kept = stack.enter_context(orphans.keep(sockets.helpers))
-        group = await stack.enter_async_context(process_group(held.fds, log_path=log_paths["guard"], spawned=kept.add))
-        step("guard")
 
-        keys = KeyPaths(options.ssh_key_dir)
-        wire, reads = profile.wire(driver.card), profile.gvproxy_reads(keys)
-        network = await stack.enter_async_context(
-            gvproxy.start(group, prepared.files.gvproxy, sockets, log_paths["gvproxy"], wire=wire, reads=reads)
-        )
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Ways:
+    """How the guest will be reached."""
+
+    network: gvproxy.Network
+    ssh: SSH
+    podman_port: int | None
+
+    @property
+    def host_ports(self) -> tuple[int, ...]:
+        """The ports of the host that lead to sshd and podman."""
+        return tuple(port for port in (self.ssh.port, self.podman_port) if port is not None)
+
+
+@contextlib.asynccontextmanager
+async def _ways(
+    group: Group, prepared: prepare.Prepared, sockets: SocketPaths, ground: _Ground, recall: suspend.Recall
+) -> AsyncIterator[_Ways]:
+    """Run gvproxy, with sshd's and podman's ports open on the host."""
+    options, profile = prepared.options, PROFILES[prepared.options.guest]
+    keys = KeyPaths(options.ssh_key_dir)
+    starting = gvproxy.start(
+        group,
+        prepared.files.gvproxy,
+        sockets,
+        ground.logs["gvproxy"],
+        wire=profile.wire(prepared.driver.card),
+        reads=profile.gvproxy_reads(keys),
+    )
+    async with starting as network:
         ssh_port, podman_port = await _open_ports(network, sockets, options, recall)
         ssh = SSH(ssh_port, keys)
-        if agent is not None:
-            ssh.lend_socket(agent, AGENT_SOCKET)
-        step("network")
+        if ground.agent is not None:
+            ssh.lend_socket(ground.agent, AGENT_SOCKET)
+        yield _Ways(network=network, ssh=ssh, podman_port=podman_port)
 
-        def was_reset() -> None:
-            if not driver.tells_resets:
-                watcher(Happening.REBOOTED, "")
 
-        key = secrets.token_hex(CHANNEL_KEY_BYTES) if driver.vsock else ""
-        channel = await stack.enter_async_context(boot_channel.listen(sockets.ready, log.warning, was_reset, key=key))
-        blocked = tuple(port for port in (ssh_port, podman_port) if port is not None)
-        await stack.enter_async_context(
-            profile.told(
-                options,
-                prepared.files.initrd,
-                channel_key=key,
-                blocked_ports=blocked,
-                asked=channel.boot_began,
-            )
+@contextlib.asynccontextmanager
+async def _heard_and_told(
+    prepared: prepare.Prepared, sockets: SocketPaths, ways: _Ways, watcher: Watcher
+) -> AsyncIterator[boot_channel.ReadyChannel]:
+    """Listen to the guest, and have each of its boots find its instructions."""
+    options, driver = prepared.options, prepared.driver
+
+    def was_reset() -> None:
+        if not driver.tells_resets:
+            watcher(Happening.REBOOTED, "")
+
+    key = secrets.token_hex(CHANNEL_KEY_BYTES) if driver.vsock else ""
+    async with boot_channel.listen(sockets.ready, log.warning, was_reset, key=key) as channel:
+        telling = PROFILES[options.guest].told(
+            options,
+            prepared.files.initrd,
+            channel_key=key,
+            blocked_ports=ways.host_ports,
+            asked=channel.boot_began,
         )
-        spec = dataclasses.replace(spec, waits_for_memory=await recall.is_whole())
-        vm = await stack.enter_async_context(driver.start(group, spec, logs=log_paths, watcher=watcher))
-        kept.update()
-        step("hypervisor")
-
-        yield await stack.enter_async_context(
-            open_session(
-                Session(
-                    options=options,
-                    network=network,
-                    vm=vm,
-                    channel=channel,
-                    ssh=ssh,
-                    clock=profile.clock(ssh),
-                    sockets=sockets,
-                    podman_port=podman_port,
-                    guard=group.guard,
-                    helpers_changed=kept.update,
-                    console_log=log_paths["console"],
-                    initrd_is_read=driver.reads_initrd_once,
-                    facts=facts,
-                )
-            )
-        )
+        async with telling:
+            yield channel
 
 
 def _clear_sockets(sockets: SocketPaths) -> None:
