@@ -121,7 +121,9 @@ class Session:
         """
         await self.network.begin_again()
         self.helpers_changed()
+        # only now: the hypervisor connects to the new gvproxy's socket
         await self.vm.replug(self.sockets.network_card)
+        # before anything is reached: these connections went by the gvproxy that has died, and would not say so
         await self.ssh.close()
         await self.clock.close()
         reach = reach and self.profile.engine

@@ -46,6 +46,7 @@ class Shutdown:
 
 async def cut_power(session: Session) -> None:
     """End a guest that stands still and whose memory is kept; nothing is asked of it."""
+    # before the power is cut: whoever waits for a helper's end must not take this one for a failure
     for child in session.children:
         child.expected = True
     await session.vm.force_stop()
@@ -86,7 +87,7 @@ async def _shut_down(session: Session, how: Shutdown) -> None:
                     reason = f"{reason}; {trouble}"
             log.warning("cutting the guest's power after %.1f s: %s", time.monotonic() - began, reason)
             how.tell(f"cutting the guest's power: {reason}")
-            asking.cancel()
+            asking.cancel()  # before: it would press the button of a hypervisor that is ending
             await vm.force_stop()
             await asyncio.wait({gone}, timeout=FORCE_TIMEOUT_S)
         elif vm.child.process.returncode != 0:
@@ -94,7 +95,7 @@ async def _shut_down(session: Session, how: Shutdown) -> None:
     finally:
         for task in (gone, force, asking):
             task.cancel()
-        await asyncio.wait({gone, force, asking})
+        await asyncio.wait({gone, force, asking})  # none of them may still use the session that is closed next
 
 
 async def _disk_trouble(session: Session) -> str:
