@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from ovm.hypervisors import Happening
-from ovm.machine.boot import Shutdown, shut_down
 from ovm.machine.lifecycle import Life
+from ovm.machine.profiles import PROFILES
+from ovm.machine.shutdown import Shutdown, shut_down
 from ovm.model.events import Events
 from ovm.model.states import VMState
 from ovm.process.child import Child
@@ -45,7 +46,7 @@ async def session(tmp_path: Path) -> AsyncIterator[Any]:
     yield SimpleNamespace(
         children=(child,),
         vm=SimpleNamespace(child=child, request_stop=heard, force_stop=force_stop, resume=resume),
-        profile=SimpleNamespace(engine=False),
+        profile=PROFILES["bare"],
         console_log=console,
         console_read=console.stat().st_size,
     )

@@ -40,8 +40,9 @@ from ovm.errors import GuestError, OVMError, from_dict
 from ovm.guest import boot_channel
 from ovm.guest.clock import Clock
 from ovm.guest.ssh import SSH
-from ovm.hypervisors import qemu, vfkit
-from ovm.machine import boot, health, prune
+from ovm.hypervisors import qemu_events, vfkit
+from ovm.machine import boot, health, prune, shutdown
+from ovm.machine.profiles import PROFILES
 from ovm.machine.running import Session
 from ovm.model.info import Health, Stage
 from ovm.model.options import Options
@@ -227,14 +228,14 @@ async def _(world: World) -> None:
 @way("stderr of the command that lets containers start")
 async def _(world: World) -> None:
     world.answers(stderr=world.words, status=1)
-    await world.session()._let_containers_start()
+    await PROFILES["ovm"].let_containers_start(world.ssh)
 
 
 @way("stderr of the firewall")
 async def _(world: World) -> None:
     world.answers(stderr=world.words, status=1)
     with world.raises(GuestError):
-        await world.session()._block_ssh_port()
+        await PROFILES["ovm"].block_port(world.ssh, 2222)
 
 
 @way("the clock helper's answer")
@@ -296,7 +297,7 @@ async def _(world: World) -> None:
         with world.raises(OVMError):
             assert error is not None
             raise error
-    world.told.append(await boot._disk_trouble(session))
+    world.told.append(await shutdown._disk_trouble(session))
 
 
 # --- podman
@@ -362,7 +363,7 @@ async def _(world: World) -> None:
 async def _(world: World) -> None:
     for action in ("stop", "report"):
         data = {"node-name": world.json_words, "reason": world.json_words, "action": action}
-        happening = qemu.disk_failure(Message({"event": "BLOCK_IO_ERROR", "data": data}))
+        happening = qemu_events.disk_failure(Message({"event": "BLOCK_IO_ERROR", "data": data}))
         assert happening is not None
         logging.getLogger("ovm").warning("%s", happening[1])
         world.told.append(happening[1])

@@ -27,7 +27,7 @@ from ovm.model.defaults import STOP_TIMEOUT_S
 pytestmark = [pytest.mark.tiny, under.VFKIT_ALONE]
 
 HASTE = {
-    "ovm.machine.boot.FORCE_TIMEOUT_S": 0.5,
+    "ovm.machine.shutdown.FORCE_TIMEOUT_S": 0.5,
     "ovm.hypervisors.vfkit.ANSWER_TIMEOUT_S": 1.0,
     "ovm.hypervisors.vfkit.END_GRACE_S": 0.5,
 }

@@ -13,10 +13,10 @@ import pytest
 
 from networks import started
 from ovm.errors import GuestError, PortError
-from ovm.guest.profiles import PROFILES
 from ovm.machine import health
 from ovm.machine import monitor as care_module
 from ovm.machine.monitor import Care
+from ovm.machine.profiles import PROFILES
 from ovm.model.options import MIB, Options
 from ovm.model.ports import Forward
 from ovm.network import forwarding

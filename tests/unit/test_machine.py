@@ -23,9 +23,9 @@ from ovm.errors import (
     StopError,
     UntrustedError,
 )
-from ovm.guest.profiles import PROFILES
 from ovm.hypervisors import Happening
 from ovm.machine import boot, lifecycle, prepare
+from ovm.machine.profiles import PROFILES
 from ovm.machine.vm import OVM
 from ovm.model.options import Options
 from ovm.model.states import VMState

@@ -16,7 +16,7 @@ import vmspecs
 from ovm.errors import GuestError, HelperExited, StartError
 from ovm.hypervisors import Happening, qemu
 from ovm.hypervisors.accel import Emulator
-from ovm.hypervisors.qemu import translate
+from ovm.hypervisors.qemu_events import translate
 from ovm.model.states import VMState
 
 FAKE = """

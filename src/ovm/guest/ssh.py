@@ -31,6 +31,8 @@ KEEPALIVE_S = 30
 CLOSE_TIMEOUT_S = 2.0
 OPEN_TIMEOUT_S = 60.0
 """How long the guest may take to start a command."""
+REACH_TIMEOUT_S = 60.0
+REACH_AGAIN_S = 0.2
 FOLLOW_UP_TIMEOUT_S = 60.0
 """For all that is done after each connect, before the connection is used."""
 READ_BYTES = 64 * 1024
@@ -114,6 +116,29 @@ class SSH:
                     await self.close()  # or the next caller would take it for one on which all has been done
                     raise
             return self._connection
+
+    async def reach(self, *, timeout_s: float = REACH_TIMEOUT_S) -> None:
+        """Connect, again and again until sshd answers.
+
+        Raises:
+            HostKeyMismatch: whoever answered is not our guest.
+            GuestError: it has not answered within ``timeout_s`` seconds.
+        """
+        last = GuestError(f"no ssh connection to the guest within {timeout_s:g} s")
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    try:
+                        await self.connect()
+                    except HostKeyMismatch:
+                        raise
+                    except GuestError as error:
+                        last = error
+                        await asyncio.sleep(REACH_AGAIN_S)
+                    else:
+                        return
+        except TimeoutError:
+            raise last from None
 
     async def _follow_up(self) -> None:
         try:

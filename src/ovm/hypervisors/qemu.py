@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 
 from ovm.errors import GuestError, NotReadyError, OVMError, StartError
-from ovm.hypervisors import Arch, Card, Happening, VMSpec, Watcher, virtiofsd
+from ovm.hypervisors import Arch, Card, VMSpec, Watcher, virtiofsd
 from ovm.hypervisors.accel import CONSOLE, MACHINE, Accel, Answer, Emulator, flags
+from ovm.hypervisors.qemu_events import STATES, Status, data, watch
 from ovm.model.states import VMState
 from ovm.process.child import Child, Group, at_last
 from ovm.process.probe import show_version
@@ -29,7 +30,7 @@ from ovm.process.supervise import race
 from ovm.text.printable import GuestText, tamed
 
 if TYPE_CHECKING:
-    from qemu.qmp import Message, QMPClient
+    from qemu.qmp import QMPClient
 
 log = logging.getLogger(__name__)
 
@@ -42,29 +43,6 @@ MIGRATE_CANCEL_S = 10.0
 MEMORY = "memory"
 UNLIMITED_BYTES_PER_S = 2**40
 WIRE, PLUG = "wire", "plug"
-IO_ERROR = "io-error"
-_DISK_ERROR_WORDS = {"node-name": "", "reason": "I/O error"}
-"""Of a BLOCK_IO_ERROR: what is told of it, and what instead where it is missing."""
-
-_STATES = {
-    "running": VMState.RUNNING,
-    "paused": VMState.PAUSED,
-    "suspended": VMState.PAUSED,
-    "prelaunch": VMState.STARTING,
-    "inmigrate": VMState.RESTORING,
-    "postmigrate": VMState.PAUSED,
-    "finish-migrate": VMState.SAVING,
-    "save-vm": VMState.SAVING,
-    "restore-vm": VMState.RESTORING,
-    "shutdown": VMState.STOPPED,
-}
-"""By QEMU's RunState; the rest (internal-error, io-error, guest-panicked, watchdog, colo) are errors."""
-
-
-class _Status(msgspec.Struct):
-    """Of QMP's query-status."""
-
-    status: str
 
 
 def escape(value: str | os.PathLike[str]) -> str:
@@ -201,12 +179,12 @@ class QEMU:
     async def state(self) -> VMState:
         """What QEMU itself says now."""
         try:
-            answer = msgspec.convert(await self._execute("query-status"), _Status)
+            answer = msgspec.convert(await self._execute("query-status"), Status)
         except msgspec.ValidationError as error:
             raise GuestError(f"QEMU answered query-status with something unexpected: {GuestText.of(error)}") from tamed(
                 error
             )
-        return _STATES.get(answer.status, VMState.ERROR)
+        return STATES.get(answer.status, VMState.ERROR)
 
     async def pause(self) -> None:
         """Stop the virtual CPUs; fine if they stand still already."""
@@ -287,7 +265,7 @@ class QEMU:
         with self._qmp.listener("MIGRATION") as moves:
             await self._execute(command, uri=f"fd:{MEMORY}")
             async for move in moves:
-                match _data(move).get("status"):
+                match data(move).get("status"):
                     case "completed":
                         return
                     case "failed" | "cancelled" as ended:
@@ -305,7 +283,7 @@ class QEMU:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(MIGRATE_CANCEL_S):
                     async for move in moves:
-                        if _data(move).get("status") in {"cancelled", "completed", "failed"}:
+                        if data(move).get("status") in {"cancelled", "completed", "failed"}:
                             return
 
     async def _execute(self, name: str, **arguments: Any) -> Any:
@@ -365,7 +343,7 @@ async def start(
                     raise await child.exited("hypervisor") from error
                 words = GuestText.of(error)
                 raise StartError(f"QEMU's control socket failed: {words}", stage="hypervisor") from tamed(error)
-            watching = asyncio.create_task(_watch(qmp, watcher), name="qmp events")
+            watching = asyncio.create_task(watch(qmp, watcher), name="qmp events")
             yield QEMU(child, qmp, ours, watching)
     finally:
         if watching is not None:
@@ -377,79 +355,9 @@ async def start(
         ours.close()
 
 
-async def _watch(qmp: QMPClient, watcher: Watcher) -> None:
-    """Pass on what QEMU tells, in our words."""
-    disk: tuple[Happening, str] | None = None
-    status = await _failure(qmp)
-    # QEMU sends no event of a stop before we were connected; one since then has arrived ahead of the answer
-    if status and all(event["event"] != "STOP" for event in qmp.events.history):
-        watcher(*_stopped(status))
-    async for event in qmp.events:
-        if failure := disk_failure(event):
-            if failure[0] is Happening.DISK_ERROR:
-                watcher(*failure)
-            else:
-                disk = failure
-        if event["event"] == "STOP" and (status := await _failure(qmp)):
-            watcher(*(disk if disk and status == IO_ERROR else _stopped(status)))
-        elif happening := translate(event):
-            watcher(*happening)
-
-
-def _stopped(status: str) -> tuple[Happening, str]:
-    return Happening.FAILED, f"QEMU has stopped it: {GuestText(status)}"
-
-
-async def _failure(qmp: QMPClient) -> str:
-    """QEMU's word for what made it stop the guest; empty if it was asked to."""
-    from qemu.qmp import QMPError
-
-    try:
-        async with asyncio.timeout(QMP_TIMEOUT_S):
-            answer = msgspec.convert(await qmp.execute("query-status"), _Status)
-    except (QMPError, OSError, asyncio.IncompleteReadError, TimeoutError):  # it is ending: that is told elsewhere
-        return ""
-    except msgspec.ValidationError as error:
-        return f"its status cannot be told: {GuestText.of(error)}"
-    return "" if answer.status in _STATES else answer.status
-
-
 def _processor() -> str:
     """The host's processor, as far as a guest could tell it from another."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
         return "\n".join(line for line in lines if line.startswith(("model name", "stepping", "microcode", "flags")))
     return platform.processor()
-
-
-def _data(event: Message) -> dict[str, Any]:
-    data = event.get("data")
-    return data if isinstance(data, dict) else {}
-
-
-def disk_failure(event: Message) -> tuple[Happening, str] | None:
-    """What a disk's error says, whether the guest is about to be stopped for it or told; ``None`` for anything else."""
-    data = _data(event)
-    if event["event"] != "BLOCK_IO_ERROR" or data.get("action") not in {"stop", "report"}:
-        return None
-    name, reason = (GuestText(str(data.get(key, other))) for key, other in _DISK_ERROR_WORDS.items())
-    words = f"the disk {name} failed: {reason}"
-    if data["action"] == "report":
-        return Happening.DISK_ERROR, words
-    return (Happening.OUT_OF_SPACE if data.get("nospace") else Happening.FAILED), words
-
-
-def translate(event: Message) -> tuple[Happening, str] | None:
-    """A QMP event in our words; ``None`` for what does not matter to us."""
-    data = _data(event)
-    match event["event"]:
-        case "STOP":
-            return Happening.PAUSED, ""
-        case "RESUME":
-            return Happening.RESUMED, ""
-        case "RESET" if data.get("guest"):
-            return Happening.REBOOTED, str(data.get("reason", ""))
-        case "SHUTDOWN" if data.get("guest"):
-            return Happening.POWERED_OFF, str(data.get("reason", ""))
-        case _:
-            return None

@@ -1,4 +1,4 @@
-"""From nothing to a virtual machine that is ready, and back: the steps of a start, top to bottom."""
+"""From nothing to a virtual machine that is ready: the steps of a start, top to bottom."""
 
 from __future__ import annotations
 
@@ -6,29 +6,26 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import re
 import secrets
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ovm.errors import GuestError, HelperExited, OVMError, PortError, StartError
-from ovm.guest import boot_channel, ovm_core
+from ovm.errors import GuestError, HelperExited, PortError, StartError
+from ovm.guest import boot_channel
 from ovm.guest.bootconfig import share_tag
-from ovm.guest.profiles import PROFILES
 from ovm.guest.ssh import AGENT_SOCKET, SSH, warm_up
 from ovm.host import environment
 from ovm.hypervisors import Channel, Disk, Happening, Share, VMSpec, Watcher
 from ovm.machine import prepare, suspend
-from ovm.machine.running import PODMAN_SOCKET, Session, open_session
-from ovm.model.defaults import STOP_TIMEOUT_S
+from ovm.machine.profiles import PROFILES
+from ovm.machine.running import Session, open_session
 from ovm.model.options import PODMAN_PORT_FIRST, SSH_PORT_FIRST, Options
 from ovm.network import forwarding, gvproxy
 from ovm.paths import KeyPaths, SocketPaths, TargetPaths
 from ovm.process import lock, logs, orphans
-from ovm.process.child import Child, process_group
+from ovm.process.child import Child, Group, process_group
 from ovm.process.logcap import kept_small
 from ovm.process.threads import in_thread
 
@@ -36,22 +33,10 @@ log = logging.getLogger(__name__)
 
 LOCK_WAIT_S = 5.0
 """How long a start waits for the last helpers of an owner that has just gone."""
-POWER_BUTTON_AFTER_S = 15.0
-"""When a guest that was asked over ssh and is still there hears the power button too, and how often."""
-POWER_BUTTON_RETRY_S = 2.0
-POWER_BUTTON_TRIES = 5
-"""How often in a row a button may be out of reach before the power is cut."""
-FORCE_TIMEOUT_S = 5.0
 LOAD_TIMEOUT_S = 120.0
 """For gigabytes from a slow disk."""
 BLAME_WAIT_S = 0.5
 """gvproxy ends with its hypervisor and may be noticed first; wait to see who really was the first to go."""
-
-DISK_TROUBLE = re.compile(r"I/O error|BTRFS(?: error| critical|: error)|EXT4-fs error")
-"""What the guest's kernel writes to the console when a disk has failed it."""
-
-POWER_OFF = ("systemctl", "start", "--no-block", "--job-mode=replace-irreversibly", "poweroff.target")
-"""What ``systemctl poweroff`` does where there is no logind to ask, which the guest has not."""
 
 PANIC = "Kernel panic - not syncing: "
 FATAL = "ovm: fatal: "
@@ -59,10 +44,8 @@ FATAL = "ovm: fatal: "
 PANIC_LINES = 100
 """How far behind the reason of a panic its registers and call trace may end."""
 
-PODMAN_GUEST_PORT = 58125
 SSH_GUEST_PORT = 22
 READY_VSOCK_PORT = 1026
-NETWORK_VSOCK_PORT = 1024
 CHANNEL_KEY_BYTES = 16
 
 CMDLINE = (
@@ -94,9 +77,67 @@ async def power_on(
     """
     options, driver, profile = prepared.options, prepared.driver, PROFILES[prepared.options.guest]
     sockets = SocketPaths(options.socket_dir)
-    names = ["guard", "gvproxy", "console", *driver.logs(len(options.mounts))]
+    async with contextlib.AsyncExitStack() as stack:
+        ground = await stack.enter_async_context(_ground(prepared, sockets, recall))
+        importing = asyncio.create_task(warm_up())
+        stack.callback(importing.cancel)
+
+        kept = stack.enter_context(orphans.keep(sockets.helpers))
+        group = await stack.enter_async_context(
+            process_group(ground.held.fds, log_path=ground.logs["guard"], spawned=kept.add)
+        )
+        step("guard")
+
+        # before the guest boots: at boot it is told which ports of the host to keep everybody in it from
+        ways = await stack.enter_async_context(_ways(group, prepared, sockets, ground, recall))
+        step("network")
+
+        # before the hypervisor starts: it connects to these sockets, and the guest may ask at once
+        channel = await stack.enter_async_context(_heard_and_told(prepared, sockets, ways, watcher))
+        # last of all that can give the saved state up: from here on the hypervisor waits for it, or boots
+        spec = dataclasses.replace(ground.spec, waits_for_memory=await recall.is_whole())
+        vm = await stack.enter_async_context(driver.start(group, spec, logs=ground.logs, watcher=watcher))
+        kept.update()
+        step("hypervisor")
+
+        session = Session(
+            options=options,
+            network=ways.network,
+            vm=vm,
+            channel=channel,
+            ssh=ways.ssh,
+            clock=profile.clock(ways.ssh),
+            sockets=sockets,
+            podman_port=ways.podman_port,
+            guard=group.guard,
+            helpers_changed=kept.update,
+            console_log=ground.logs["console"],
+            initrd_is_read=driver.reads_initrd_once,
+            facts=ground.facts,
+        )
+        yield await stack.enter_async_context(open_session(session))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Ground:
+    """What a start stands on before it has a process."""
+
+    held: lock.Lock
+    agent: Path | None
+    """The user's ssh agent, if it is lent."""
+    logs: dict[str, Path]
+    spec: VMSpec
+    facts: dict[str, str]
+
+
+@contextlib.asynccontextmanager
+async def _ground(prepared: prepare.Prepared, sockets: SocketPaths, recall: suspend.Recall) -> AsyncIterator[_Ground]:
+    """Own the directories, with no socket of an earlier start in them, and see whether a saved state fits."""
+    options = prepared.options
+    names = ["guard", "gvproxy", "console", *prepared.driver.logs(len(options.mounts))]
     async with contextlib.AsyncExitStack() as stack:
         await in_thread(partial(prepare.make_directories, options))  # a logout may have taken the runtime directory
+        # before anything is looked at or removed: until it is held, all of it may be another owner's
         held = await stack.enter_async_context(
             lock.hold(prepare.locked_directories(options), wait_s=LOCK_WAIT_S, helpers=sockets.helpers)
         )
@@ -112,58 +153,68 @@ async def power_on(
         facts = await in_thread(partial(suspend.facts, prepared, spec))
         await recall.look(TargetPaths(options.target_dir), facts)
         stack.push_async_callback(recall.close)
-        importing = asyncio.create_task(warm_up())
-        stack.callback(importing.cancel)
+        yield _Ground(held=held, agent=agent, logs=log_paths, spec=spec, facts=facts)
 
-        kept = stack.enter_context(orphans.keep(sockets.helpers))
-        group = await stack.enter_async_context(process_group(held.fds, log_path=log_paths["guard"], spawned=kept.add))
-        step("guard")
 
-        wire: gvproxy.Wire = "channel" if profile.over_vsock else driver.card
-        reads = [KeyPaths(options.ssh_key_dir).user_key] if profile.over_vsock else []  # for its ssh tunnel
-        network = await stack.enter_async_context(
-            forwarding.start(group, prepared.files.gvproxy, sockets, log_paths["gvproxy"], wire=wire, reads=reads)
-        )
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Ways:
+    """How the guest will be reached."""
+
+    network: forwarding.Network
+    ssh: SSH
+    podman_port: int | None
+
+    @property
+    def host_ports(self) -> tuple[int, ...]:
+        """The ports of the host that lead to sshd and podman."""
+        return tuple(port for port in (self.ssh.port, self.podman_port) if port is not None)
+
+
+@contextlib.asynccontextmanager
+async def _ways(
+    group: Group, prepared: prepare.Prepared, sockets: SocketPaths, ground: _Ground, recall: suspend.Recall
+) -> AsyncIterator[_Ways]:
+    """Run gvproxy, with sshd's and podman's ports open on the host."""
+    options, profile = prepared.options, PROFILES[prepared.options.guest]
+    keys = KeyPaths(options.ssh_key_dir)
+    starting = forwarding.start(
+        group,
+        prepared.files.gvproxy,
+        sockets,
+        ground.logs["gvproxy"],
+        wire=profile.wire(prepared.driver.card),
+        reads=profile.gvproxy_reads(keys),
+    )
+    async with starting as network:
         ssh_port, podman_port = await _open_ports(network, sockets, options, recall)
-        ssh = SSH(ssh_port, KeyPaths(options.ssh_key_dir))
-        if agent is not None:
-            ssh.lend_socket(agent, AGENT_SOCKET)
-        step("network")
+        ssh = SSH(ssh_port, keys)
+        if ground.agent is not None:
+            ssh.lend_socket(ground.agent, AGENT_SOCKET)
+        yield _Ways(network=network, ssh=ssh, podman_port=podman_port)
 
-        def was_reset() -> None:
-            if not driver.tells_resets:
-                watcher(Happening.REBOOTED, "")
 
-        key = secrets.token_hex(CHANNEL_KEY_BYTES) if driver.vsock else ""
-        channel = await stack.enter_async_context(boot_channel.listen(sockets.ready, log.warning, was_reset, key=key))
-        if profile.over_vsock:
-            await in_thread(partial(prepare.make_scratch_disk, options))
-            told = await in_thread(partial(prepare.shell_command, options, key))
-            await stack.enter_async_context(ovm_core.serve(sockets.command, told, channel.boot_began))
-        else:
-            blocked = tuple(port for port in (ssh_port, podman_port) if port is not None)
-            await in_thread(partial(prepare.write_boot_initrd, options, prepared.files.initrd, key, blocked))
-        spec = dataclasses.replace(spec, waits_for_memory=await recall.is_whole())
-        vm = await stack.enter_async_context(driver.start(group, spec, logs=log_paths, watcher=watcher))
-        kept.update()
-        step("hypervisor")
+@contextlib.asynccontextmanager
+async def _heard_and_told(
+    prepared: prepare.Prepared, sockets: SocketPaths, ways: _Ways, watcher: Watcher
+) -> AsyncIterator[boot_channel.ReadyChannel]:
+    """Listen to the guest, and have each of its boots find its instructions."""
+    options, driver = prepared.options, prepared.driver
 
-        yield await stack.enter_async_context(
-            open_session(
-                options=options,
-                network=network,
-                vm=vm,
-                channel=channel,
-                ssh=ssh,
-                sockets=sockets,
-                podman_port=podman_port,
-                guard=group.guard,
-                helpers_changed=kept.update,
-                console_log=log_paths["console"],
-                initrd_is_read=driver.reads_initrd_once,
-                facts=facts,
-            )
+    def was_reset() -> None:
+        if not driver.tells_resets:
+            watcher(Happening.REBOOTED, "")
+
+    key = secrets.token_hex(CHANNEL_KEY_BYTES) if driver.vsock else ""
+    async with boot_channel.listen(sockets.ready, log.warning, was_reset, key=key) as channel:
+        telling = PROFILES[options.guest].told(
+            options,
+            prepared.files.initrd,
+            channel_key=key,
+            blocked_ports=ways.host_ports,
+            asked=channel.boot_began,
         )
+        async with telling:
+            yield channel
 
 
 def _clear_sockets(sockets: SocketPaths) -> None:
@@ -182,47 +233,26 @@ async def _open_ports(
     can be told once it runs.
     """
     ssh = await network.pick(SSH_GUEST_PORT, first=recall.ssh_port or SSH_PORT_FIRST)
-    profile = PROFILES[options.guest]
-    if not profile.engine:
-        return ssh.host_port, None
-    podman_socket = sockets.made_by_gvproxy(sockets.podman)
-    if not profile.managed:  # podman's TCP port is the older ones' alone: the session leads one to its socket
-        await network.expose_tunnel(podman_socket, PODMAN_SOCKET, KeyPaths(options.ssh_key_dir).user_key)
-        return ssh.host_port, None
-    await network.expose_socket(podman_socket, PODMAN_GUEST_PORT)
-    if not options.podman_tcp:
-        return ssh.host_port, None
-    podman = await network.pick(PODMAN_GUEST_PORT, first=recall.podman_port or PODMAN_PORT_FIRST)
-    if recall.podman_port not in {None, podman.host_port}:
+    podman_port = await PROFILES[options.guest].open_podman(
+        network, sockets, options, first=recall.podman_port or PODMAN_PORT_FIRST
+    )
+    if podman_port is not None and recall.podman_port not in {None, podman_port}:
         await recall.give_up(f"port {recall.podman_port}, podman's own, is taken")
-    return ssh.host_port, podman.host_port
+    return ssh.host_port, podman_port
 
 
 def vm_spec(prepared: prepare.Prepared, sockets: SocketPaths, console_log: Path) -> VMSpec:
     """The virtual machine that the options ask for."""
-    options, profile, target = (
-        prepared.options,
-        PROFILES[prepared.options.guest],
-        TargetPaths(prepared.options.target_dir),
-    )
-    # an ovm-core guest formats its second disk at every boot, and keeps people's images on its third
-    scratch = [Disk(name="ovm-scratch", path=target.scratch_disk)] if profile.over_vsock else []
-    channels = [Channel(name="ovm.ready", vsock_port=READY_VSOCK_PORT, socket=sockets.ready)]
-    if profile.over_vsock:
-        channels += [
-            Channel(name="ovm.network", vsock_port=NETWORK_VSOCK_PORT, socket=sockets.network_card),
-            Channel(name="ovm.command", vsock_port=ovm_core.VSOCK_PORT, socket=sockets.command),
-        ]
-    return VMSpec(
+    options, target = prepared.options, TargetPaths(prepared.options.target_dir)
+    spec = VMSpec(
         arch=prepared.driver.arch,
         cpus=options.cpus,
         memory_mib=options.memory_mib,
         kernel=prepared.files.kernel,
-        initrd=prepared.files.initrd if profile.over_vsock else sockets.boot_initrd,
+        initrd=sockets.boot_initrd,
         cmdline=f"{CMDLINE} {options.kernel_cmdline}".strip(),
         disks=(
             Disk(name="ovm-rootfs", path=prepared.files.rootfs, read_only=True),
-            *scratch,
             Disk(name="ovm-data", path=target.data_disk),
         ),
         shares=tuple(
@@ -234,13 +264,14 @@ def vm_spec(prepared: prepare.Prepared, sockets: SocketPaths, console_log: Path)
             )
             for number, mount in enumerate(options.mounts)
         ),
-        channels=tuple(channels),
-        network_socket=None if profile.over_vsock else sockets.network_card,
+        channels=(Channel(name="ovm.ready", vsock_port=READY_VSOCK_PORT, socket=sockets.ready),),
+        network_socket=sockets.network_card,
         mac=gvproxy.GUEST_MAC,
         console_log=console_log,
         control_socket=sockets.control,
         rosetta=options.rosetta,
     )
+    return PROFILES[options.guest].fit(spec, prepared.files.initrd, target, sockets)
 
 
 async def come_up(session: Session, *, step: Callable[[str], None]) -> None:
@@ -356,92 +387,3 @@ async def blame(session: Session, noticed: Child) -> Child:
             async with asyncio.timeout(BLAME_WAIT_S):
                 await vm.wait()
     return next((child for child in (guard, vm) if not child.running), noticed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shutdown:
-    """How a guest is to be shut down."""
-
-    tell: Callable[[str], None]
-    """Called with each step, in words for people."""
-    force_wanted: asyncio.Event
-    trouble: Callable[[], str] = str
-    """What the hypervisor has reported that may keep the guest from it; empty if nothing."""
-    timeout_s: float = STOP_TIMEOUT_S
-
-
-async def cut_power(session: Session) -> None:
-    """End a guest that stands still and whose memory is kept; nothing is asked of it."""
-    for child in session.children:
-        child.expected = True
-    await session.vm.force_stop()
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(FORCE_TIMEOUT_S):
-            await session.vm.child.wait()
-
-
-async def shut_down(session: Session, how: Shutdown) -> None:
-    """Ask, ask louder, cut the power. The helpers that hang on the hypervisor may end with it."""
-    try:
-        await _shut_down(session, how)
-    except asyncio.CancelledError:  # the event loop is ending in the midst of it: what was begun is finished
-        await _shut_down(session, how)
-        raise
-
-
-async def _shut_down(session: Session, how: Shutdown) -> None:
-    for child in session.children:
-        child.expected = True
-    vm = session.vm
-    if not vm.child.running:
-        return
-    gone = asyncio.create_task(vm.child.wait())
-    force = asyncio.create_task(how.force_wanted.wait())
-    asking = asyncio.create_task(_ask_to_power_off(session, how))
-    began = time.monotonic()
-    try:
-        await asyncio.wait({gone, force}, timeout=how.timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        if not gone.done():
-            if force.done() and not asking.done():
-                reason = how.trouble() or "as was asked"
-            else:
-                reason = f"it has not shut down within {how.timeout_s:g} s"
-                if force.done():
-                    reason = "it cannot be asked to shut down"
-                if trouble := how.trouble() or await _disk_trouble(session):
-                    reason = f"{reason}; {trouble}"
-            log.warning("cutting the guest's power after %.1f s: %s", time.monotonic() - began, reason)
-            how.tell(f"cutting the guest's power: {reason}")
-            asking.cancel()
-            await vm.force_stop()
-            await asyncio.wait({gone}, timeout=FORCE_TIMEOUT_S)
-        elif vm.child.process.returncode != 0:
-            log.warning("%s ended before the guest had shut down: %s", vm.child.name, vm.child.exit_reason)
-    finally:
-        for task in (gone, force, asking):
-            task.cancel()
-        await asyncio.wait({gone, force, asking})
-
-
-async def _disk_trouble(session: Session) -> str:
-    """What the guest's console says of a disk that failed since it was ready; empty if nothing."""
-    console = await in_thread(partial(logs.tail, session.console_log, PANIC_LINES, since=session.console_read))
-    told = [line for line in console if DISK_TROUBLE.search(line)]
-    return f"the guest's console says: {told[-1]}" if told else ""
-
-
-async def _ask_to_power_off(session: Session, how: Shutdown) -> None:
-    """Until the guest is gone; gives up, and wants the power cut, if there is no way to ask."""
-    with contextlib.suppress(OVMError):
-        await session.vm.resume()  # a paused guest hears nothing
-    if session.profile.engine and not how.force_wanted.is_set():
-        how.tell("asking the guest to shut down")
-        with contextlib.suppress(OVMError):
-            await session.ssh.exec(POWER_OFF, timeout_s=POWER_BUTTON_AFTER_S)
-            await asyncio.sleep(POWER_BUTTON_AFTER_S)
-    unheard = 0
-    while unheard < POWER_BUTTON_TRIES:  # a press that comes before the guest listens is lost
-        how.tell("pressing the guest's power button")
-        unheard = 0 if await session.vm.request_stop() else unheard + 1
-        await asyncio.sleep(POWER_BUTTON_AFTER_S if not unheard else POWER_BUTTON_RETRY_S)
-    how.force_wanted.set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ovm.errors import first_error
@@ -30,7 +30,7 @@ async def create_linux_ovm(
         InUseError: another process owns one of the directories.
         SpaceError: the disk is too small; says what is needed.
     """
-    return await _create(prepare.prepare_linux(Options.of(options, **more), progress))
+    return await _create(Options.of(options, **more), "qemu", progress)
 
 
 async def create_darwin_ovm(
@@ -56,11 +56,12 @@ async def create_darwin_ovm(
         InUseError: another process owns one of the directories.
         SpaceError: the disk is too small; says what is needed.
     """
-    return await _create(prepare.prepare_darwin(Options.of(options, **more), progress))
+    return await _create(Options.of(options, **more), "vfkit", progress)
 
 
-async def _create(preparing: Coroutine[Any, Any, prepare.Prepared]) -> OVM:
+async def _create(options: Options, hypervisor: prepare.Hypervisor, progress: prepare.Progress | None) -> OVM:
     try:
-        return OVM(await preparing)
+        plan = await prepare.choose(options, hypervisor)
+        return OVM(await prepare.install(plan, progress))
     except BaseExceptionGroup as group:
         raise first_error(group) from None

@@ -16,10 +16,6 @@ from ovm.model.options import MIB, Options
 from ovm.paths import TargetPaths
 from ovm.process.threads import in_thread
 
-REPORT = "/usr/lib/ovm/health"
-"""Tells of the data disk in one line: its size and what is free in bytes, ``rw`` or ``ro``, errors it has counted."""
-NOT_FOUND = 127
-"""What a shell says of a program that is not there: the guest's image is an older one."""
 TIMEOUT_S = 10.0
 """How long podman and the guest may each take to answer."""
 LOW_MIB = 256
@@ -63,11 +59,8 @@ async def _podman(session: Session) -> None:
 
 
 async def _guest(session: Session) -> Health:
-    if not session.profile.managed:
-        await session.ssh.exec(["true"], timeout_s=TIMEOUT_S)
-        return Health()
-    answer = await session.ssh.exec([REPORT], timeout_s=TIMEOUT_S)
-    return Health() if answer.exit_status == NOT_FOUND else parse(answer.stdout)
+    report = await session.profile.disk_report(session.ssh, timeout_s=TIMEOUT_S)
+    return Health() if report is None else parse(report)
 
 
 def parse(report: bytes) -> Health:

@@ -28,21 +28,19 @@ from ovm.hypervisors import Happening
 from ovm.machine import health, prepare
 from ovm.machine.boot import (
     BLAME_WAIT_S,
-    Shutdown,
     blame,
     boot_error,
     come_up,
-    cut_power,
     explain,
     find_panic,
     go_on,
     halt_error,
     power_on,
-    shut_down,
 )
 from ovm.machine.monitor import Care
 from ovm.machine.pause import Standstill
 from ovm.machine.running import Session
+from ovm.machine.shutdown import Shutdown, cut_power, shut_down
 from ovm.machine.suspend import Recall
 from ovm.model.defaults import STOP_TIMEOUT_S
 from ovm.model.events import Events
@@ -361,7 +359,7 @@ class Life:
         trip over an instruction that the kernel was patching, and once in a thousand boots to hang.
         """
         why = "the guest reset itself before it was ready"
-        if self.session is None and not self._tried_again and not session.profile.over_vsock:
+        if self.session is None and not self._tried_again and session.profile.reports_boot:
             try:
                 async with asyncio.timeout(FIRST_WORD_S):
                     await self._fallen.wait()

@@ -6,44 +6,62 @@ import asyncio
 import dataclasses
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
 
 from ovm import hypervisors, paths
-from ovm.disks import data, install, plan, saved_state
+from ovm.disks import data, saved_state
+from ovm.disks import install as install_files
+from ovm.disks import plan as origins
 from ovm.disks.kernel import find_packed
-from ovm.errors import FileError, HelperError, OptionError, UnsupportedError
-from ovm.guest import bootconfig, ovm_core, ssh
-from ovm.guest.bootconfig import share_tag
-from ovm.guest.profiles import PROFILES
+from ovm.errors import FileError, HelperError, UnsupportedError
+from ovm.guest import ssh
 from ovm.host import environment
 from ovm.hypervisors import Driver, accel, vfkit
 from ovm.hypervisors.qemu import QEMUDriver
 from ovm.hypervisors.virtiofsd import Virtiofsd
+from ovm.machine import instructions
+from ovm.machine.profiles import PROFILES
 from ovm.model.options import Options
-from ovm.paths import KeyPaths, SocketPaths, TargetPaths
+from ovm.paths import KeyPaths, TargetPaths
 from ovm.process import lock
 from ovm.process.probe import GVPROXY, QEMU, VFKIT, VIRTIOFSD, check_helper, show_version
 from ovm.process.threads import in_thread
 from ovm.trust import directories
-from ovm.trust.files import advice, read_file
 
 if TYPE_CHECKING:
     from ovm.host.programs import Helper
 
-_FOR_OUR_GUEST = ("dns", "ssh_agent", "foreign_arch")
-"""Options that other guests know nothing of."""
 PREPARE_LOCK_WAIT_S = 60.0
 """Another create on the same directory is waited for; a running machine is not, and it is said who owns it."""
-CONTENT_MAX_BYTES = 16 << 20
-"""Of a certificate file or a key; a bundle of all the world's authorities has less than 1 MiB."""
 
 Progress = Callable[[str, int, int], object]
+Hypervisor = Literal["qemu", "vfkit"]
+
+
+class Choice(Protocol):
+    """A hypervisor that was checked and will do."""
+
+    async def driver(self, files: install_files.Files) -> Driver:
+        """Return what starts it, once its files are installed.
+
+        Raises:
+            UnsupportedError: the accelerator that was asked for does not work with this kernel.
+        """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What a machine is to be made of; every input was checked, and nothing was made yet."""
+
+    options: Options
+    """As given, and with the helpers that were found."""
+    choice: Choice
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +70,7 @@ class Prepared:
 
     options: Options
     """As given, and with the helpers that were found."""
-    files: install.Files
+    files: install_files.Files
     driver: Driver
 
 
@@ -61,16 +79,32 @@ def locked_directories(options: Options) -> list[Path]:
     return [options.target_dir, options.socket_dir, options.log_dir]
 
 
-async def prepare_linux(options: Options, progress: Progress | None = None) -> Prepared:
-    """Check everything for a machine under QEMU, then make it ready. Until the checks are over nothing is touched.
+async def choose(options: Options, hypervisor: Hypervisor) -> Plan:
+    """Check every input and choose what the machine runs under. Reads only: nothing is made, changed or removed.
+
+    The one thing kept is what was found out about KVM, in the cache. What only the owner of the directories can see
+    (another owner, a full disk, damage to the data disk or inside an archive), :func:`install` raises.
 
     Raises:
         InputError: something given cannot be used.
+    """
+    return await _CHOICES[hypervisor](options)
+
+
+async def install(plan: Plan, progress: Progress | None = None) -> Prepared:
+    """Put files, keys and disks where the machine uses them.
+
+    Raises:
+        InputError: something given cannot be used after all; no file of the machine was replaced.
         InUseError: another process owns one of the directories.
         SpaceError: the disk is too small.
     """
-    if options.guest == "ovm-core":
-        raise UnsupportedError("ovm-core guests want vfkit", hint='use create_darwin_ovm, or guest="ovm"')
+    files = await _make_all(plan.options, progress)
+    return Prepared(options=plan.options, files=files, driver=await plan.choice.driver(files))
+
+
+async def _choose_qemu(options: Options) -> Plan:
+    PROFILES[options.guest].check_hypervisor(vsock=QEMUDriver.vsock)
     if options.rosetta:
         raise UnsupportedError("rosetta is Apple's and comes with vfkit", hint="leave it out")
     arch = hypervisors.host_arch()
@@ -78,20 +112,16 @@ async def prepare_linux(options: Options, progress: Progress | None = None) -> P
     options = await with_helpers(options, "gvproxy")
     await asyncio.to_thread(_check, options, arch)
     emulator, virtiofsd = await _check_emulator(options, arch)
-    choose = partial(accel.choose, options.accelerator, emulator, cache_dir=paths.cache_dir())
     given = options.origin_path.kernel
     packed = arch == "aarch64" and await asyncio.to_thread(find_packed, given) is not None
-    answer = None if packed else await choose(kernel=given)
-    files = await _make_all(options, progress)
-    answer = answer or await choose(kernel=files.kernel)  # only now can QEMU load it
-    driver = QEMUDriver(emulator=emulator, answer=answer, virtiofsd=virtiofsd)
-    return Prepared(options=options, files=files, driver=driver)
+    answer = None if packed else await _accelerator(options, emulator, given)
+    return Plan(options=options, choice=_QEMUChoice(options, emulator, virtiofsd, answer))
 
 
-async def prepare_darwin(options: Options, progress: Progress | None = None) -> Prepared:
-    """Check everything for a machine under vfkit, then make it ready; raises as :func:`prepare_linux` does."""
+async def _choose_vfkit(options: Options) -> Plan:
     from ovm.hypervisors import macos
 
+    PROFILES[options.guest].check_hypervisor(vsock=vfkit.VfkitDriver.vsock)
     if sys.platform == "darwin":
         macos.check_host(macos.this_host(), rosetta=options.rosetta)
     arch = hypervisors.host_arch()
@@ -111,10 +141,39 @@ async def prepare_darwin(options: Options, progress: Progress | None = None) -> 
     await macos.preflight(
         program, gvproxy, options.origin_path.kernel, rosetta=options.rosetta, cmdline=options.kernel_cmdline
     )
-    files = await _make_all(options, progress)
-    assert files.vfkit is not None
-    driver = vfkit.VfkitDriver(program=files.vfkit, version=version, arch=arch)
-    return Prepared(options=options, files=files, driver=driver)
+    return Plan(options=options, choice=_VfkitChoice(version, arch))
+
+
+_CHOICES: dict[Hypervisor, Callable[[Options], Awaitable[Plan]]] = {"qemu": _choose_qemu, "vfkit": _choose_vfkit}
+
+
+@dataclass(frozen=True, slots=True)
+class _QEMUChoice:
+    options: Options
+    emulator: accel.Emulator
+    virtiofsd: Virtiofsd | None
+    answer: accel.Answer | None
+    """``None`` for a packed kernel: QEMU can try it only once it is unpacked."""
+
+    async def driver(self, files: install_files.Files) -> Driver:
+        """Return the QEMU that was chosen."""
+        answer = self.answer or await _accelerator(self.options, self.emulator, files.kernel)
+        return QEMUDriver(emulator=self.emulator, answer=answer, virtiofsd=self.virtiofsd)
+
+
+@dataclass(frozen=True, slots=True)
+class _VfkitChoice:
+    version: str
+    arch: hypervisors.Arch
+
+    async def driver(self, files: install_files.Files) -> Driver:
+        """Return the vfkit that was installed."""
+        assert files.vfkit is not None
+        return vfkit.VfkitDriver(program=files.vfkit, version=self.version, arch=self.arch)
+
+
+async def _accelerator(options: Options, emulator: accel.Emulator, kernel: Path) -> accel.Answer:
+    return await accel.choose(options.accelerator, emulator, kernel=kernel, cache_dir=paths.cache_dir())
 
 
 async def with_helpers(options: Options, *names: str) -> Options:
@@ -145,7 +204,7 @@ def _identity(helper: Helper) -> str:
     return f"{show_version(helper.version)} {status.st_size} {status.st_mtime_ns}"
 
 
-async def _make_all(options: Options, progress: Progress | None) -> install.Files:
+async def _make_all(options: Options, progress: Progress | None) -> install_files.Files:
     await in_thread(partial(make_directories, options))
     # the keys may be shared by several machines, so they are owned only while they are made
     alone = [*locked_directories(options), options.ssh_key_dir]
@@ -157,10 +216,10 @@ async def _make_all(options: Options, progress: Progress | None) -> install.File
 
 async def _make_files(
     options: Options, progress: Progress | None = None, *, force: bool = False, without_data: bool = False
-) -> install.Files:
+) -> install_files.Files:
     """One after the other: both sweep away what a dead run has left half-written in the directory."""
     target = TargetPaths(options.target_dir)
-    files = await install.prepare(
+    files = await install_files.prepare(
         options.origin_path,
         options.versions,
         options.target_dir,
@@ -175,41 +234,19 @@ async def _make_files(
 
 
 def _check(options: Options, arch: hypervisors.Arch) -> None:
-    plan.check_origins(options.origin_path, arch=arch, rootfs_must_be_btrfs=options.guest != "bare")
-    plan.check_directories(
+    origins.check_origins(options.origin_path, arch=arch, rootfs_must_be_btrfs=PROFILES[options.guest].rootfs_is_btrfs)
+    origins.check_directories(
         {name: getattr(options, name) for name in ("target_dir", "socket_dir", "log_dir", "ssh_key_dir")}
     )
     for mount in options.mounts:
         if not mount.host_path.is_dir():
             raise FileError(f"mounts: {mount.host_path} is not a directory", hint="only folders can be shared")
     for certificate in options.ca_certificates:
-        if b"-----BEGIN CERTIFICATE-----" not in _content(certificate):
+        if b"-----BEGIN CERTIFICATE-----" not in instructions.content(certificate):
             raise FileError(f"ca_certificates: {certificate} is not a PEM certificate")
-    given = [name for name in _FOR_OUR_GUEST if getattr(options, name)]
-    if given and not PROFILES[options.guest].managed:
-        raise OptionError(
-            f"{' and '.join(given)} cannot be had with guest={options.guest!r}",
-            hint='use guest="ovm", or leave it out',
-        )
+    PROFILES[options.guest].check_options(options)
     if options.ssh_agent:
         environment.ssh_agent()
-    if options.guest == "bare" and options.mounts:
-        raise OptionError("a bare guest mounts nothing", hint="give it none: mounts=[]")
-    if PROFILES[options.guest].over_vsock:  # whether all can be told, with keys that are as long as ours will be
-        keys = {"authorized_key": "k" * 84, "host_key": "k" * 400, "host_key_public": "k" * 90}
-        ovm_core.shell_command(_boot_config(options, **keys, machine_id="", channel_key="k" * 32))
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return read_file(path, CONTENT_MAX_BYTES)
-    except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror}", hint=advice(error, path)) from error
-
-
-def _key(path: Path) -> str:
-    """The text of one of our ssh keys."""
-    return _content(path).decode(errors="replace")
 
 
 async def _check_emulator(options: Options, arch: hypervisors.Arch) -> tuple[accel.Emulator, Virtiofsd | None]:
@@ -235,7 +272,7 @@ async def _check_emulator(options: Options, arch: hypervisors.Arch) -> tuple[acc
     return emulator, virtiofsd
 
 
-def check_files(files: install.Files) -> None:
+def check_files(files: install_files.Files) -> None:
     """See that nobody has taken a file away since it was put there.
 
     Raises:
@@ -259,62 +296,6 @@ def make_directories(options: Options) -> None:
         directories.make(directory, private=True)
 
 
-def boot_config(
-    options: Options, *, channel_key: str, blocked_host_ports: tuple[int, ...] = ()
-) -> bootconfig.BootConfig:
-    """Everything the guest is told at its next boot."""
-    keys = KeyPaths(options.ssh_key_dir)
-    machine = data.load_machine(TargetPaths(options.target_dir))
-    return _boot_config(
-        options,
-        authorized_key=_key(paths.public(keys.user_key)),
-        host_key=_key(keys.host_key),
-        host_key_public=_key(paths.public(keys.host_key)),
-        machine_id=machine.machine_id,
-        channel_key=channel_key,
-        blocked_host_ports=blocked_host_ports,
-        format_data=not machine.data_ever_ready,
-    )
-
-
-def _boot_config(options: Options, **identity: Any) -> bootconfig.BootConfig:
-    agent = {"SSH_AUTH_SOCK": ssh.AGENT_SOCKET} if options.ssh_agent else {}
-    return bootconfig.BootConfig(
-        hostname=options.hostname,
-        timezone=options.timezone or host_timezone(),
-        name_servers=options.dns,
-        search_domains=search_domains(),
-        environment={**agent, **options.environment},
-        ca_certificates={f"{n:02}-{path.stem}.crt": _content(path) for n, path in enumerate(options.ca_certificates)},
-        mounts=tuple((share_tag(n), m.guest_path, m.read_only) for n, m in enumerate(options.mounts)),
-        foreign_arch=options.foreign_arch and not options.rosetta,  # which does the same, faster
-        rosetta=vfkit.ROSETTA_TAG if options.rosetta else "",
-        **identity,
-    )
-
-
-def write_boot_initrd(options: Options, initrd: Path, channel_key: str, blocked_host_ports: tuple[int, ...]) -> None:
-    """The initrd of one start: the image's own and behind it what this boot must know."""
-    config = boot_config(options, channel_key=channel_key, blocked_host_ports=blocked_host_ports)
-    bootconfig.write_initrd(initrd, config, SocketPaths(options.socket_dir).boot_initrd)
-
-
-def shell_command(options: Options, channel_key: str) -> bytes:
-    """What an ovm-core guest is told at its next boot."""
-    return ovm_core.shell_command(boot_config(options, channel_key=channel_key))
-
-
-def make_scratch_disk(options: Options) -> None:
-    """The disk an ovm-core guest formats at every boot, without what the last one left on it.
-
-    Raises:
-        FileError: the data disk has lost its file system, and the guest would format it.
-    """
-    target = TargetPaths(options.target_dir)
-    data.check_still_formatted(target)
-    data.make_scratch_disk(target, options.data_disk_mib)
-
-
 def remember_ready(options: Options) -> None:
     """From now on the data disk is never to be formatted."""
     target = TargetPaths(options.target_dir)
@@ -323,34 +304,14 @@ def remember_ready(options: Options) -> None:
         data.save_machine(target, msgspec.structs.replace(machine, data_ever_ready=True))
 
 
-def host_timezone() -> str:
-    """The host's IANA zone; empty if it cannot be told."""
-    link = os.path.realpath("/etc/localtime")
-    _, found, zone = link.partition("/zoneinfo/")
-    if found:
-        return zone.removeprefix("posix/")
-    try:
-        return Path("/etc/timezone").read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
-
-
-def search_domains() -> tuple[str, ...]:
-    """The host's DNS search domains."""
-    try:
-        lines = Path("/etc/resolv.conf").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ()
-    searches = [words[1:] for line in lines if (words := line.split())[:1] == ["search"]]
-    return tuple(searches[-1]) if searches else ()
-
-
 async def reset(options: Options, *, with_data: bool) -> None:
     """Make every file anew from its origin, and the data disk too if asked; a memory that was kept goes.
 
-    Raises as :func:`prepare_linux` does.
+    Raises as :func:`choose` and :func:`install` do.
     """
-    await asyncio.to_thread(plan.check_origins, options.origin_path, rootfs_must_be_btrfs=options.guest != "bare")
+    await asyncio.to_thread(
+        origins.check_origins, options.origin_path, rootfs_must_be_btrfs=PROFILES[options.guest].rootfs_is_btrfs
+    )
     async with lock.hold(locked_directories(options), wait_s=0, brief=True):
         await _make_files(options, force=True, without_data=with_data)
         await in_thread(partial(saved_state.discard, TargetPaths(options.target_dir)))

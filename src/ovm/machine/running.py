@@ -8,38 +8,28 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from ovm.errors import GuestError, HostKeyMismatch, OVMError, PortError
+from ovm.errors import GuestError, OVMError, PortError
 from ovm.guest.boot_channel import ReadyChannel
-from ovm.guest.clock import CORE_GOOD_ENOUGH_S, CORE_HELPER, CORE_KICK, Clock, ClockSync, spoken
-from ovm.guest.port_publisher import Publisher
-from ovm.guest.profiles import PROFILES, Profile
+from ovm.guest.clock import Clock, ClockSync, spoken
 from ovm.guest.ssh import SSH
 from ovm.hypervisors import Control
-from ovm.model.options import PODMAN_PORT_FIRST, Options
+from ovm.machine.profiles import PROFILES, Profile
+from ovm.model.options import Options
 from ovm.model.ports import Forward, Protocol
 from ovm.model.validation import check_address
 from ovm.network.forwarding import Network
 from ovm.paths import SocketPaths
 from ovm.process.child import Child
-from ovm.text.printable import GuestText
 from ovm.wire import http
 from ovm.wire.error import WireError
 
 log = logging.getLogger(__name__)
 
-ATTACHED = "/usr/lib/ovm/attached"
-"""Tells the guest that published ports are served, so that containers may start."""
-FIREWALLED = ("inet", "netdev")
-"""The families of the guest's two firewall tables."""
-PODMAN_SOCKET = "/run/podman/podman.sock"
-"""Of root's podman in the guest."""
 PING = "/libpod/_ping"
 PING_TIMEOUT_S = 60.0
-ATTACH_TIMEOUT_S = 60.0
 REACH_AGAIN_S = 0.2
 REATTACH_S = 2.0
 """Between two tries to reach a guest that does not answer; it may be paused, or rebooting."""
@@ -89,30 +79,13 @@ class Session:
         Raises:
             GuestError: the guest cannot be reached after all.
         """
-        if not self.profile.managed:
-            await self._reach()
+        await self.profile.until_reachable(self.ssh)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.ping())
-            # published ports are led to us by the connection itself
-            tasks.create_task(self.ssh.connect() if self.profile.managed else self._lead_to_podman())
+            tasks.create_task(self._connect())  # published ports are announced over this connection
 
-    async def _reach(self) -> None:
-        """Until sshd answers: the ready of the seed's guests does not wait for their network."""
-        last = GuestError(f"no ssh connection to the guest within {ATTACH_TIMEOUT_S:g} s")
-        try:
-            async with asyncio.timeout(ATTACH_TIMEOUT_S):
-                while True:
-                    try:
-                        await self.ssh.connect()
-                    except HostKeyMismatch:
-                        raise
-                    except GuestError as error:
-                        last = error
-                        await asyncio.sleep(REACH_AGAIN_S)
-                    else:
-                        return
-        except TimeoutError:
-            raise last from None
+    async def _connect(self) -> None:
+        self.podman_port = await self.profile.connect(self.ssh, self.options, self.podman_port)
 
     async def ping(self, *, timeout_s: float = PING_TIMEOUT_S) -> None:
         """Ask podman for a sign of life, by way of the user's own socket.
@@ -125,12 +98,6 @@ class Session:
                 await podman.text(PING, timeout_s=timeout_s)
             except WireError as error:
                 raise GuestError(f"podman does not answer: {error.message}") from error
-
-    async def _lead_to_podman(self) -> None:
-        """Podman's port on the host, where the guest has only its socket; ours to carry, over ssh."""
-        await self.ssh.connect()  # which opens it again, once it was open
-        if self.options.podman_tcp and self.podman_port is None:
-            self.podman_port = await self.ssh.forward_port(PODMAN_PORT_FIRST, PODMAN_SOCKET)
 
     async def keep_attached(self) -> None:
         """For ever: whenever the connection is lost, make it anew, or published ports would no longer be heard of."""
@@ -156,13 +123,15 @@ class Session:
         """
         await self.network.begin_again()
         self.helpers_changed()
+        # only now: the hypervisor connects to the new gvproxy's socket
         await self.vm.replug(self.sockets.network_card)
+        # before anything is reached: these connections went by the gvproxy that has died, and would not say so
         await self.ssh.close()
         await self.clock.close()
         reach = reach and self.profile.engine
         if reach:  # before podman can be reached, its containers' ports are to be heard of again
             await self.network.reopen_port(self.ssh.port)
-            await self._reach()
+            await self.ssh.reach()
         lost = await self.network.reopen()
         if reach:
             await self._until_ping()
@@ -188,16 +157,10 @@ class Session:
         """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._until_ping())
-            await self._reach()
-            if self.profile.managed and known_ssh_port != self.ssh.port:
-                tasks.create_task(self._block_ssh_port())
+            await self.ssh.reach()
+            if known_ssh_port != self.ssh.port:
+                tasks.create_task(self.profile.block_port(self.ssh, self.ssh.port))
             await self.sync_clock()
-
-    async def _block_ssh_port(self) -> None:
-        added = "; ".join(f"add element {family} ovm blocked_host_ports {{ {self.ssh.port} }}" for family in FIREWALLED)
-        told = await self.ssh.exec(["nft", added], timeout_s=ATTACH_TIMEOUT_S)
-        if told.exit_status != 0:
-            raise GuestError(f"the guest's firewall did not take a port: {GuestText(told.stderr)}")
 
     async def _until_ping(self) -> None:
         """Until podman answers: the guest may still think it is spoken to from a port of the last gvproxy's."""
@@ -259,23 +222,12 @@ class Session:
 
     async def settle(self) -> None:
         """What can wait until the machine is ready."""
-        if self.profile.managed:
-            await self._let_containers_start()
+        await self.profile.let_containers_start(self.ssh)
         try:
             await self.sync_clock()
         except OVMError as error:
             log.warning("the guest's clock could not be set: %s", error.message)
         await self.kick_chrony()
-
-    async def _let_containers_start(self) -> None:
-        """Best effort too: a guest that hears nothing of us starts them by itself, later."""
-        try:
-            told = await self.ssh.exec([ATTACHED], timeout_s=ATTACH_TIMEOUT_S)
-        except OVMError as error:
-            log.warning("the guest could not be told to start its containers: %s", error.message)
-        else:
-            if told.exit_status != 0:
-                log.warning("the guest did not take us for its manager: %s", GuestText(told.stderr))
 
     async def kick_chrony(self) -> None:
         """Best effort: a host without a network has no time servers either."""
@@ -284,17 +236,12 @@ class Session:
 
 
 @contextlib.asynccontextmanager
-async def open_session(*, ssh: SSH, **parts: Any) -> AsyncIterator[Session]:
-    """A session, of the fields of :class:`Session`, whose connections are closed on the way out."""
-    managed = PROFILES[parts["options"].guest].managed
-    clock = Clock(ssh)
-    if not managed:
-        clock = Clock(ssh, helper=CORE_HELPER, kick=CORE_KICK, good_enough_s=CORE_GOOD_ENOUGH_S)
-    session = Session(ssh=ssh, clock=clock, **parts)
-    if managed:
-        Publisher(ssh, session.publish)
+async def open_session(session: Session) -> AsyncIterator[Session]:
+    """Have ``session`` publish what podman announces; its connections are closed on the way out."""
+    # before the first connect, which begins with what podman's announcements need
+    session.profile.publish(session.ssh, session.publish)
     try:
         yield session
     finally:
-        await ssh.close()
+        await session.ssh.close()
         await session.clock.close()

@@ -20,7 +20,7 @@ from ovm.disks import saved_state
 from ovm.disks.saved_state import Suspended, Unfit
 from ovm.errors import GuestError, OVMError, SpaceError, UnsupportedError
 from ovm.hypervisors import VMSpec
-from ovm.machine import prepare
+from ovm.machine import instructions, prepare
 from ovm.machine.running import Session
 from ovm.model.ports import Forward
 from ovm.paths import TargetPaths
@@ -69,7 +69,7 @@ def facts(prepared: prepare.Prepared, spec: VMSpec) -> dict[str, str]:
     if not prepared.driver.can_suspend or spec.shares:
         return {}
     files = prepared.files
-    told = prepare.boot_config(prepared.options, channel_key="").files()
+    told = instructions.boot_config(prepared.options, channel_key="").files()
     return {
         "the virtual machine": _digest(prepared.driver.identity(spec).encode()),
         "the kernel": saved_state.identity(files.kernel),
