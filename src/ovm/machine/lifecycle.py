@@ -51,7 +51,7 @@ class Lifecycle:
             await asyncio.shield(started)
         except asyncio.CancelledError:
             self._keeper.cancel()
-            await asyncio.wait({self._keeper})
+            await asyncio.wait({self._keeper})  # else a caller that is gone would leave helpers that still end
             raise
 
     async def stop(self, *, force: bool, timeout_s: float, progress: Progress | None) -> None:

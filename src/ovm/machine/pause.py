@@ -117,7 +117,7 @@ class PauseControl:
                 if self._context.state is VMState.RESUMING:
                     self._context.to(before)
                 raise
-            if self._context.state is not VMState.RESUMING:
+            if self._context.state is not VMState.RESUMING:  # it was stopped or failed while the hypervisor resumed it
                 self._context.refuse("vm_resume")
             self._context.to(VMState.RUNNING)
             try:
@@ -160,7 +160,7 @@ class PauseControl:
                 raise
             finally:
                 self._saving = None
-            if self._context.state is not VMState.SAVING:
+            if self._context.state is not VMState.SAVING:  # the hypervisor stopped the guest while it was saved
                 self._context.refuse("suspend")
             self.is_suspended = True
             self._context.stop.wanted.set()

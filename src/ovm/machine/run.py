@@ -135,8 +135,9 @@ class Run:
 
     async def _shut_down(self, session: Session) -> None:
         """Shut the guest down; of one whose state is saved, only the power is cut."""
+        # first: a save that ended later would resume a guest that is asked to shut down, or keep a state it has left
         await self._pause.give_up_saving()
-        self._context.end_background()
+        self._context.end_background()  # before the guest closes connections, which its tasks would open again
         if self._pause.is_suspended:
             await self._collaborators.cut_power(session)
             return

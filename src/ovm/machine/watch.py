@@ -64,7 +64,7 @@ class Watch:
             while True:
                 waits = {task for task in (stop, *self._tasks()) if task is not None}
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                if stop.done():
+                if stop.done():  # first: what else has ended is no failure of a machine that is to stop
                     return
                 if self._death.done() and not await self._survives(self._death.result()):
                     return
