@@ -273,8 +273,8 @@ class Machine:
         self.errors: list[ovm.OVMError] = []
         self.healths: list[ovm.Health] = []
         self.transitions: list[str] = []
-        self._move = machine._life.to
-        machine._life.to = self._moved  # type: ignore[method-assign]
+        self._move = machine._context.to
+        machine._context.to = self._moved  # type: ignore[method-assign]
         for name in EVENT_NAMES:
             machine.on(name, functools.partial(self._heard, name))
 
@@ -288,14 +288,19 @@ class Machine:
         self._move(state)
         self.transitions.append(self.state)
 
+    def collaborate(self, **others: Any) -> None:
+        """Replace collaborators of the machine from its next start on."""
+        life = self.ovm._life
+        life.collaborators = dataclasses.replace(life.collaborators, **others)
+
     @property
     def state(self) -> str:
         return self.ovm.state.removeprefix("VirtualMachineState")
 
     def helper(self, name: str) -> int:
         """The process id of a running helper."""
-        assert self.ovm._life.session is not None
-        return next(child.pid for child in self.ovm._life.session.children if child.name == name)
+        assert self.ovm._context.session is not None
+        return next(child.pid for child in self.ovm._context.session.children if child.name == name)
 
     async def tell(self, line: str) -> str:
         return await tell(self.ovm.info.ssh_port, line)
@@ -322,7 +327,7 @@ class Machine:
         """Until a start that was just asked for has done the step ``name``."""
         await asyncio.sleep(0)
         async with asyncio.timeout(120):
-            while not any(stage.name == name for stage in self.ovm._life.stages):
+            while not any(stage.name == name for stage in self.ovm._context.stages):
                 await asyncio.sleep(0)
 
 

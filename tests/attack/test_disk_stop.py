@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 
 from ovm.hypervisors import Happening
-from ovm.machine.lifecycle import Life
+from ovm.machine.collaborators import Collaborators
+from ovm.machine.context import Context
+from ovm.machine.pause import PauseControl
 from ovm.machine.profiles import PROFILES
+from ovm.machine.run import Run
 from ovm.machine.shutdown import Shutdown, shut_down
 from ovm.model.events import Events
 from ovm.model.states import VMState
@@ -91,16 +94,23 @@ async def test_a_stop_is_told_of_what_the_hypervisor_reports(
 ) -> None:
     """B20: a report that comes before or during the stop is in the log once, and is the reason of the power cut."""
     prepared: Any = SimpleNamespace(driver=None, options=None)
-    life = Life(prepared, Events())
-    life.stop_wanted, life._force_wanted = asyncio.Event(), asyncio.Event()
-    life._stop_timeout_s = 0.05
-    life._begin()
-    life.state = VMState.RUNNING
+    context = Context(prepared, Events())
+    context.stop.timeout_s = 0.05
+    context.state = VMState.RUNNING
+    run = Run(
+        context,
+        PauseControl(context),
+        Collaborators(),
+        ready=asyncio.Future(),
+        timeout_s=1.0,
+        resume=False,
+        kernel_was_retried=False,
+    )
     with contextlib.suppress(ExceptionGroup), caplog.at_level(logging.INFO):
-        leaving = asyncio.create_task(life._leave(session))
+        leaving = asyncio.create_task(run._shut_down(session))
         await asyncio.sleep(0)
         for _ in range(3):
-            life._hear(what, "the disk ovm-data failed: Input/output error")
+            run._reports.hear(what, "the disk ovm-data failed: Input/output error")
         async with asyncio.timeout(10):
             await leaving
     cut = [line for line in caplog.messages if line.startswith("cutting the guest's power")]

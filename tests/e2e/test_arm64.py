@@ -101,8 +101,8 @@ async def test_the_guest_hears_the_power_button(machine: ovm.OVM) -> None:
     machine.on("close", closed.set)
     async with asyncio.timeout(BOOT_S):
         while not closed.is_set():  # a press that comes before the guest listens is lost
-            if machine._life.session is not None:
-                await machine._life.session.vm.request_stop()
+            if machine._context.session is not None:
+                await machine._context.session.vm.request_stop()
             await asyncio.sleep(1)
     assert heard == []
     assert machine.state == ovm.VMState.STOPPED

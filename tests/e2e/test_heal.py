@@ -18,7 +18,6 @@ import ovm
 import tiny
 import under
 from ovm.hypervisors.qemu import QEMU
-from ovm.machine import lifecycle
 
 pytestmark = pytest.mark.tiny
 
@@ -171,7 +170,7 @@ async def test_a_dead_guard_ends_the_machine_at_once(machines: tiny.Machines) ->
     """From then on nothing would end the helpers if the manager died: they end now, within 2 s."""
     machine = await machines("m")
     await machine.ovm.start()
-    helpers = [child.pid for child in machine.ovm._life.session.children if child.name != "guard"]  # type: ignore[union-attr]
+    helpers = [child.pid for child in machine.ovm._context.session.children if child.name != "guard"]  # type: ignore[union-attr]
     killed_at = time.monotonic()
     os.kill(machine.helper("guard"), signal.SIGKILL)
     while any(Path(f"/proc/{pid}").exists() for pid in helpers):
@@ -211,12 +210,10 @@ def small_disk(short_path: Path) -> Iterator[Path]:
 
 
 @under.QEMU_ALONE
-async def test_a_full_host_stops_the_guest_until_there_is_room(
-    small_disk: Path, machines: tiny.Machines, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_full_host_stops_the_guest_until_there_is_room(small_disk: Path, machines: tiny.Machines) -> None:
     """State, event and error say why; with room again it goes on by itself, and nothing of what it wrote is lost."""
-    monkeypatch.setattr(lifecycle, "ROOM_AGAIN_S", 0.5)
     machine = await machines("m")
+    machine.collaborate(room_again_s=0.5)
     await machine.ovm.start()
     filler = small_disk / "filler"
     filler.write_bytes(bytes(free(small_disk) - (2 << 20)))
@@ -286,8 +283,9 @@ async def test_a_kernel_that_falls_before_its_first_word_is_given_a_second_try(
 ) -> None:
     """And no third: one that has no program to run falls again."""
     machine = await machines("m")
-    machine.ovm._life.prepared = dataclasses.replace(
-        machine.ovm._life.prepared, options=dataclasses.replace(machine.ovm.options, kernel_cmdline="rdinit=/nowhere")
+    machine.ovm._context.prepared = dataclasses.replace(
+        machine.ovm._context.prepared,
+        options=dataclasses.replace(machine.ovm.options, kernel_cmdline="rdinit=/nowhere"),
     )
     with pytest.raises(ovm.StartError, match="kernel panic"):
         await machine.ovm.start()
@@ -300,11 +298,11 @@ async def test_a_kernel_that_falls_before_its_first_word_is_given_a_second_try(
 
 
 async def test_a_kernel_that_hangs_before_its_first_word_is_given_a_second_try(
-    machines: tiny.Machines, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    machines: tiny.Machines, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As one on a busy host may; nobody has to wait until the start's deadline for it."""
-    monkeypatch.setattr("ovm.machine.lifecycle.FIRST_WORD_S", 20.0)
     machine = await machines("m")
+    machine.collaborate(first_word_s=20.0)
     with (machine.ovm.options.target_dir / "data.img").open("r+b") as disk:
         disk.write(b"hang")  # which the guest takes away before it does it
     await machine.ovm.start()

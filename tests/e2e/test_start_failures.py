@@ -70,7 +70,7 @@ async def test_the_guests_last_words_count_however_late_they_are_heard(machines:
     m = await machines("m", "fatal=data-foreign")
 
     program = "qemu-system" if machines.hypervisor == "qemu" else "target/vfkit"
-    done = m.ovm._life._done
+    done = m.ovm._context.step_done
 
     def step(name: str) -> None:
         done(name)
@@ -84,7 +84,7 @@ async def test_the_guests_last_words_count_however_late_they_are_heard(machines:
     def first_word(pid: int) -> str:
         return processes.command(pid).partition(" ")[0]
 
-    m.ovm._life._done = step  # type: ignore[method-assign]
+    m.ovm._context.step_done = step  # type: ignore[method-assign]
     error = await failure(m, machines)
     assert isinstance(error, ovm.GuestRefused)
     assert error.stage == "data-foreign"

@@ -269,7 +269,7 @@ async def test_a_stop_meanwhile_wins(machines: tiny.Machines, monkeypatch: pytes
     """A stop during a suspend shuts the guest down and leaves no saved state."""
     m = await machines()
     await m.ovm.start()
-    session = m.ovm._life.session
+    session = m.ovm._context.session
     assert session is not None
     saving, never = asyncio.Event(), asyncio.Event()
     save = type(session.vm).save

@@ -20,13 +20,13 @@ async def test_the_machine_ends_before_its_network(machines: tiny.Machines) -> N
     for force in (False, True):
         await m.ovm.start()
         ended: list[str] = []
-        assert m.ovm._life.session is not None
+        assert m.ovm._context.session is not None
 
         async def note(name: str, end: Callable[[], Awaitable[object]], ended: list[str] = ended) -> None:
             await end()
             ended.append(name)
 
-        waits = [asyncio.create_task(note(child.name, child.wait)) for child in m.ovm._life.session.children]
+        waits = [asyncio.create_task(note(child.name, child.wait)) for child in m.ovm._context.session.children]
         await m.ovm.stop(force=force)
         await asyncio.wait(waits)
         assert [name for name in ended if name != "guard"] == ["vfkit", "gvproxy"]

@@ -334,10 +334,10 @@ class Life:
         await self.m.ovm.vm_resume()
 
     async def sleep(self) -> None:
-        await self.m.ovm._life.standstill.before_sleep()
+        await self.m.ovm._pause.before_sleep()
 
     async def wake(self) -> None:
-        await self.m.ovm._life.standstill.after_wake()
+        await self.m.ovm._pause.after_wake()
 
     async def stop(self) -> None:
         await self.m.ovm.stop(timeout_s=self.stop_timeout_s)
@@ -468,7 +468,7 @@ async def test_a_version_that_vfkit_itself_does_not_know_is_taken(
     machines.vfkit = with_faults(machines.root, version="unknown", hang_rest=True)
     m = await machines()
     assert "does not know which version of vfkit it is" in caplog.text
-    assert "vfkit unknown" in m.ovm._life.prepared.driver.accelerator_reason
+    assert "vfkit unknown" in m.ovm._context.prepared.driver.accelerator_reason
     assert await machines.leftovers() == []
 
 

@@ -143,9 +143,9 @@ async def test_clock_after_a_pause(machine: ovm.OVM) -> None:
         if what.moved_s:
             await move(machine, what.moved_s)
             assert abs((await measure(port)).offset_s - what.moved_s) < 60, "it can be seen"
-        await (machine._life.standstill.before_sleep() if what.sleep else machine.vm_pause())
+        await (machine._pause.before_sleep() if what.sleep else machine.vm_pause())
         await asyncio.sleep(what.pause_s)
-        await (machine._life.standstill.after_wake() if what.sleep else machine.vm_resume())
+        await (machine._pause.after_wake() if what.sleep else machine.vm_resume())
         offsets.append(found := await measure(port))
         if not found.good:
             bad.append(f"round {number}, {what}: {found}")

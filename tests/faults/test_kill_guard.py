@@ -62,7 +62,7 @@ def is_told(error: ovm.OVMError) -> bool:
 async def test_between_two_steps_of_a_start(machines: tiny.Machines, others: frozenset[int], step: str) -> None:
     """A guard that is killed between two steps of a start ends the start, and is reported."""
     m = await machines()
-    done, killed = m.ovm._life._done, 0.0
+    done, killed = m.ovm._context.step_done, 0.0
 
     def kill(name: str) -> None:
         nonlocal killed
@@ -70,7 +70,7 @@ async def test_between_two_steps_of_a_start(machines: tiny.Machines, others: fro
         if name == step:
             killed = kill_guard(others)
 
-    m.ovm._life._done = kill  # type: ignore[method-assign]
+    m.ovm._context.step_done = kill  # type: ignore[method-assign]
     starting = m.start_soon()
     await m.until_step(step)
     await gone_within_what_is_promised(killed, others)

@@ -96,7 +96,7 @@ async def record(
 ) -> Recording:
     """What a container that syncs what it writes gets done in some seconds."""
     options = full.options(base, image, gvproxy, data_disk_mib=DISK_MIB)
-    plain = (await ovm.create_linux_ovm(options))._life.prepared.driver
+    plain = (await ovm.create_linux_ovm(options))._context.prepared.driver
     log = base / "writes"
     qemu = tapped.program(base / "qemu", (await programs.find_qemu(host_arch())).path, log, cache)
     machine = await ovm.create_linux_ovm(options, qemu=qemu, accelerator=plain.accelerator)

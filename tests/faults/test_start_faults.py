@@ -43,17 +43,17 @@ async def fails(
     machines: tiny.Machines, m: tiny.Machine, *, step: str = "", fault: Fault | None = None
 ) -> ovm.OVMError:
     """The error of a start in which ``fault`` comes right behind ``step``; it has left nothing."""
-    done = m.ovm._life._done
+    done = m.ovm._context.step_done
 
     def strike(name: str) -> None:
         done(name)
         if name == step and fault is not None:
             fault(m)
 
-    m.ovm._life._done = strike  # type: ignore[method-assign]
+    m.ovm._context.step_done = strike  # type: ignore[method-assign]
     with pytest.raises(ovm.OVMError) as caught:
         await m.ovm.start()
-    m.ovm._life._done = done  # type: ignore[method-assign]
+    m.ovm._context.step_done = done  # type: ignore[method-assign]
     assert not str(caught.value).startswith("internal error"), caught.value
     assert m.events == ["error", "close"]
     assert m.errors == [caught.value]

@@ -91,7 +91,7 @@ async def live(fate: Fate, given: dict[str, Any]) -> None:
     """All of a life."""
     fate.enter("create")
     machine = await under.create(given["options"])
-    done = machine._life._done
+    done = machine._context.step_done
 
     def step(name: str) -> None:
         done(name)
@@ -100,7 +100,7 @@ async def live(fate: Fate, given: dict[str, Any]) -> None:
             if fate.phase == "hypervisor":
                 keep_company(given["company"])
 
-    machine._life._done = step  # type: ignore[method-assign]
+    machine._context.step_done = step  # type: ignore[method-assign]
     fate.enter("guard")
     await machine.start()
     fate.enter("running")

@@ -14,8 +14,7 @@ import pytest
 from networks import started
 from ovm.errors import GuestError, PortError
 from ovm.machine import health
-from ovm.machine import monitor as care_module
-from ovm.machine.monitor import Care
+from ovm.machine.monitor import GIVEN_UP_AFTER, Monitor
 from ovm.machine.profiles import PROFILES
 from ovm.model.options import MIB, Options
 from ovm.model.ports import Forward
@@ -141,56 +140,56 @@ async def test_a_data_disk_that_is_gone_is_told(tmp_path):
 
 
 @pytest.fixture
-async def care(group, gvproxy, short_path, tmp_path, monkeypatch) -> AsyncIterator[Care]:
+async def monitor(group, gvproxy, short_path, tmp_path) -> AsyncIterator[Monitor]:
     """Looks, one after the other, at a machine that answers neither over ssh nor by way of podman."""
-    monkeypatch.setattr(care_module, "FIRST_LOOK_S", 0.0)
-    monkeypatch.setattr(care_module, "LOOK_AGAIN_S", 0.0)
     guest: Any = Guest(tmp_path, podman=GuestError("podman is slow"), guest=GuestError("sshd is slow"))
     driver: Any = SimpleNamespace(can_replug=True)
     async with started(group, gvproxy, SocketPaths(short_path), tmp_path / "log", wire="qemu") as guest.network:
-        yield Care(guest, driver, is_running=lambda: True, changed=lambda _: None)
+        yield Monitor(
+            guest, driver, is_running=lambda: True, changed=lambda _: None, first_look_s=0.0, look_again_s=0.0
+        )
 
 
-async def test_a_gvproxy_that_answers_is_not_blamed(care, monkeypatch):
+async def test_a_gvproxy_that_answers_is_not_blamed(monitor, monkeypatch):
     """The gvproxy of a guest that has been too slow to answer for many looks runs on."""
-    network, looks = care._session.network, asyncio.Queue()
-    look = care.look
-    monkeypatch.setattr(care, "look", lambda: looks.put_nowait(None) or look())
-    looking = asyncio.create_task(care.keep_looking())
-    for _ in range(2 * care_module.GIVEN_UP_AFTER + 2):
+    network, looks = monitor._session.network, asyncio.Queue()
+    look = monitor.look
+    monkeypatch.setattr(monitor, "look", lambda: looks.put_nowait(None) or look())
+    looking = asyncio.create_task(monitor.keep_looking())
+    for _ in range(2 * GIVEN_UP_AFTER + 2):
         await looks.get()
     looking.cancel()
     assert network.child.running
 
 
-async def test_a_gvproxy_that_hangs_is_ended(care, monkeypatch):
+async def test_a_gvproxy_that_hangs_is_ended(monitor, monkeypatch):
     """A gvproxy whose API does not answer either is ended, so that another one takes its place."""
     monkeypatch.setattr(forwarding, "ANSWER_S", 0.05)
     monkeypatch.setattr(gvproxy_module, "END_GRACE_S", 0.05)
-    child = care._session.network.child
+    child = monitor._session.network.child
     os.kill(child.pid, signal.SIGSTOP)
-    looking = asyncio.create_task(care.keep_looking())
+    looking = asyncio.create_task(monitor.keep_looking())
     async with asyncio.timeout(5):
         assert await child.process.wait() == -signal.SIGKILL
     looking.cancel()
 
 
-async def test_a_new_gvproxy_is_not_blamed_for_the_last_one(care):
+async def test_a_new_gvproxy_is_not_blamed_for_the_last_one(monitor):
     """A gvproxy that dies while it is asked is not taken for hung: whoever heals would lose the next one."""
-    await care._session.network.child.end(grace_s=0)
-    assert not await care._gvproxy_hangs()
+    await monitor._session.network.child.end(grace_s=0)
+    assert not await monitor._gvproxy_hangs()
 
 
-async def test_each_look_closes_what_could_not_be_closed(care, unused_port, monkeypatch):
+async def test_each_look_closes_what_could_not_be_closed(monitor, unused_port, monkeypatch):
     """A port that gvproxy did not close in time is closed at the next look."""
-    network = care._session.network
+    network = monitor._session.network
     port = Forward(protocol="tcp", host_address="127.0.0.1", host_port=unused_port, guest_port=80)
     await network.expose(port)
     with monkeypatch.context() as deaf:
         deaf.setattr(network._api, "post", no_answer)
         with pytest.raises(PortError):
             await network.unexpose(port)
-    looking = asyncio.create_task(care.keep_looking())
+    looking = asyncio.create_task(monitor.keep_looking())
     async with asyncio.timeout(5):
         while network.forwards:
             await asyncio.sleep(0.01)

@@ -8,6 +8,7 @@ import dataclasses
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,8 @@ from ovm.errors import (
     UntrustedError,
 )
 from ovm.hypervisors import Happening
-from ovm.machine import boot, lifecycle, prepare
+from ovm.machine import boot, prepare
+from ovm.machine.collaborators import Collaborators
 from ovm.machine.profiles import PROFILES
 from ovm.machine.vm import OVM
 from ovm.model.options import Options
@@ -55,7 +57,7 @@ class Stage:
         self.trouble: Exception | None = None
         self.said: list[str] = []
         self.network = SimpleNamespace(child=None)
-        self.powered = 0
+        self.powered = self.powers = 0
         self.reboots_expected = 0
         self.tmp_path = tmp_path
         self.child: Child | None = None
@@ -66,6 +68,7 @@ class Stage:
         self.may_restore = asyncio.Event()
         self.may_restore.set()
         self.recalled: object | None = None
+        self.can_replug = True
 
     # the hypervisor
     async def pause(self) -> None:
@@ -88,6 +91,7 @@ class Stage:
         self.child = Child("qemu", process, log_path)
         await self.begin_gvproxy()
         self.powered += 1
+        self.powers += 1
         recall.record = self.recalled
         self.watcher = watcher
 
@@ -147,38 +151,49 @@ class Stage:
         if self.trouble:
             raise self.trouble
 
-
-@pytest.fixture
-async def stage(tmp_path, monkeypatch):
-    stage = Stage(tmp_path)
-    for name in ("power_on", "come_up", "shut_down"):
-        monkeypatch.setattr(lifecycle, name, getattr(stage, name))
-
-    for module in (boot, lifecycle):
-        monkeypatch.setattr(module, "BLAME_WAIT_S", 0.02)
-    monkeypatch.setattr(lifecycle.power, "watch", stage.watch)
-
-    async def blame(_session, noticed):
+    async def blame(self, session, noticed) -> Child:
         return noticed
 
-    monkeypatch.setattr(lifecycle, "blame", blame)
-    return stage
+    async def explain(self, session, noticed, powered_off):
+        return await boot.explain(session, noticed, powered_off) if not self.child.running else noticed
+
+    def machine(self, options: Options, **others: Any) -> OVM:
+        """A stopped machine on this stage; ``others`` replace what the stage plays."""
+        played = {name: getattr(self, name) for name in ("power_on", "come_up", "shut_down", "blame", "explain")}
+        return OVM(
+            prepare.Prepared(options=options, files=None, driver=SimpleNamespace(can_replug=self.can_replug)),
+            Collaborators(**{**played, "watch_power": self.watch, "blame_wait_s": 0.02, **others}),
+        )
 
 
 @pytest.fixture
-async def vm(stage, tmp_path):
-    """A stopped machine; ``vm.heard`` lists its events."""
-    options = Options.of(
+async def stage(tmp_path):
+    return Stage(tmp_path)
+
+
+@pytest.fixture
+def options(tmp_path):
+    return Options.of(
         origin_path={name: f"/o/{name}" for name in ("gvproxy", "kernel", "initrd", "rootfs")},
         versions=dict.fromkeys(("gvproxy", "kernel", "initrd", "rootfs"), "1"),
         **{name: tmp_path / name for name in ("target_dir", "socket_dir", "log_dir", "ssh_key_dir")},
         guest="bare",
     )
-    machine = OVM(prepare.Prepared(options=options, files=None, driver=SimpleNamespace(can_replug=True)))
+
+
+def heard(machine: OVM) -> OVM:
+    """``machine.heard`` lists its events."""
     machine.heard = []
     for name in ("ready", "close", "vmPause", "vmResume"):
         machine.on(name, lambda name=name: machine.heard.append(name))
     machine.on("error", lambda error: machine.heard.append(error.code))
+    return machine
+
+
+@pytest.fixture
+async def vm(stage, options):
+    """A stopped machine; ``vm.heard`` lists its events."""
+    machine = heard(stage.machine(options))
     yield machine
     stage.trouble = None
     stage.may_pause.set()
@@ -313,7 +328,7 @@ async def test_a_guest_that_is_stopped_in_a_start_is_not_waited_for(vm, stage, w
     assert (vm.heard, vm.state, stage.powered) == (["start-failed", "close"], VMState.STOPPED, 0)
 
 
-async def test_a_resumed_guest_that_is_stopped_is_not_waited_for(vm, stage, monkeypatch, tmp_path):
+async def test_a_resumed_guest_that_is_stopped_is_not_waited_for(stage, options, tmp_path):
     """A guest that its hypervisor stops while it resumes from its saved state is booted at once, and it says why."""
     (tmp_path / "target_dir").mkdir()
     TargetPaths(tmp_path / "target_dir").suspended.write_text("{}")
@@ -323,12 +338,10 @@ async def test_a_resumed_guest_that_is_stopped_is_not_waited_for(vm, stage, monk
         stage.recalled = None
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(lifecycle, "go_on", go_on)
     stage.recalled = object()
     stage.ready.set()
-    async with asyncio.timeout(5):
-        await vm.start()
-    assert "internal-error" in vm._life.not_resumed
+    async with asyncio.timeout(5), heard(stage.machine(options, go_on=go_on)) as vm:
+        assert "internal-error" in vm._context.not_resumed
 
 
 async def test_a_boot_that_is_late_tells_of_a_failed_disk(vm, stage):
@@ -368,6 +381,17 @@ async def test_a_cancelled_start_leaves_nothing(vm, stage):
         with pytest.raises(asyncio.CancelledError):
             await start
     assert (vm.state, stage.powered, vm.heard) == (VMState.STOPPED, 0, ["close"])
+
+
+async def test_a_stop_at_once_ends_a_start(vm):
+    """A stop in the very moment of a start, before that has begun anything, ends it like any other."""
+    async with asyncio.timeout(5):
+        start = asyncio.create_task(vm.start())
+        stop = asyncio.create_task(vm.stop())
+        with pytest.raises(StartError, match="stopped before it was ready"):
+            await start
+        await stop
+    assert (vm.state, vm.heard) == (VMState.STOPPED, ["close"])
 
 
 async def test_a_stop_ends_a_start(vm, stage):
@@ -566,6 +590,119 @@ async def test_a_gvproxy_that_dies_while_the_machine_is_paused_is_replaced(runni
     assert (running.state, stage.reached) == (VMState.RUNNING, [False])
 
 
+@pytest.fixture
+def clock():
+    """The time by which restarts are judged; a test sets it."""
+    return SimpleNamespace(now=1000.0)
+
+
+@pytest.fixture
+async def unpluggable(stage, options, clock):
+    """A machine that runs, and whose hypervisor knows one gvproxy only."""
+    stage.can_replug = False
+    stage.ready.set()
+    machine = heard(stage.machine(options, clock=lambda: clock.now))
+    async with asyncio.timeout(5), machine:
+        yield machine
+
+
+async def lose_network(vm: OVM, stage: Stage, *, until: str) -> None:
+    """Kill gvproxy, and wait for the event ``until``."""
+    told = asyncio.Event()
+    remove = vm.on(until, told.set)
+    stage.gvproxy.kill()
+    async with asyncio.timeout(5):
+        await told.wait()
+    remove()
+
+
+async def test_a_machine_is_restarted_when_its_network_is_lost(unpluggable, stage, clock):
+    """It is closed and starts again by itself, however often, if there is a minute between."""
+    for _ in range(2):
+        await lose_network(unpluggable, stage, until="ready")
+        clock.now += 61
+    assert unpluggable.state is VMState.RUNNING
+    assert unpluggable.heard == ["ready", *["helper-exited", "close", "ready"] * 2]
+
+
+async def test_a_network_that_is_lost_again_at_once_ends_the_machine(unpluggable, stage, clock):
+    """A machine that loses its network within a minute of a restart is not restarted once more."""
+    await lose_network(unpluggable, stage, until="ready")
+    clock.now += 59
+    await lose_network(unpluggable, stage, until="close")
+    await unpluggable.wait_closed()
+    assert unpluggable.state is VMState.STOPPED
+    assert unpluggable.heard == ["ready", *["helper-exited", "close"], "ready", *["helper-exited", "close"]]
+
+
+async def test_a_lost_network_can_end_the_machine(stage, options):
+    """A machine with network_loss="stop" is not restarted."""
+    stage.can_replug = False
+    stage.ready.set()
+    machine = heard(stage.machine(dataclasses.replace(options, network_loss="stop")))
+    async with machine:
+        await lose_network(machine, stage, until="close")
+        await machine.wait_closed()
+    assert machine.heard == ["ready", "helper-exited", "close"]
+
+
+@pytest.mark.parametrize("falls", [1, 2])
+async def test_a_kernel_that_falls_is_retried_once(vm, stage, falls):
+    """A reset before the guest's first message boots it again, as part of the same start; a second one fails it."""
+    stage.tmp_path.joinpath("console.log").touch()
+    start = asyncio.create_task(vm.start())
+    async with asyncio.timeout(5):
+        for _ in range(falls):
+            await stage.booting.wait()
+            stage.booting.clear()
+            stage.watcher(Happening.REBOOTED, "guest-reset")
+        if falls == 1:
+            await stage.booting.wait()
+            stage.ready.set()
+            await start
+        else:
+            with pytest.raises(StartError, match="the guest reset itself before it was ready"):
+                await start
+    assert vm.heard == (["ready"] if falls == 1 else ["start-failed", "close"])
+
+
+async def test_a_kernel_that_hangs_is_retried(stage, options):
+    """A guest without a first message in time is booted again; the second time the start's deadline alone counts."""
+    stage.tmp_path.joinpath("console.log").touch()
+    vm = heard(stage.machine(options, first_word_s=0.02))
+    with pytest.raises(NotReadyError):
+        await vm.start(timeout_s=0.1)
+    assert (vm.heard, stage.powers) == (["guest-not-ready", "close"], 2)
+
+
+async def test_a_report_of_an_earlier_boot_does_not_fail_a_reboot(vm, stage):
+    """A reset that came as the guest became ready is no fall of the boot that a later reset begins."""
+    start = asyncio.create_task(vm.start())
+    async with asyncio.timeout(5):
+        await stage.booting.wait()
+        stage.watcher(Happening.REBOOTED, "guest-reset")
+        stage.ready.set()
+        await start
+        again = await reboot(vm, stage)
+        stage.ready.set()
+        await again.wait()
+    assert vm.heard == ["ready", "ready"]
+
+
+async def test_a_background_task_that_fails_is_an_event(running):
+    """The machine runs on, and listeners get the error."""
+    told = asyncio.Event()
+    running.on("error", lambda _: told.set())
+
+    async def fail() -> None:
+        raise RuntimeError("unforeseen")
+
+    running._context.in_background(fail())
+    async with asyncio.timeout(5):
+        await told.wait()
+    assert (running.state, running.heard) == (VMState.RUNNING, ["ready", "ovm"])
+
+
 async def test_a_reset_before_the_first_ready_is_part_of_the_boot(vm, stage):
     """A guest that resets while it boots is ready once, not twice."""
     start = asyncio.create_task(vm.start())
@@ -579,16 +716,16 @@ async def test_a_reset_before_the_first_ready_is_part_of_the_boot(vm, stage):
     assert (vm.heard, stage.said) == (["ready"], [])
 
 
-async def test_a_reset_on_the_way_out_changes_nothing(running, stage, monkeypatch):
+async def test_a_reset_on_the_way_out_changes_nothing(stage, options):
     """A guest that resets itself while it is being stopped is stopped all the same."""
 
     async def shut_down(_session, _how) -> None:
         stage.watcher(Happening.REBOOTED, "guest-reset")
 
-    monkeypatch.setattr(lifecycle, "shut_down", shut_down)
-    async with asyncio.timeout(5):
-        await running.stop()
-    assert running.heard == ["ready", "close"]
+    stage.ready.set()
+    async with asyncio.timeout(5), heard(stage.machine(options, shut_down=shut_down)) as machine:
+        pass
+    assert machine.heard == ["ready", "close"]
 
 
 async def test_a_failed_disk_is_an_error(running, stage):
@@ -708,13 +845,13 @@ async def test_a_pause_that_has_to_wait_is_undone_too(running, stage):
     changing_back = asyncio.create_task(running.vm_resume())
     stage.may_pause.set()
     await asyncio.gather(changing, changing_back)
-    await running._life.standstill._turn.acquire()  # as somebody's clocksync would
+    await running._pause._turn.acquire()  # as somebody's clocksync would
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.02):
             await stage.on_sleep()
     waking = asyncio.create_task(stage.on_wake())
     await asyncio.sleep(0)
-    running._life.standstill._turn.release()
+    running._pause._turn.release()
     await waking
     assert running.state is VMState.RUNNING
 
@@ -739,10 +876,8 @@ async def test_sleep_of_a_machine_that_is_not_up_does_nothing(vm, stage):
     assert vm.heard == ["ready"]
 
 
-async def test_the_hosts_sleep_can_be_left_alone(stage, tmp_path, vm):
+async def test_the_hosts_sleep_can_be_left_alone(stage, options):
     """pause_on_sleep=False asks nobody."""
-    options = dataclasses.replace(vm.options, pause_on_sleep=False)
-    machine = OVM(prepare.Prepared(options=options, files=None, driver=SimpleNamespace(can_replug=True)))
     stage.ready.set()
-    async with machine:
+    async with stage.machine(dataclasses.replace(options, pause_on_sleep=False)):
         assert not hasattr(stage, "on_sleep")

@@ -22,7 +22,7 @@ from ovm.machine.prepare import Prepared
 from ovm.machine.profiles import PROFILES
 from ovm.machine.running import Session, open_session
 from ovm.model.options import Options
-from ovm.network.gvproxy import Forward
+from ovm.model.ports import Forward
 from ovm.paths import KeyPaths, SocketPaths, TargetPaths
 
 GUESTS = ("bare", "ovm", "ovm-core")

@@ -30,11 +30,18 @@ HEAL_TIMEOUT_S = 30.0
 HEAL_ATTEMPTS = 3
 
 
-class Care:
+class Monitor:
     """Looks after one session."""
 
     def __init__(
-        self, session: Session, driver: Driver, *, is_running: Callable[[], bool], changed: Callable[[Health], object]
+        self,
+        session: Session,
+        driver: Driver,
+        *,
+        is_running: Callable[[], bool],
+        changed: Callable[[Health], object],
+        first_look_s: float = FIRST_LOOK_S,
+        look_again_s: float = LOOK_AGAIN_S,
     ) -> None:
         self.health = Health()
         """What the last look has found, or what is known since."""
@@ -42,6 +49,8 @@ class Care:
         self._driver = driver
         self._is_running = is_running
         self._changed = changed
+        self._first_look_s = first_look_s
+        self._look_again_s = look_again_s
         self._is_healing = False
         self._look_wanted = asyncio.Event()
 
@@ -49,14 +58,14 @@ class Care:
         """Look now; whoever listens hears of a change."""
         look = await health.look(self._session)
         if self._is_running() and not self._is_healing:
-            self._feel(look.health)
+            self._update(look.health)
         return look
 
-    def ails(self, *problems: str) -> None:
-        """What is known to be wrong with it, with no need to look; nothing, if none is given."""
-        self._feel(replace(self.health, problems=problems))
+    def set_problems(self, *problems: str) -> None:
+        """Replace the problems by what is known without a look; none if none is given."""
+        self._update(replace(self.health, problems=problems))
 
-    def _feel(self, now: Health) -> None:
+    def _update(self, now: Health) -> None:
         before, self.health = self.health, now
         if before.problems != now.problems:
             log.warning("health: %s", "; ".join(now.problems) or "well again")
@@ -68,7 +77,7 @@ class Care:
 
     async def keep_looking(self) -> None:
         """For ever: a look each minute, sooner at what is not well. A gvproxy that hangs is ended, to be replaced."""
-        await asyncio.sleep(FIRST_LOOK_S)
+        await asyncio.sleep(self._first_look_s)
         unreachable = 0
         while True:
             if self._is_running() and not self._is_healing:
@@ -81,7 +90,7 @@ class Care:
                     unreachable = 0
             self._look_wanted.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_S if self.health.ok else LOOK_AGAIN_S):
+                async with asyncio.timeout(LOOK_S if self.health.ok else self._look_again_s):
                     await self._look_wanted.wait()
 
     async def _gvproxy_hangs(self) -> bool:
@@ -100,7 +109,7 @@ class Care:
         self._is_healing = True
         error = await gvproxy.exited("running")
         log.warning("the network is lost: %s", error)
-        self.ails(f"the network is being brought back: {error.message} ({error.exit_reason})")
+        self.set_problems(f"the network is being brought back: {error.message} ({error.exit_reason})")
         for attempt in range(1, HEAL_ATTEMPTS + 1):
             try:
                 async with asyncio.timeout(HEAL_TIMEOUT_S):
@@ -112,6 +121,6 @@ class Care:
             else:
                 break
         self._is_healing = False
-        self.ails()
+        self.set_problems()
         self.look_soon()
         return lost

@@ -12,7 +12,10 @@ from ovm.errors import GuestError, OptionError, StateError
 from ovm.guest.clock import ClockSync
 from ovm.guest.ssh import COLLECTED_MAX_BYTES, ExecResult
 from ovm.machine import prepare
-from ovm.machine.lifecycle import Life
+from ovm.machine.collaborators import Collaborators
+from ovm.machine.context import Context
+from ovm.machine.lifecycle import Lifecycle
+from ovm.machine.pause import PauseControl
 from ovm.machine.prune import Pruned, prune
 from ovm.machine.suspend import check as check_suspension
 from ovm.model.defaults import STOP_TIMEOUT_S, SUSPEND_TIMEOUT_S
@@ -37,10 +40,12 @@ class OVM:
     belongs to the event loop that started it, and if that loop ends, the guest is shut down with it.
     """
 
-    def __init__(self, prepared: prepare.Prepared) -> None:
+    def __init__(self, prepared: prepare.Prepared, collaborators: Collaborators | None = None) -> None:
         self.options = prepared.options
         self._events = Events()
-        self._life = Life(prepared, self._events)
+        self._context = Context(prepared, self._events)
+        self._pause = PauseControl(self._context)
+        self._life = Lifecycle(self._context, self._pause, collaborators or Collaborators())
 
     def __repr__(self) -> str:
         return f"<OVM {self.options.target_dir} {self.state.removeprefix('VirtualMachineState')}>"
@@ -130,8 +135,8 @@ class OVM:
             GuestError: the hypervisor could not do it. After an error the machine does what it did before.
             StopError: a helper could not be ended.
         """
-        check_suspension(self._life.prepared)
-        await self._life.standstill.suspend(timeout_s)
+        check_suspension(self._context.prepared)
+        await self._pause.suspend(timeout_s)
         await self._life.wait_ended("the machine could not be ended cleanly")
 
     async def wait_closed(self) -> None:
@@ -143,7 +148,7 @@ class OVM:
     @property
     def state(self) -> VMState:
         """The state as the manager knows it; :meth:`vm_state` asks the hypervisor too."""
-        return self._life.state
+        return self._context.state
 
     @property
     def info(self) -> Info:
@@ -152,7 +157,7 @@ class OVM:
         Raises:
             StateError: it is neither running nor paused.
         """
-        session = self._life.in_({VMState.RUNNING, VMState.PAUSED}, "info")
+        session = self._context.require({VMState.RUNNING, VMState.PAUSED}, "info")
         keys = KeyPaths(self.options.ssh_key_dir)
         return Info(
             podman_socket=session.sockets.podman,
@@ -160,16 +165,16 @@ class OVM:
             ssh_port=session.ssh.port,
             ssh_key=keys.user_key,
             ssh_user="root",
-            hypervisor=self._life.prepared.driver.name,
-            accelerator=self._life.prepared.driver.accelerator,
-            accelerator_reason=self._life.prepared.driver.accelerator_reason,
+            hypervisor=self._context.prepared.driver.name,
+            accelerator=self._context.prepared.driver.accelerator,
+            accelerator_reason=self._context.prepared.driver.accelerator_reason,
             cpus=self.options.cpus,
             memory_mib=self.options.memory_mib,
             data_disk=TargetPaths(self.options.target_dir).data_disk,
             log_dir=self.options.log_dir,
-            timings=tuple(self._life.stages),
-            not_resumed=self._life.not_resumed,
-            health=self._life.care.health if self._life.care is not None else Health(),
+            timings=tuple(self._context.stages),
+            not_resumed=self._context.not_resumed,
+            health=self._context.monitor.health if self._context.monitor is not None else Health(),
         )
 
     async def check_health(self) -> Health:
@@ -178,18 +183,18 @@ class OVM:
         Raises:
             StateError: it is not running.
         """
-        self._life.running("check_health")
-        assert self._life.care is not None
-        return (await self._life.care.look()).health
+        self._context.require_running("check_health")
+        assert self._context.monitor is not None
+        return (await self._context.monitor.look()).health
 
     async def vm_state(self) -> StateInfo:
         """The state, as the hypervisor tells it now, and what can be asked of the machine."""
         settled = {VMState.RUNNING, VMState.PAUSED, VMState.ERROR}
-        state = self._life.state
-        if self._life.session is not None and state in settled:
+        state = self._context.state
+        if self._context.session is not None and state in settled:
             with contextlib.suppress(GuestError):  # it is ending this very moment: ours will say so next
-                told = await self._life.session.vm.state()
-                state = told if told in settled and self._life.state in settled else self._life.state
+                told = await self._context.session.vm.state()
+                state = told if told in settled and self._context.state in settled else self._context.state
         return state_info(state)
 
     async def vm_pause(self) -> None:
@@ -199,7 +204,7 @@ class OVM:
             StateError: it is neither running nor paused.
             GuestError: the hypervisor did not do as asked.
         """
-        await self._life.standstill.pause()
+        await self._pause.pause()
 
     async def vm_resume(self) -> None:
         """Let the virtual CPUs run again, and set the guest's clock; fine if they run.
@@ -210,7 +215,7 @@ class OVM:
             StateError: it is neither running, paused nor in error.
             GuestError: the hypervisor did not do as asked, or it runs again, but its clock could not be set.
         """
-        await self._life.standstill.resume()
+        await self._pause.resume()
 
     async def clocksync(self) -> ClockSync:
         """Set the guest's clock to the host's, verify it, and have chrony look at its servers now.
@@ -221,7 +226,7 @@ class OVM:
             StateError: it is not running.
             GuestError: the guest cannot be reached, or its clock does not obey.
         """
-        return await self._life.standstill.clocksync()
+        return await self._pause.clocksync()
 
     async def export_port(
         self, host_port: int, guest_port: int, *, protocol: Protocol = "tcp", address: str = "127.0.0.1"
@@ -241,7 +246,7 @@ class OVM:
         """
         address = _check_forward(host_port, protocol, address, lowest=0)
         check_port("guest_port", guest_port)
-        return await self._life.running("export_port").export(host_port, guest_port, protocol, address)
+        return await self._context.require_running("export_port").export(host_port, guest_port, protocol, address)
 
     async def unexport_port(self, host_port: int, *, protocol: Protocol = "tcp", address: str = "127.0.0.1") -> None:
         """Close what :meth:`export_port` opened.
@@ -252,7 +257,7 @@ class OVM:
             PortError: it was not exported.
         """
         address = _check_forward(host_port, protocol, address, lowest=1)
-        await self._life.running("unexport_port").unexport(host_port, protocol, address)
+        await self._context.require_running("unexport_port").unexport(host_port, protocol, address)
 
     def ports(self) -> tuple[Forward, ...]:
         """What is open on the host for this machine: exported ports, and those of containers.
@@ -260,7 +265,7 @@ class OVM:
         Raises:
             StateError: it is not running.
         """
-        return tuple(self._life.in_({VMState.RUNNING, VMState.PAUSED}, "ports").forwards.values())
+        return tuple(self._context.require({VMState.RUNNING, VMState.PAUSED}, "ports").forwards.values())
 
     async def exec(
         self,
@@ -294,7 +299,7 @@ class OVM:
         """
         if isinstance(argv, str) or not argv:
             raise OptionError("argv is the list of a command and its arguments", hint='for a shell: ["sh", "-c", "…"]')
-        return await self._life.managed("exec").ssh.exec(
+        return await self._context.require_managed("exec").ssh.exec(
             argv,
             stdin=stdin,
             environment=environment,
@@ -314,7 +319,7 @@ class OVM:
             StateError: it is not running.
             GuestError: the guest cannot be reached.
         """
-        async with self._life.managed("process").ssh.process(argv, environment=environment) as process:
+        async with self._context.require_managed("process").ssh.process(argv, environment=environment) as process:
             yield process
 
     async def prune(self, *, everything: bool = False, volumes: bool = False) -> Pruned:
@@ -330,7 +335,7 @@ class OVM:
             StateError: it is not running.
             GuestError: the guest cannot be reached, or podman did not do it.
         """
-        session = self._life.managed("prune")
+        session = self._context.require_managed("prune")
         return await prune(session.sockets.podman, session.ssh, everything=everything, volumes=volumes)
 
     async def verify(self) -> list[FileState]:

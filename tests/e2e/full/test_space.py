@@ -85,6 +85,6 @@ async def test_a_life_in_little_room(options_for: MachineOptions, tmp_path: Path
         assert free > 256 * MIB
         assert (await machine.exec(["cat", "/var/lib/containers/storage/volumes/kept/_data/file"])).text == "precious"
         await podman("volume", "rm", "big")
-        await prune.trim(machine._life.session.ssh)
+        await prune.trim(machine._context.session.ssh)
         assert occupied() < before + 32 * MIB
         assert await reserved()

@@ -26,8 +26,8 @@ SERVE = "echo hello > /tmp/hello; exec httpd -f -p 80 -h /tmp"
 
 
 def gvproxy(vm: ovm.OVM) -> int:
-    assert vm._life.session is not None
-    return vm._life.session.network.child.pid
+    assert vm._context.session is not None
+    return vm._context.session.network.child.pid
 
 
 @pytest.mark.soak
@@ -110,8 +110,8 @@ async def test_a_port_that_was_taken_meanwhile_is_told(vm: ovm.OVM) -> None:
     forget = vm.on("error", errors.append)
     lost, kept = await vm.export_port(0, 22), await vm.export_port(0, 22)
     pid = gvproxy(vm)
-    assert vm._life.session is not None
-    network = vm._life.session.network
+    assert vm._context.session is not None
+    network = vm._context.session.network
     thief: asyncio.Server | None = None
     begin = network._process.begin
 
@@ -145,7 +145,7 @@ async def test_a_gvproxy_that_hangs_is_replaced(vm: ovm.OVM, monkeypatch: pytest
     monkeypatch.setattr("ovm.machine.health.TIMEOUT_S", 2.0)
     hung = gvproxy(vm)
     await asyncio.to_thread(processes.freeze, hung)
-    vm._life.care.look_soon()  # type: ignore[union-attr]  # as the host's wake does
+    vm._context.monitor.look_soon()  # type: ignore[union-attr]  # as the host's wake does
 
     async def replaced() -> bool:
         return gvproxy(vm) != hung and vm.info.health.ok
@@ -174,10 +174,10 @@ async def test_a_dead_virtiofsd_is_named(options_for: MachineOptions, tmp_path: 
     closed = asyncio.Event()
     machine.on("error", errors.append)
     machine.on("close", closed.set)
-    machine._life._stop_timeout_s = 10.0  # what the guest has mounted may well keep it from shutting down
+    machine._context.stop.timeout_s = 10.0  # what the guest has mounted may well keep it from shutting down
     async with machine:
-        assert machine._life.session is not None
-        (virtiofsd,) = machine._life.session.vm.daemons
+        assert machine._context.session is not None
+        (virtiofsd,) = machine._context.session.vm.daemons
         os.kill(virtiofsd.pid, signal.SIGKILL)
         async with asyncio.timeout(120):
             await closed.wait()
