@@ -12,7 +12,8 @@ from functools import partial
 import ovm
 from bench.samples import alternate, timed
 from bench.setting import Bench
-from ovm.network.gvproxy import GUEST_ADDRESS, free_port, join
+from ovm.model.ports import join
+from ovm.network.gvproxy import GUEST_ADDRESS, free_port
 from ovm.paths import SocketPaths
 from ovm.wire import http
 

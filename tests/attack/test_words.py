@@ -45,6 +45,7 @@ from ovm.machine import boot, health, prune
 from ovm.machine.running import Session
 from ovm.model.info import Health, Stage
 from ovm.model.options import Options
+from ovm.model.results import Pruned
 from ovm.model.states import VMState
 from ovm.paths import KeyPaths, SocketPaths
 from ovm.process import probe
@@ -628,9 +629,7 @@ def test_no_record_of_a_machine_at_rest_prints_them(
 @pytest.mark.parametrize("as_json", [True, False])
 def test_a_prune_prints_none(as_json: bool, hostile: str, capsys: pytest.CaptureFixture[str]) -> None:
     """B2: what podman could not remove has a name that somebody in the guest has chosen."""
-    done = prune.Pruned(
-        removed={}, freed_bytes={}, trimmed_bytes=None, failures=(HOSTILE[hostile].decode(errors="replace"),)
-    )
+    done = Pruned(removed={}, freed_bytes={}, trimmed_bytes=None, failures=(HOSTILE[hostile].decode(errors="replace"),))
     cli_prune._show(done, 1, 1, as_json=as_json)
     printed = capsys.readouterr()
     assert_fit(printed.out + printed.err)

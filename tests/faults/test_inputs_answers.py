@@ -20,9 +20,10 @@ import vmspecs
 from ovm.errors import GuestError, PortError, StartError
 from ovm.hypervisors import Happening, qemu, vfkit
 from ovm.hypervisors.accel import Emulator
+from ovm.model.ports import Forward
 from ovm.model.states import VMState
 from ovm.network import gvproxy
-from ovm.network.gvproxy import Forward, Network
+from ovm.network.gvproxy import Network
 from ovm.paths import SocketPaths
 from ovm.process.child import Child
 from ovm.text.printable import LENGTH_MAX

@@ -13,8 +13,9 @@ import pytest
 
 from networks import started
 from ovm.errors import HelperExited, PortError
+from ovm.model.ports import Forward, join
 from ovm.network import gvproxy as network_module
-from ovm.network.gvproxy import Forward, argv, free_port, join
+from ovm.network.gvproxy import argv, free_port
 from ovm.paths import SocketPaths
 from ovm.process.probe import GVPROXY, check_helper
 from ovm.wire.error import WireError

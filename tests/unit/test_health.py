@@ -18,8 +18,9 @@ from ovm.machine import health
 from ovm.machine import monitor as care_module
 from ovm.machine.monitor import Care
 from ovm.model.options import MIB, Options
+from ovm.model.ports import Forward
 from ovm.network import gvproxy as gvproxy_module
-from ovm.network.gvproxy import Forward, free_port
+from ovm.network.gvproxy import free_port
 from ovm.paths import SocketPaths
 from ovm.wire.error import WireError
 

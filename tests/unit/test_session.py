@@ -17,7 +17,8 @@ from ovm.guest.port_publisher import Published
 from ovm.guest.ssh import SSH
 from ovm.machine.running import Session
 from ovm.model.options import Options
-from ovm.network.gvproxy import Forward, free_port
+from ovm.model.ports import Forward
+from ovm.network.gvproxy import free_port
 from ovm.paths import KeyPaths, SocketPaths
 from ovm.wire.error import WireError
 

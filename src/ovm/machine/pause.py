@@ -6,9 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from ovm.errors import OVMError, StateError
-from ovm.guest.clock import ClockSync
 from ovm.machine.running import Session
 from ovm.machine.suspend import save
+from ovm.model.results import ClockSync
 from ovm.model.states import VMState
 
 if TYPE_CHECKING:

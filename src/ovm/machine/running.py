@@ -12,14 +12,16 @@ from typing import Any
 
 from ovm.errors import GuestError, HostKeyMismatch, OVMError, PortError
 from ovm.guest.boot_channel import ReadyChannel
-from ovm.guest.clock import CORE_GOOD_ENOUGH_S, CORE_HELPER, CORE_KICK, Clock, ClockSync, spoken
+from ovm.guest.clock import CORE_GOOD_ENOUGH_S, CORE_HELPER, CORE_KICK, Clock, spoken
 from ovm.guest.port_publisher import Published, Publisher
 from ovm.guest.profiles import PROFILES, Profile
 from ovm.guest.ssh import SSH
 from ovm.hypervisors import Control
 from ovm.model.options import PODMAN_PORT_FIRST, Options
+from ovm.model.ports import Forward, Protocol
+from ovm.model.results import ClockSync
 from ovm.model.validation import check_address
-from ovm.network.gvproxy import Forward, Network, Protocol
+from ovm.network.gvproxy import Network
 from ovm.paths import SocketPaths
 from ovm.process.child import Child
 from ovm.text.printable import GuestText

@@ -23,7 +23,7 @@ from ovm.errors import GuestError, OVMError, SpaceError, UnsupportedError
 from ovm.hypervisors import VMSpec
 from ovm.machine import prepare
 from ovm.machine.running import Session
-from ovm.network.gvproxy import Forward
+from ovm.model.ports import Forward
 from ovm.paths import TargetPaths
 from ovm.process.threads import in_thread
 

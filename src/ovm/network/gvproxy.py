@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-import msgspec
-
 from ovm.errors import FileError, PortError
+from ovm.model.ports import Forward, Protocol, join
 from ovm.paths import SocketPaths
 from ovm.process.child import Child, Group
 from ovm.process.confine import Rights
@@ -53,10 +52,8 @@ ANSWER_S = 10.0
 """A gvproxy whose API is silent for longer hangs."""
 PICK_ATTEMPTS = 16
 
-Protocol = Literal["tcp", "udp"]
 Wire = Literal["qemu", "vfkit", "channel"]
 """How the guest's frames arrive: QEMU's stream, vfkit's datagrams, or from the guest itself, over a channel."""
-Purpose = Literal["export", "container"]
 
 LISTENERS = "lsof -nP -i" if sys.platform == "darwin" else "ss -lnptu"
 """What shows who listens where."""
@@ -64,27 +61,6 @@ LISTENERS = "lsof -nP -i" if sys.platform == "darwin" else "ss -lnptu"
 _RUNNING = "proxy already running"
 _NOT_FOUND = "proxy not found"
 _IN_USE = re.compile(f"address already in use|{_RUNNING}")
-
-
-class Forward(msgspec.Struct, frozen=True, kw_only=True):
-    """A host port that leads to a port of the guest."""
-
-    protocol: Protocol
-    host_address: str
-    host_port: int
-    guest_port: int
-    purpose: Purpose = "export"
-    """``export``: asked for through the API; ``container``: published by a container."""
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """What makes it the same forward for gvproxy."""
-        return self.protocol, self.local
-
-    @property
-    def local(self) -> str:
-        """Gvproxy's name for the host's end."""
-        return join(self.host_address, self.host_port)
 
 
 @dataclass(slots=True, eq=False)
@@ -104,11 +80,6 @@ class _Way:
     def key(self) -> tuple[str, str]:
         """By protocol and the host's end."""
         return self.body["protocol"], self.body["local"]
-
-
-def join(address: str, port: int) -> str:
-    """``address:port``, with brackets where IPv6 needs them."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def argv(program: Path, sockets: SocketPaths, wire: Wire) -> list[str]:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from ovm.network.gvproxy import Forward
+    from ovm.model.ports import Forward
 
 log = logging.getLogger(__name__)
 

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import msgspec
 
 from ovm.errors import GuestError, OptionError, OVMError, from_dict
-from ovm.guest.clock import ClockSync
-from ovm.guest.ssh import COLLECTED_MAX_BYTES, Collected, ExecResult
-from ovm.machine.prune import Pruned
+from ovm.guest.ssh import COLLECTED_MAX_BYTES, Collected
 from ovm.model.events import EVENT_NAMES, Event, Events, Listener
 from ovm.model.info import Health, Info
+from ovm.model.ports import Forward, Protocol
+from ovm.model.results import ClockSync, ExecResult, Pruned
 from ovm.model.states import StateInfo
 from ovm.model.validation import check_seconds
-from ovm.network.gvproxy import Forward, Protocol
 from ovm.service import client
 from ovm.service import protocol as p
 from ovm.wire import http

@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from ovm.disks.verify import FileState
-from ovm.guest.clock import ClockSync
-from ovm.guest.ssh import COLLECTED_MAX_BYTES, ExecResult
+from ovm.guest.ssh import COLLECTED_MAX_BYTES
 from ovm.machine import prepare
 from ovm.machine.boot import STOP_TIMEOUT_S
 from ovm.machine.create import create_darwin_ovm as create_darwin_ovm_async
 from ovm.machine.create import create_linux_ovm as create_linux_ovm_async
 from ovm.machine.prepare import Progress
-from ovm.machine.prune import Pruned
 from ovm.machine.suspend import SUSPEND_TIMEOUT_S
 from ovm.machine.vm import READY_TIMEOUT_S
 from ovm.model.info import Health, Info
 from ovm.model.options import Options
+from ovm.model.ports import Forward, Protocol
+from ovm.model.results import ClockSync, ExecResult, Pruned
 from ovm.model.states import StateInfo, VMState
-from ovm.network.gvproxy import Forward, Protocol
 from ovm.registry.create import create_ovm as create_ovm_async
 from ovm.registry.machines import DEFAULT_MACHINE
 from ovm.service import protocol as p
