@@ -16,7 +16,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -43,10 +42,11 @@ from ovm.guest.ssh import SSH
 from ovm.hypervisors import qemu, vfkit
 from ovm.machine import boot, health, prune
 from ovm.machine.running import Session
+from ovm.model.events import Event
 from ovm.model.info import Health, Stage
 from ovm.model.options import Options
 from ovm.model.results import Pruned
-from ovm.model.states import VMState
+from ovm.model.states import StateInfo, VMState
 from ovm.paths import KeyPaths, SocketPaths
 from ovm.process import probe
 from ovm.registry import machines, records
@@ -351,7 +351,7 @@ async def _(world: World) -> None:
     async with world.podman(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)) as path:
         async with http.connect(path) as api:
             with world.raises(WireError):
-                await api.get("/", protocol.State)
+                await api.get("/", StateInfo)
         with world.raises(OVMError):
             await asyncio.to_thread(client.Service("dev", path).info)
 
@@ -647,12 +647,11 @@ async def test_a_start_in_the_foreground_prints_none(
     history.add("step", step=words)
     history.add("ready")
     history.add("health", health=Health(problems=(words,)))
-    history._told.append(protocol.Told(id=4, name="error", at=time.time(), error={"message": words}))
+    history._told.append(Event(4, "error", from_dict({"message": words})))
     history.end()
     host: Any = SimpleNamespace(name="dev", history=history, stop_wanted=False, machine=SimpleNamespace(info=None))
     shown = io.StringIO()
-    with contextlib.redirect_stderr(shown), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(protocol.InfoAnswer, "of", classmethod(lambda *_: None))
+    with contextlib.redirect_stderr(shown):
         assert await foreground._tell(host, steps(mode), lambda _info: None)
     told = shown.getvalue() + capsys.readouterr().err
     assert "dev: " in told

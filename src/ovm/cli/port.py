@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -12,6 +12,9 @@ from ovm.cli import service as services
 from ovm.cli.names import name_argument
 from ovm.cli.outlet import say, say_json
 from ovm.cli.output import format_option, rows
+
+if TYPE_CHECKING:
+    from ovm.model.ports import Protocol
 
 _PORT = re.compile(
     r"(?:(?P<address>\[[0-9a-fA-F:.]+\]|\d+(?:\.\d+){3}):)?(?:(?P<host>\d{1,5}):)?(?P<guest>\d{1,5})(?:/(?P<protocol>tcp|udp))?"
@@ -73,9 +76,9 @@ def rm(port: str, name: str) -> None:
     services.of(name).remove_port(PortUnwanted(host_port=host_port, protocol=protocol, address=address))
 
 
-def parse(text: str) -> tuple[str, int, int, Literal["tcp", "udp"]]:
+def parse(text: str) -> tuple[str, int, int, Protocol]:
     """Address, host port (0 if it is not given), guest port and protocol of ``[ADDRESS:][HOST:]GUEST[/tcp|udp]``."""
     if not (found := _PORT.fullmatch(text)):
         raise click.BadParameter(f"{text!r} is not [ADDRESS:][HOST:]GUEST[/tcp|udp]; write 8080:80 for one")
-    protocol = cast('Literal["tcp", "udp"]', found["protocol"] or "tcp")
+    protocol = cast("Protocol", found["protocol"] or "tcp")
     return (found["address"] or "127.0.0.1").strip("[]"), int(found["host"] or 0), int(found["guest"]), protocol

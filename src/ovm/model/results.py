@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class ClockSync:
-    """What a synchronisation found and left."""
+class ClockSync(msgspec.Struct, frozen=True):
+    """What a synchronisation of the clock found and left, in seconds."""
 
     offset_before_s: float
     """Guest minus host, before; positive if the guest was ahead."""
@@ -16,8 +15,7 @@ class ClockSync:
     """The best round trip; the error is below half of it."""
 
 
-@dataclass(frozen=True, slots=True)
-class ExecResult:
+class ExecResult(msgspec.Struct, frozen=True):
     """How a command in the guest ended."""
 
     exit_status: int
@@ -31,8 +29,7 @@ class ExecResult:
         return self.stdout.decode(errors="replace").rstrip("\n")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pruned:
+class Pruned(msgspec.Struct, frozen=True, kw_only=True):
     """What a prune has removed."""
 
     removed: dict[str, int]

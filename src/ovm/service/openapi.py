@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from ovm.service.app import VERBS, Verb
 from ovm.service.protocol import API, Problem
+from ovm.wire import codec
 
+
+@dataclass(frozen=True, slots=True)
+class _Component:
+    """What a schema of the document says otherwise than the type that it is made of."""
+
+    name: str
+    """Generated clients have classes of this name, so it stays when a type is renamed."""
+    required: tuple[str, ...] = ()
+    """Fields that are in every answer, although the type has a default for them."""
+
+
+_COMPONENTS = {
+    "Info": _Component("InfoAnswer", ("docker_host",)),
+    "StateInfo": _Component("State"),
+    "ClockSync": _Component("Synced"),
+    "Forward": _Component("PortOpen", ("purpose",)),
+    "Pruned": _Component("PrunedAnswer", ("failures",)),
+    "Event": _Component("Told", ("at",)),
+}
 _REFERENCE = "#/components/schemas/{name}"
 _WRONG = {
     "400": "The request cannot be fulfilled as it is; nothing was changed.",
@@ -24,7 +45,9 @@ _WRONG = {
 def document() -> dict[str, Any]:
     """The whole document, for OpenAPI 3.1."""
     kinds = [kind for verb in VERBS for kind in (verb.body, verb.answer) if kind is not None]
-    schemas, components = msgspec.json.schema_components([*kinds, Problem], ref_template=_REFERENCE)
+    schemas, components = _published(
+        *msgspec.json.schema_components([*kinds, Problem], schema_hook=codec.schema, ref_template=_REFERENCE)
+    )
     names = dict(zip(map(id, kinds), schemas, strict=False))
     problem = {"application/json": {"schema": schemas[-1]}}
     paths: dict[str, Any] = {}
@@ -40,6 +63,32 @@ def document() -> dict[str, Any]:
         "paths": paths,
         "components": {"schemas": components},
     }
+
+
+def _published(schemas: Any, components: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return both as ``_COMPONENTS`` has them."""
+    references = {
+        _REFERENCE.format(name=name): _REFERENCE.format(name=component.name) for name, component in _COMPONENTS.items()
+    }
+
+    def renamed(told: Any) -> Any:
+        if isinstance(told, dict):
+            return {key: renamed(value) for key, value in told.items()}
+        if isinstance(told, list | tuple):
+            return [renamed(value) for value in told]
+        return references.get(told, told) if isinstance(told, str) else told
+
+    published = {}
+    for name, schema in renamed(components).items():
+        component = _COMPONENTS.get(name, _Component(name))
+        for field in component.required:
+            schema["properties"][field].pop("default", None)
+        if component.required:
+            schema["required"] = [
+                field for field in schema["properties"] if field in {*schema["required"], *component.required}
+            ]
+        published[component.name] = schema | ({"title": component.name} if "title" in schema else {})
+    return renamed(schemas), published
 
 
 def _operation(verb: Verb, schemas: dict[int, Any], problem: dict[str, Any]) -> dict[str, Any]:

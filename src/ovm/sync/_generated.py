@@ -15,6 +15,7 @@ from ovm.machine.create import create_linux_ovm as create_linux_ovm_async
 from ovm.machine.prepare import Progress
 from ovm.machine.suspend import SUSPEND_TIMEOUT_S
 from ovm.machine.vm import READY_TIMEOUT_S
+from ovm.model.events import Event
 from ovm.model.info import Health, Info
 from ovm.model.options import Options
 from ovm.model.ports import Forward, Protocol
@@ -369,7 +370,7 @@ class RemoteOVM(Remote):
         """The files of its logs, by name: ``console`` is the guest's own."""
         return self._loop.run(self._async.logs)
 
-    def history(self, *, after: int = 0) -> list[p.Told]:
+    def history(self, *, after: int = 0) -> list[Event]:
         """What has happened behind the event number ``after``, the steps of starts and stops included."""
         return self._loop.run(self._async.history, after=after)
 
