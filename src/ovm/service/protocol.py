@@ -1,5 +1,6 @@
-"""What is said over a service's socket: the shape of every request and answer. The names of fields stay.
+"""Every request over a service's socket, and the answers that only a service has. The names of fields stay.
 
+All other answers are the types of :mod:`ovm.model` that the library returns, as they are.
 Additions are no new API; whatever a client could trip over is, and gets the next number.
 """
 
