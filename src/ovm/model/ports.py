@@ -1,4 +1,4 @@
-"""Ports of the host that are forwarded to ports of the guest."""
+"""A port of the host that leads to a port of the guest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Purpose = Literal["export", "container"]
 
 
 class Forward(msgspec.Struct, frozen=True, kw_only=True):
-    """A port of the host that leads to one of the guest."""
+    """A host port that leads to a port of the guest."""
 
     protocol: Protocol
     host_address: str
