@@ -31,6 +31,9 @@ _COMPONENTS = {
     "Event": _Component("Told", ("at",)),
 }
 _REFERENCE = "#/components/schemas/{name}"
+_REFERENCES = {
+    _REFERENCE.format(name=name): _REFERENCE.format(name=component.name) for name, component in _COMPONENTS.items()
+}
 _WRONG = {
     "400": "The request cannot be fulfilled as it is; nothing was changed.",
     "409": "It does not fit the state of the machine, or a port is taken.",
@@ -45,8 +48,8 @@ _WRONG = {
 def document() -> dict[str, Any]:
     """The whole document, for OpenAPI 3.1."""
     kinds = [kind for verb in VERBS for kind in (verb.body, verb.answer) if kind is not None]
-    schemas, components = _published(
-        *msgspec.json.schema_components([*kinds, Problem], schema_hook=codec.schema, ref_template=_REFERENCE)
+    schemas, components = _renamed(
+        msgspec.json.schema_components([*kinds, Problem], schema_hook=codec.schema, ref_template=_REFERENCE)
     )
     names = dict(zip(map(id, kinds), schemas, strict=False))
     problem = {"application/json": {"schema": schemas[-1]}}
@@ -61,34 +64,29 @@ def document() -> dict[str, Any]:
             "description": "A machine's service, on a unix socket of mode 0600.",
         },
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": dict(_published(name, schema) for name, schema in components.items())},
     }
 
 
-def _published(schemas: Any, components: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return both as ``_COMPONENTS`` has them."""
-    references = {
-        _REFERENCE.format(name=name): _REFERENCE.format(name=component.name) for name, component in _COMPONENTS.items()
-    }
+def _renamed(schema: Any) -> Any:
+    """Return ``schema`` with each reference leading to a component's published name."""
+    if isinstance(schema, dict):
+        return {key: _renamed(value) for key, value in schema.items()}
+    if isinstance(schema, list | tuple):
+        return [_renamed(value) for value in schema]
+    return _REFERENCES.get(schema, schema) if isinstance(schema, str) else schema
 
-    def renamed(told: Any) -> Any:
-        if isinstance(told, dict):
-            return {key: renamed(value) for key, value in told.items()}
-        if isinstance(told, list | tuple):
-            return [renamed(value) for value in told]
-        return references.get(told, told) if isinstance(told, str) else told
 
-    published = {}
-    for name, schema in renamed(components).items():
-        component = _COMPONENTS.get(name, _Component(name))
-        for field in component.required:
-            schema["properties"][field].pop("default", None)
-        if component.required:
-            schema["required"] = [
-                field for field in schema["properties"] if field in {*schema["required"], *component.required}
-            ]
-        published[component.name] = schema | ({"title": component.name} if "title" in schema else {})
-    return renamed(schemas), published
+def _published(name: str, schema: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the component made of the type ``name`` as ``_COMPONENTS`` has it."""
+    component = _COMPONENTS.get(name)
+    if component is None:
+        return name, schema
+    fields = schema["properties"]
+    required = {*schema["required"], *component.required}
+    for field in component.required:
+        fields[field].pop("default", None)
+    return component.name, schema | {"title": component.name, "required": [name for name in fields if name in required]}
 
 
 def _operation(verb: Verb, schemas: dict[int, Any], problem: dict[str, Any]) -> dict[str, Any]:
