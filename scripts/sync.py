@@ -1,6 +1,6 @@
-"""Write src/ovm/sync/_generated.py: the blocking machines, by the signatures and docstrings of the asynchronous ones.
+"""Write src/ovm/sync/_generated_*.py: the blocking machines, by the signatures and docstrings of the asynchronous ones.
 
-`scripts/sync.py --check` writes nothing, and fails if the file is not what it would write.
+`scripts/sync.py --check` writes nothing, and fails if a file is not what it would write.
 """
 
 from __future__ import annotations
@@ -8,22 +8,45 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TARGET = ROOT / "src" / "ovm" / "sync" / "_generated.py"
+SYNC = ROOT / "src" / "ovm" / "sync"
 BASE = "ovm.sync.base"
-CLASSES = {"OVM": ("ovm.machine.vm", "Local"), "RemoteOVM": ("ovm.service.remote", "Remote")}
-"""By name: where it is, and what its twin builds on, which has the docstring, too."""
-FUNCTIONS = {
-    "create_ovm": "ovm.registry.create",
-    "create_linux_ovm": "ovm.machine.create",
-    "create_darwin_ovm": "ovm.machine.create",
-    "connect": "ovm.service.remote",
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """A blocking machine and the functions that return one: what one file holds."""
+
+    name: str
+    """That of the class, which is the asynchronous one's too."""
+    module: str
+    """Where the asynchronous class is."""
+    base: str
+    """The class in base.py that the twin builds on; its docstring is the twin's."""
+    makers: dict[str, str]
+    """The functions, and where the asynchronous ones are."""
+
+
+TWINS = {
+    "_generated_local.py": Twin(
+        "OVM",
+        "ovm.machine.vm",
+        "Local",
+        {
+            "create_ovm": "ovm.registry.create",
+            "create_linux_ovm": "ovm.machine.create",
+            "create_darwin_ovm": "ovm.machine.create",
+        },
+    ),
+    "_generated_remote.py": Twin("RemoteOVM", "ovm.service.remote", "Remote", {"connect": "ovm.service.remote"}),
 }
+CLASSES = {twin.name for twin in TWINS.values()}
 SAID_OTHERWISE = {"aclose"}
 """What the twin has under another name."""
-HEAD = '''"""The blocking machines. Written by scripts/sync.py; what it cannot know is in base.py."""
+HEAD = '''"""A blocking machine. Written by scripts/sync.py; what it cannot know is in base.py."""
 
 from __future__ import annotations
 '''
@@ -63,7 +86,7 @@ class Source:
             for node in ast.walk(part)
             if isinstance(node, ast.Name)
         }
-        return {self.origins[name] for name in names - set(CLASSES) if name in self.origins}
+        return {self.origins[name] for name in names - CLASSES if name in self.origins}
 
 
 def _defined(node: ast.stmt) -> list[str]:
@@ -72,31 +95,25 @@ def _defined(node: ast.stmt) -> list[str]:
     return [node.name] if isinstance(node, ast.ClassDef) else []
 
 
-def written() -> str:
-    """The whole file."""
-    imports = {"from ovm.sync.loop import Loop", *(f"from {BASE} import {base}" for _, base in CLASSES.values())}
+def written(path: Path, twin: Twin) -> str:
+    """What the file is to hold."""
     hand = Source(BASE)
-    common = set(_public(hand.find("Twin")))
-    parts = []
-    for name, (module, base) in CLASSES.items():
-        source = Source(module)
-        found = source.find(name)
-        assert isinstance(found, ast.ClassDef)
-        by_hand = hand.find(base)
-        lines = [f"class {name}({base}):", _documentation(by_hand, 4)]
-        for method_name, method in _public(found).items():
-            if method_name not in {*_public(by_hand)} | common | SAID_OTHERWISE:
-                imports |= source.imports(method)
-                lines.append(_method(method))
-        parts.append("\n\n".join(lines))
-    for name, module in FUNCTIONS.items():
+    source, by_hand = Source(twin.module), hand.find(twin.base)
+    by_itself = {*_public(by_hand), *_public(hand.find("Twin"))} | SAID_OTHERWISE
+    imports = {"from ovm.sync.loop import Loop", f"from {BASE} import {twin.base}"}
+    lines = [f"class {twin.name}({twin.base}):", _documentation(by_hand, 4)]
+    for name, method in _public(source.find(twin.name)).items():
+        if name not in by_itself:
+            imports |= source.imports(method)
+            lines.append(_method(method))
+    parts = ["\n\n".join(lines)]
+    for name, module in twin.makers.items():
         source = Source(module)
         found = source.find(name)
         assert isinstance(found, ast.AsyncFunctionDef)
         imports |= source.imports(found) | {f"from {module} import {name} as {name}_async"}
         parts.append(_maker(found))
-    text = HEAD + "\n" + "\n".join(sorted(imports)) + "\n\n" + "\n\n".join(parts) + "\n"
-    return _tidy(text)
+    return _tidy(path, HEAD + "\n" + "\n".join(sorted(imports)) + "\n\n" + "\n\n".join(parts) + "\n")
 
 
 def _public(found: ast.AST) -> dict[str, Function]:
@@ -141,22 +158,24 @@ def _documentation(node: ast.ClassDef | Function, indent: int) -> str:
     return "\n".join(f"{' ' * indent}{line}".rstrip() for line in f'"""{text}{end}"""'.splitlines())
 
 
-def _tidy(text: str) -> str:
+def _tidy(path: Path, text: str) -> str:
     for verb in (["check", "--fix", "--select", "I,F401,RUF100"], ["format"]):
-        argv = [sys.executable, "-m", "ruff", *verb, "--quiet", "--stdin-filename", str(TARGET), "-"]
+        argv = [sys.executable, "-m", "ruff", *verb, "--quiet", "--stdin-filename", str(path), "-"]
         text = subprocess.run(argv, input=text, capture_output=True, text=True, check=True, cwd=ROOT).stdout
     return text
 
 
 def main() -> int:
     """As it says at the top."""
-    text = written()
+    texts = {SYNC / name: written(SYNC / name, twin) for name, twin in TWINS.items()}
     if sys.argv[1:] != ["--check"]:
-        TARGET.write_text(text, encoding="utf-8")
-    elif not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text:
-        print(f"{TARGET.relative_to(ROOT)} is out of date: .venv/bin/python scripts/sync.py", file=sys.stderr)
-        return 1
-    return 0
+        for path, text in texts.items():
+            path.write_text(text, encoding="utf-8")
+        return 0
+    old = [path for path, text in texts.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    for path in old:
+        print(f"{path.relative_to(ROOT)} is out of date: .venv/bin/python scripts/sync.py", file=sys.stderr)
+    return 1 if old else 0
 
 
 if __name__ == "__main__":

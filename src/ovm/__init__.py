@@ -54,10 +54,8 @@ if TYPE_CHECKING:
     from ovm.errors import StopError as StopError
     from ovm.errors import UnsupportedError as UnsupportedError
     from ovm.errors import UntrustedError as UntrustedError
-    from ovm.guest.ssh import ExecResult as ExecResult
     from ovm.machine.create import create_darwin_ovm as create_darwin_ovm
     from ovm.machine.create import create_linux_ovm as create_linux_ovm
-    from ovm.machine.prune import Pruned as Pruned
     from ovm.machine.vm import OVM as OVM
     from ovm.model.events import Event as Event
     from ovm.model.info import Health as Health
@@ -67,6 +65,8 @@ if TYPE_CHECKING:
     from ovm.model.options import OriginPath as OriginPath
     from ovm.model.options import Versions as Versions
     from ovm.model.ports import Forward as Forward
+    from ovm.model.results import ExecResult as ExecResult
+    from ovm.model.results import Pruned as Pruned
     from ovm.model.states import StateInfo as StateInfo
     from ovm.model.states import VMState as VMState
     from ovm.process.guard import freeze_support as freeze_support
@@ -88,9 +88,9 @@ _HOME = {
     "Versions": "model.options",
     "Mount": "model.options",
     "Forward": "model.ports",
-    "Pruned": "machine.prune",
+    "Pruned": "model.results",
     "FileState": "disks.verify",
-    "ExecResult": "guest.ssh",
+    "ExecResult": "model.results",
     "VMState": "model.states",
     "StateInfo": "model.states",
     "Event": "model.events",

@@ -16,7 +16,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -44,9 +43,11 @@ from ovm.hypervisors import qemu_events, vfkit
 from ovm.machine import boot, health, prune, shutdown
 from ovm.machine.profiles import PROFILES
 from ovm.machine.running import Session
+from ovm.model.events import Event
 from ovm.model.info import Health, Stage
 from ovm.model.options import Options
-from ovm.model.states import VMState
+from ovm.model.results import Pruned
+from ovm.model.states import StateInfo, VMState
 from ovm.paths import KeyPaths, SocketPaths
 from ovm.process import probe
 from ovm.registry import machines, records
@@ -351,7 +352,7 @@ async def _(world: World) -> None:
     async with world.podman(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)) as path:
         async with http.connect(path) as api:
             with world.raises(WireError):
-                await api.get("/", protocol.State)
+                await api.get("/", StateInfo)
         with world.raises(OVMError):
             await asyncio.to_thread(client.Service("dev", path).info)
 
@@ -629,9 +630,7 @@ def test_no_record_of_a_machine_at_rest_prints_them(
 @pytest.mark.parametrize("as_json", [True, False])
 def test_a_prune_prints_none(as_json: bool, hostile: str, capsys: pytest.CaptureFixture[str]) -> None:
     """B2: what podman could not remove has a name that somebody in the guest has chosen."""
-    done = prune.Pruned(
-        removed={}, freed_bytes={}, trimmed_bytes=None, failures=(HOSTILE[hostile].decode(errors="replace"),)
-    )
+    done = Pruned(removed={}, freed_bytes={}, trimmed_bytes=None, failures=(HOSTILE[hostile].decode(errors="replace"),))
     cli_prune._show(done, 1, 1, as_json=as_json)
     printed = capsys.readouterr()
     assert_fit(printed.out + printed.err)
@@ -649,12 +648,11 @@ async def test_a_start_in_the_foreground_prints_none(
     history.add("step", step=words)
     history.add("ready")
     history.add("health", health=Health(problems=(words,)))
-    history._told.append(protocol.Told(id=4, name="error", at=time.time(), error={"message": words}))
+    history._told.append(Event(4, "error", from_dict({"message": words})))
     history.end()
     host: Any = SimpleNamespace(name="dev", history=history, stop_wanted=False, machine=SimpleNamespace(info=None))
     shown = io.StringIO()
-    with contextlib.redirect_stderr(shown), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(protocol.InfoAnswer, "of", classmethod(lambda *_: None))
+    with contextlib.redirect_stderr(shown):
         assert await foreground._tell(host, steps(mode), lambda _info: None)
     told = shown.getvalue() + capsys.readouterr().err
     assert "dev: " in told

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+from ovm.errors import PortError
 from ovm.service import history
 
 
-def numbers(told: list[history.Told]) -> list[int]:
+def numbers(told: list[history.Event]) -> list[int]:
     return [one.id for one in told]
 
 
@@ -51,3 +52,16 @@ async def test_followers_hear_all_of_it_in_order():
     async with asyncio.timeout(10):
         assert await asyncio.gather(*followers) == [[1, 2, 3, 4, 5], [2, 3, 4, 5], [1, 2, 3, 4, 5]]
         assert await follow(4) == [5]
+
+
+def test_an_error_is_kept_without_its_traceback():
+    """An event keeps what its error says, and none of the frames that raised it."""
+    kept = history.History()
+    try:
+        raise PortError("port 8080 is taken", hint="choose another")
+    except PortError as error:
+        kept.add("error", error=error)
+        said = error.as_dict()
+    (event,) = kept.known(0)
+    assert event.error is not None
+    assert (event.error.__traceback__, event.error.as_dict()) == (None, said)

@@ -13,9 +13,9 @@ import pytest
 
 from ovm import cli
 from ovm.errors import GuestError
-from ovm.guest.ssh import SSH, ExecResult
+from ovm.guest.ssh import SSH
 from ovm.machine import prune
-from ovm.machine.prune import Pruned
+from ovm.model.results import ExecResult, Pruned
 
 REPORT = {
     "PodPruneReport": [{"Err": None, "Id": "p1"}],

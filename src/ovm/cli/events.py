@@ -14,7 +14,7 @@ from ovm.cli.outlet import say, say_json
 from ovm.cli.output import filled, format_option
 
 if TYPE_CHECKING:
-    from ovm.service.protocol import Told
+    from ovm.model.events import Event
 
 
 @click.command("events")
@@ -28,22 +28,22 @@ def command(name: str, *, follow: bool, after: int, as_json: bool, template: str
 
     With --json, each event is a line of JSON.
     """
-    import msgspec
+    from ovm.wire import codec
 
     for told in services.of(name).events(after=after, follow=follow):
         if as_json:
             say_json(told)
         elif template is not None:
-            filled(msgspec.to_builtins(told), template)
+            filled(codec.builtins(told), template)
         else:
             say(_line(told))
 
 
-def _line(told: Told) -> str:
+def _line(told: Event) -> str:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(told.at))
     words = told.step
     if told.error is not None:
-        words = str(told.error.get("message", ""))
+        words = told.error.message
     elif told.health is not None:
         words = "; ".join(told.health.problems) or "all is well again"
     return f"{told.id:>5}  {when}  {told.name:<8}  {words}".rstrip()

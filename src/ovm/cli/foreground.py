@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ovm.cli.progress import Advance, Steps
+    from ovm.model.info import Info
     from ovm.registry.machines import Machine
     from ovm.service.host import Host
-    from ovm.service.protocol import InfoAnswer
 
 
-def stay(machine: Machine, shown: Steps, announce: Callable[[InfoAnswer], None]) -> int:
+def stay(machine: Machine, shown: Steps, announce: Callable[[Info], None]) -> int:
     """Run it until Ctrl-C, SIGTERM, or until it powers itself off; returns the status to exit with.
 
     Raises:
@@ -28,7 +28,7 @@ def stay(machine: Machine, shown: Steps, announce: Callable[[InfoAnswer], None])
     return run(_stay(machine, shown, announce))
 
 
-async def _stay(machine: Machine, shown: Steps, announce: Callable[[InfoAnswer], None]) -> int:
+async def _stay(machine: Machine, shown: Steps, announce: Callable[[Info], None]) -> int:
     from ovm.service.run import serve
 
     telling: list[asyncio.Task[bool]] = []
@@ -44,10 +44,8 @@ async def _stay(machine: Machine, shown: Steps, announce: Callable[[InfoAnswer],
     return 0 if was_ready else SIGNAL_STATUS + (host.stop_signal or signal.SIGINT)
 
 
-async def _tell(host: Host, shown: Steps, announce: Callable[[InfoAnswer], None]) -> bool:
+async def _tell(host: Host, shown: Steps, announce: Callable[[Info], None]) -> bool:
     """Show what happens, to the end; returns whether the machine was ever ready."""
-    from ovm.service.protocol import InfoAnswer
-
     ready = False
     with contextlib.ExitStack() as drawn:
         advance: Advance | None = drawn.enter_context(shown.step(f"starting {host.name}"))
@@ -60,10 +58,10 @@ async def _tell(host: Host, shown: Steps, announce: Callable[[InfoAnswer], None]
             elif told.name == "ready" and not ready:
                 drawn.close()
                 ready, advance = True, None
-                announce(InfoAnswer.of(host.machine.info))
+                announce(host.machine.info)
                 say("Ctrl-C stops it.", err=True)
             elif told.name == "health" and told.health is not None:
                 say(f"{host.name}: {'; '.join(told.health.problems) or 'all is well again'}", err=True)
             elif told.error is not None and ready:
-                say(f"{host.name}: {told.error.get('message')}", err=True)
+                say(f"{host.name}: {told.error.message}", err=True)
     return ready

@@ -13,7 +13,7 @@ from ovm.cli.outlet import say, say_json
 from ovm.cli.output import filled, format_option
 
 if TYPE_CHECKING:
-    from ovm.service.protocol import InfoAnswer
+    from ovm.model.info import Info
 
 
 @click.command("info")
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 @format_option
 def command(name: str, *, as_json: bool, template: str | None) -> None:
     """Say where the running machine NAME is reached, and how it runs."""
-    import msgspec
+    from ovm.wire import codec
 
     told = services.of(name).info()
     if as_json:
         say_json(told)
         return
     if template is not None:
-        filled(msgspec.to_builtins(told), template)
+        filled(codec.builtins(told), template)
         return
     width = max(len(label) for label, _ in _lines(told))
     for label, value in _lines(told):
         say(f"{label + ':':{width + 1}} {value}")
 
 
-def _lines(told: InfoAnswer) -> list[tuple[str, str]]:
+def _lines(told: Info) -> list[tuple[str, str]]:
     health = told.health
     lines = [
         ("docker host", told.docker_host),
@@ -44,8 +44,8 @@ def _lines(told: InfoAnswer) -> list[tuple[str, str]]:
         ("ssh", f"port {told.ssh_port} as {told.ssh_user}, key {told.ssh_key}"),
         ("runs by", f"{told.hypervisor} with {told.accelerator} ({told.accelerator_reason})"),
         ("size", f"{told.cpus} vCPUs, {told.memory_mib} MiB"),
-        ("data disk", told.data_disk),
-        ("logs", told.log_dir),
+        ("data disk", str(told.data_disk)),
+        ("logs", str(told.log_dir)),
         ("health", "; ".join(health.problems) or "good"),
     ]
     if health.data_size_bytes is not None and health.data_free_bytes is not None:
@@ -54,5 +54,5 @@ def _lines(told: InfoAnswer) -> list[tuple[str, str]]:
     if health.host_free_bytes is not None:
         lines.append(("free on the host", services.bytes_in_words(health.host_free_bytes)))
     if told.timings:
-        lines.append(("ready after", f"{told.timings[-1]['ms'] / 1000:.1f} s"))
+        lines.append(("ready after", f"{told.timings[-1].ms / 1000:.1f} s"))
     return lines

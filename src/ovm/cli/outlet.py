@@ -31,9 +31,9 @@ def say_json(told: Any) -> None:
     """Print one line of JSON in ASCII alone: every other character is escaped."""
     import json
 
-    import msgspec
+    from ovm.wire import codec
 
-    text = json.dumps(msgspec.to_builtins(told, enc_hook=str))
+    text = json.dumps(codec.builtins(told))
     print(text.replace("\x7f", "\\u007f"), flush=True)
 
 

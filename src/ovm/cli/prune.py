@@ -17,7 +17,7 @@ from ovm.cli.outlet import say, say_json
 
 if TYPE_CHECKING:
     from ovm.guest.ssh import SSH
-    from ovm.machine.prune import Pruned
+    from ovm.model.results import Pruned
 
 _ONES = {"pods": "pod", "containers": "container", "images": "image", "networks": "network", "volumes": "volume"}
 

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from ovm.cli.progress import Steps
     from ovm.errors import OVMError
+    from ovm.model.info import Info
     from ovm.registry.machines import Machine
     from ovm.service.client import Service
-    from ovm.service.protocol import InfoAnswer
 
 NO_TIMINGS = Timings()
 
@@ -78,7 +78,7 @@ def start(ui: Ui, machine: Machine, *, as_json: bool, foreground: bool = False, 
     if foreground:
         from ovm.cli.foreground import stay
 
-        def ready(info: InfoAnswer) -> None:
+        def ready(info: Info) -> None:
             announce(machine, info, as_json=as_json)
             timings.show(machine, info, with_units=False)  # the one who would ask is the one who answers
 
@@ -149,16 +149,15 @@ def provide_image(machine: Machine, shown: Steps) -> None:
             run(image.build_image(image.BuildOptions(), progress=lambda stage, _detail: advance(stage, 0, 0)))
 
 
-def announce(machine: Machine, info: InfoAnswer, *, as_json: bool) -> None:
+def announce(machine: Machine, info: Info, *, as_json: bool) -> None:
     """The lines to use it, on stdout; all else on stderr."""
-    import msgspec
-
     from ovm.integrations.environment import variables
+    from ovm.wire import codec
 
     if as_json:
-        say_json({"name": machine.name} | msgspec.to_builtins(info))
+        say_json({"name": machine.name} | codec.builtins(info))
         return
-    took = info.timings[-1]["ms"] / 1000 if info.timings else 0
+    took = info.timings[-1].ms / 1000 if info.timings else 0
     say(f"{machine.name} is ready after {took:.1f} s ({info.accelerator}: {info.accelerator_reason})", err=True)
     if info.not_resumed:
         say(f"It was booted, for its memory could not be gone on from: {info.not_resumed}", err=True)

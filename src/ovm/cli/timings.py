@@ -13,8 +13,8 @@ from ovm.cli import run
 from ovm.cli.outlet import say
 
 if TYPE_CHECKING:
+    from ovm.model.info import Info
     from ovm.registry.machines import Machine
-    from ovm.service.protocol import InfoAnswer
 
 F = TypeVar("F")
 
@@ -51,17 +51,14 @@ class Timings:
     as_table: bool = False
     picture: Path | None = None
 
-    def show(self, machine: Machine, info: InfoAnswer, *, with_units: bool) -> None:
+    def show(self, machine: Machine, info: Info, *, with_units: bool) -> None:
         """Print the table to stderr, write the picture; with what the guest's systemd did, if it is asked for that."""
         if not self.as_table and self.picture is None:
             return
-        import msgspec
-
         from ovm.cli import timeline
-        from ovm.model.info import Stage
         from ovm.trust.atomic import disk_errors, write_whole
 
-        stages = msgspec.convert(info.timings, list[Stage])
+        stages = info.timings
         found = timeline.phases(stages)
         told = run(_units(machine.name)) if with_units and timeline.kernel_began_ms(stages) is not None else ""
         units = timeline.units(told, stages)

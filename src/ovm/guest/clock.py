@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ovm.errors import GuestError
 from ovm.guest.ssh import converse
+from ovm.model.results import ClockSync
 
 if TYPE_CHECKING:
     import asyncssh
@@ -69,17 +70,6 @@ def spoken(offset_s: float) -> str:
         if abs(offset_s) >= 2 * unit_s:
             return f"{offset_s / unit_s:+.1f} {name}"
     return f"{offset_s * 1000:+.1f} ms"
-
-
-@dataclass(frozen=True, slots=True)
-class ClockSync:
-    """What a synchronisation found and left."""
-
-    offset_before_s: float
-    """Guest minus host, before; positive if the guest was ahead."""
-    offset_after_s: float
-    round_trip_s: float
-    """The best round trip; the error is below half of it."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -10,13 +10,13 @@ import contextlib
 import os
 import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovm.errors import ExecTimeout, FileError, GuestError, HostKeyMismatch, PortError
+from ovm.model.results import ExecResult
 from ovm.paths import KeyPaths, public
 from ovm.text.printable import GuestText, tamed
 from ovm.trust import directories
@@ -48,21 +48,6 @@ LISTEN_WINDOW_BYTES = 8 * 1024
 """What one connection made in the guest may have us hold before it is read."""
 Handler = Callable[["asyncssh.SSHReader[bytes]", "asyncssh.SSHWriter[bytes]", int], Awaitable[None] | None]
 """Serves one connection made in the guest, or notes it; the number is the port it came from."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExecResult:
-    """How a command in the guest ended."""
-
-    exit_status: int
-    """128 + the signal's number if a signal ended it, as a shell would say."""
-    stdout: bytes
-    stderr: bytes
-
-    @property
-    def text(self) -> str:
-        """Standard output as text, without the last newline."""
-        return self.stdout.decode(errors="replace").rstrip("\n")
 
 
 def make_keys(keys: KeyPaths) -> None:

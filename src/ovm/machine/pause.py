@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from ovm.errors import OVMError, StateError
-from ovm.guest.clock import ClockSync
 from ovm.machine.context import Context
 from ovm.machine.running import Session
 from ovm.machine.suspend import save
+from ovm.model.results import ClockSync
 from ovm.model.states import VMState
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ import msgspec
 
 from ovm.errors import GuestError
 from ovm.guest.ssh import SSH
+from ovm.model.results import Pruned
 from ovm.text.printable import GuestText, tamed
 from ovm.wire import http
 from ovm.wire.error import WireError
@@ -33,21 +33,6 @@ _TRIM = (
 _TRIMMED = re.compile(rb"(?<![-\d])(\d{1,18}) bytes\)? trimmed")
 _Bytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 """A size that podman may be believed, and that JSON can carry."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pruned:
-    """What a prune has removed."""
-
-    removed: dict[str, int]
-    """How many of each: ``pods``, ``containers``, ``images``, ``networks``, ``volumes``."""
-    freed_bytes: dict[str, int]
-    """What podman says they took up: ``containers``, ``images``, ``volumes``."""
-    trimmed_bytes: int | None
-    """Free room in the guest's file system that the host was told of, room that was never used included; ``None``
-    where the guest could not tell it."""
-    failures: tuple[str, ...] = ()
-    """What podman could not remove, and why."""
 
 
 class _Item(msgspec.Struct, rename="pascal"):

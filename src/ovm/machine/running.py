@@ -13,12 +13,13 @@ import msgspec
 
 from ovm.errors import GuestError, OVMError, PortError
 from ovm.guest.boot_channel import ReadyChannel
-from ovm.guest.clock import Clock, ClockSync, spoken
+from ovm.guest.clock import Clock, spoken
 from ovm.guest.ssh import SSH
 from ovm.hypervisors import Control
 from ovm.machine.profiles import PROFILES, Profile
 from ovm.model.options import Options
 from ovm.model.ports import Forward, Protocol
+from ovm.model.results import ClockSync
 from ovm.model.validation import check_address
 from ovm.network.forwarding import Network
 from ovm.paths import SocketPaths

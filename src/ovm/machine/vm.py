@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Self
 
 from ovm.disks.verify import FileState, verify
 from ovm.errors import GuestError, OptionError, StateError
-from ovm.guest.clock import ClockSync
-from ovm.guest.ssh import COLLECTED_MAX_BYTES, ExecResult
+from ovm.guest.ssh import COLLECTED_MAX_BYTES
 from ovm.machine import prepare
 from ovm.machine.collaborators import Collaborators
 from ovm.machine.context import Context
 from ovm.machine.lifecycle import Lifecycle
 from ovm.machine.pause import PauseControl
-from ovm.machine.prune import Pruned, prune
+from ovm.machine.prune import prune
 from ovm.machine.suspend import check as check_suspension
 from ovm.model.defaults import STOP_TIMEOUT_S, SUSPEND_TIMEOUT_S
 from ovm.model.events import Event, EventName, Events, Listener
 from ovm.model.info import Health, Info
 from ovm.model.ports import Forward, Protocol
+from ovm.model.results import ClockSync, ExecResult, Pruned
 from ovm.model.states import StateInfo, VMState, state_info
 from ovm.model.validation import check_address, check_port
 from ovm.paths import KeyPaths, TargetPaths

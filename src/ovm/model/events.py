@@ -14,46 +14,55 @@ health     it is no longer well, or well again; ``Event.health`` says how
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
+
+import msgspec
 
 from ovm.errors import OptionError, OVMError
 from ovm.model.info import Health
+
+if TYPE_CHECKING:
+    import asyncio  # a client that waits has no event loop, and need not import one
 
 log = logging.getLogger(__name__)
 
 EventName = Literal["ready", "close", "vmPause", "vmResume", "error", "health"]
 EVENT_NAMES: tuple[EventName, ...] = get_args(EventName)
+EventKind = Literal[EventName, "step"]
+"""What an event in a service's history can be."""
 
 Listener = Callable[..., object] | Callable[..., Awaitable[object]]
 """Called with nothing, for ``error`` with the exception, for ``health`` with it; may be a coroutine function."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     """Something that happened to a machine."""
 
     id: int
-    """Counts from 1 over the life of the object, without gaps."""
-    name: EventName
+    """Counts from 1 over the life of the object, without gaps; a service counts its steps, too."""
+    name: EventKind
+    """``step`` only in a service's history."""
     error: OVMError | None = None
     """What went wrong; only with ``error``."""
     health: Health | None = None
     """How it is; only with ``health``."""
-    at: float = field(default_factory=time.time)
+    at: float = msgspec.field(default_factory=time.time)
     """When, in seconds since the epoch on the host's clock."""
+    step: str = ""
+    """What a start or a stop has just done; only with ``step``."""
 
 
 class _Stream:
     """One iterator over the events; forgotten when nobody holds it any more."""
 
     def __init__(self) -> None:
+        import asyncio
+
         self.queue: asyncio.Queue[Event] = asyncio.Queue()
 
     def __aiter__(self) -> AsyncIterator[Event]:
@@ -113,6 +122,8 @@ class Events:
             log.exception("the listener for %s failed", event.name)
             return
         if inspect.isawaitable(result):
+            import asyncio
+
             future = asyncio.ensure_future(result)
             self._running.add(future)
             future.add_done_callback(self._finished)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class Stage:
+
+class Stage(msgspec.Struct, frozen=True):
     """A step of a start, and when it was done."""
 
     name: str
@@ -17,8 +17,7 @@ class Stage:
     """Milliseconds since the guest's kernel began, by its own word; ``None`` of what the host has done."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Health:
+class Health(msgspec.Struct, frozen=True, kw_only=True):
     """Whether what a running machine is for can be had of it."""
 
     problems: tuple[str, ...] = ()
@@ -38,10 +37,11 @@ class Health:
         return not self.problems
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Info:
-    """Where a running machine can be reached, and how it runs."""
+class Info(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the machine is reached, and how it runs."""
 
+    docker_host: str = ""
+    """The value of ``DOCKER_HOST`` (and ``CONTAINER_HOST``) for this machine: the URL of ``podman_socket``."""
     podman_socket: Path
     """podman's API, mode 0600; Docker clients speak to it too."""
     podman_port: int | None
@@ -66,7 +66,6 @@ class Info:
     health: Health
     """What the last look at it found; there is one each minute, and after the host's sleep."""
 
-    @property
-    def docker_host(self) -> str:
-        """The value of ``DOCKER_HOST`` (and ``CONTAINER_HOST``) for this machine."""
-        return f"unix://{self.podman_socket}"
+    def __post_init__(self) -> None:
+        """Derive ``docker_host``, which is a field so that it goes over the wire."""
+        msgspec.structs.force_setattr(self, "docker_host", f"unix://{self.podman_socket}")

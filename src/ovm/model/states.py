@@ -5,8 +5,9 @@ The strings are those of Apple's framework as the seed reports them, on every hy
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 
 class VMState(StrEnum):
@@ -47,9 +48,8 @@ def may_follow(old: VMState, new: VMState) -> bool:
     return new is old or new in TRANSITIONS[old]
 
 
-@dataclass(frozen=True, slots=True)
-class StateInfo:
-    """What :meth:`ovm.OVM.vm_state` answers: the state, and what can be asked of it now."""
+class StateInfo(msgspec.Struct, frozen=True):
+    """The state of the machine, and what can be asked of it now."""
 
     state: VMState
     can_pause: bool

@@ -30,16 +30,19 @@ from ovm.errors import (
     SpaceError,
     StateError,
 )
-from ovm.model.info import Health
+from ovm.model.events import Event
+from ovm.model.info import Health, Info
+from ovm.model.ports import Forward
+from ovm.model.results import ClockSync, Pruned
+from ovm.model.states import StateInfo
 from ovm.process import logs
 from ovm.service import protocol as p
 from ovm.service.host import Host
+from ovm.wire import codec
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
-
-    from ovm.model.ports import Forward
 
 log = logging.getLogger(__name__)
 
@@ -105,24 +108,24 @@ async def _status(host: Host) -> p.Status:
     return await asyncio.to_thread(host.status)  # it reads the settings
 
 
-async def _info(host: Host) -> p.InfoAnswer:
-    return p.InfoAnswer.of(host.machine.info)
+async def _info(host: Host) -> Info:
+    return host.machine.info
 
 
-async def _state(host: Host) -> p.State:
-    return p.State.of(await host.machine.vm_state())
+async def _state(host: Host) -> StateInfo:
+    return await host.machine.vm_state()
 
 
 async def _health(host: Host) -> Health:
     return await host.machine.check_health()
 
 
-async def _pause(host: Host) -> p.State:
+async def _pause(host: Host) -> StateInfo:
     await host.machine.vm_pause()
     return await _state(host)
 
 
-async def _resume(host: Host) -> p.State:
+async def _resume(host: Host) -> StateInfo:
     await host.machine.vm_resume()
     return await _state(host)
 
@@ -137,37 +140,31 @@ async def _suspend(host: Host, wanted: p.Suspend) -> p.Stopped:
     return p.Stopped()
 
 
-async def _reset(host: Host, wanted: p.Reset) -> p.State:
+async def _reset(host: Host, wanted: p.Reset) -> StateInfo:
     await host.reset(data=wanted.data)
     return await _state(host)
 
 
-async def _clocksync(host: Host) -> p.Synced:
-    return msgspec.convert(await host.machine.clocksync(), p.Synced, from_attributes=True)
+async def _clocksync(host: Host) -> ClockSync:
+    return await host.machine.clocksync()
 
 
-async def _ports(host: Host) -> list[p.PortOpen]:
-    return [_open(forward) for forward in host.machine.ports()]
+async def _ports(host: Host) -> tuple[Forward, ...]:
+    return host.machine.ports()
 
 
-async def _export(host: Host, wanted: p.PortWanted) -> p.PortOpen:
-    forward = await host.machine.export_port(
+async def _export(host: Host, wanted: p.PortWanted) -> Forward:
+    return await host.machine.export_port(
         wanted.host_port, wanted.guest_port, protocol=wanted.protocol, address=wanted.address
     )
-    return _open(forward)
 
 
 async def _unexport(host: Host, wanted: p.PortUnwanted) -> None:
     await host.machine.unexport_port(wanted.host_port, protocol=wanted.protocol, address=wanted.address)
 
 
-def _open(forward: Forward) -> p.PortOpen:
-    return msgspec.convert(forward, p.PortOpen, from_attributes=True)
-
-
-async def _prune(host: Host, wanted: p.Prune) -> p.PrunedAnswer:
-    pruned = await host.machine.prune(everything=wanted.everything, volumes=wanted.volumes)
-    return msgspec.convert(msgspec.to_builtins(pruned), p.PrunedAnswer)
+async def _prune(host: Host, wanted: p.Prune) -> Pruned:
+    return await host.machine.prune(everything=wanted.everything, volumes=wanted.volumes)
 
 
 async def _exec(host: Host, wanted: p.Exec) -> AsyncIterator[bytes]:
@@ -202,19 +199,19 @@ async def _pieces(stack: contextlib.AsyncExitStack, process: Any, wanted: p.Exec
                 raise GuestError("the connection to the guest was lost before the command ended")
             await queue.put(p.Piece(exit_status=SIGNAL_STATUS - status if status < 0 else status))
         except TimeoutError:
-            await queue.put(p.Piece(error=ExecTimeout(f"it ran longer than {wanted.timeout_s:g} s").as_dict()))
+            await queue.put(p.Piece(error=ExecTimeout(f"it ran longer than {wanted.timeout_s:g} s")))
         except OVMError as error:
-            await queue.put(p.Piece(error=error.as_dict()))
+            await queue.put(p.Piece(error=error))
         except Exception as error:  # noqa: BLE001 - asyncssh's and the task group's, for a guest that is going
             lost = GuestError(f"the connection to the guest was lost: {error}")
-            await queue.put(p.Piece(error=lost.as_dict()))
+            await queue.put(p.Piece(error=lost))
         await queue.put(None)
 
     running = asyncio.create_task(run())
     try:
         async with stack:
             while (piece := await queue.get()) is not None:
-                yield msgspec.json.encode(piece) + b"\n"
+                yield codec.encode(piece) + b"\n"
     finally:
         running.cancel()
 
@@ -233,8 +230,8 @@ async def _server_sent(host: Host, after: int, *, follow: bool) -> AsyncIterator
         yield _sent(told)
 
 
-def _sent(told: p.Told) -> bytes:
-    return b"id: %d\nevent: %s\ndata: %s\n\n" % (told.id, told.name.encode(), msgspec.json.encode(told))
+def _sent(told: Event) -> bytes:
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (told.id, told.name.encode(), codec.encode(told))
 
 
 def _number(name: str, value: str | None, *, default: int) -> int:
@@ -286,11 +283,11 @@ def _text(lines: list[str]) -> bytes:
 
 VERBS: tuple[Verb, ...] = (
     Verb("GET", "/v1/status", "What the machine and its service are about, in every state.", _status, answer=p.Status),
-    Verb("GET", "/v1/info", "Where the machine is reached, and how it runs.", _info, answer=p.InfoAnswer),
-    Verb("GET", "/v1/state", "The state, and what can be asked of the machine now.", _state, answer=p.State),
+    Verb("GET", "/v1/info", "Where the machine is reached, and how it runs.", _info, answer=Info),
+    Verb("GET", "/v1/state", "The state, and what can be asked of the machine now.", _state, answer=StateInfo),
     Verb("GET", "/v1/health", "Look at its health now.", _health, answer=Health),
-    Verb("POST", "/v1/pause", "Let the virtual CPUs stand still.", _pause, answer=p.State),
-    Verb("POST", "/v1/resume", "Let them run again, and set the guest's clock.", _resume, answer=p.State),
+    Verb("POST", "/v1/pause", "Let the virtual CPUs stand still.", _pause, answer=StateInfo),
+    Verb("POST", "/v1/resume", "Let them run again, and set the guest's clock.", _resume, answer=StateInfo),
     Verb("POST", "/v1/stop", "Shut the guest down; the service ends then.", _stop, p.Stop, p.Stopped),
     Verb(
         "POST",
@@ -300,10 +297,10 @@ VERBS: tuple[Verb, ...] = (
         p.Suspend,
         p.Stopped,
     ),
-    Verb("POST", "/v1/reset", "Stop, restore the files, start again.", _reset, p.Reset, p.State),
-    Verb("POST", "/v1/clocksync", "Set the guest's clock to the host's.", _clocksync, answer=p.Synced),
-    Verb("GET", "/v1/ports", "Which ports of the host lead to the guest.", _ports, answer=list[p.PortOpen]),
-    Verb("POST", "/v1/ports/add", "Lead a port of the host to the guest.", _export, p.PortWanted, p.PortOpen),
+    Verb("POST", "/v1/reset", "Stop, restore the files, start again.", _reset, p.Reset, StateInfo),
+    Verb("POST", "/v1/clocksync", "Set the guest's clock to the host's.", _clocksync, answer=ClockSync),
+    Verb("GET", "/v1/ports", "Which ports of the host lead to the guest.", _ports, answer=tuple[Forward, ...]),
+    Verb("POST", "/v1/ports/add", "Lead a port of the host to the guest.", _export, p.PortWanted, Forward),
     Verb("POST", "/v1/ports/remove", "Close a port that was added.", _unexport, p.PortUnwanted),
     Verb(
         "POST",
@@ -315,7 +312,7 @@ VERBS: tuple[Verb, ...] = (
         "application/x-ndjson",
         body_max_bytes=EXEC_BODY_MAX_BYTES,
     ),
-    Verb("POST", "/v1/prune", "Have podman remove what nothing uses.", _prune, p.Prune, p.PrunedAnswer),
+    Verb("POST", "/v1/prune", "Have podman remove what nothing uses.", _prune, p.Prune, Pruned),
     Verb("GET", "/v1/logs", "The machine's logs: name and file.", _logs, answer=dict[str, str]),
     Verb(
         "GET",
@@ -335,7 +332,7 @@ VERBS: tuple[Verb, ...] = (
         "/v1/events",
         "What has happened, and what happens, as server-sent events; goes on behind Last-Event-ID.",
         _events,
-        answer=p.Told,
+        answer=Event,
         media_type="text/event-stream",
         queries=(
             Query("after", "integer", "Begin behind the event of this number."),
@@ -414,7 +411,7 @@ async def _decoded(request: Request, verb: Verb) -> Any:
 
 
 def _json(result: Any, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(result), status, media_type="application/json")
+    return Response(codec.encode(result), status, media_type="application/json")
 
 
 async def _failed(_request: Request, error: Exception) -> Response:

@@ -14,8 +14,13 @@ import msgspec
 from ovm._version import __version__
 from ovm.errors import GuestError, OVMError, SkewError, StateError, from_dict
 from ovm.model.defaults import STOP_TIMEOUT_S, SUSPEND_TIMEOUT_S
+from ovm.model.events import Event
+from ovm.model.info import Info
+from ovm.model.ports import Forward
+from ovm.model.results import ClockSync, Pruned
+from ovm.model.states import StateInfo
 from ovm.service import protocol as p
-from ovm.wire import plain
+from ovm.wire import codec, plain
 from ovm.wire.error import WireError
 
 T = TypeVar("T")
@@ -54,21 +59,21 @@ class Service:
         with self._asked("GET", "/v1/status", None, ANSWER_TIMEOUT_S) as answer:
             return checked_status(self.name, answer.read())
 
-    def info(self) -> p.InfoAnswer:
+    def info(self) -> Info:
         """Where the machine is reached."""
-        return self._get("/v1/info", p.InfoAnswer)
+        return self._get("/v1/info", Info)
 
-    def state(self) -> p.State:
+    def state(self) -> StateInfo:
         """Its state, as the hypervisor tells it now."""
-        return self._get("/v1/state", p.State)
+        return self._get("/v1/state", StateInfo)
 
-    def pause(self) -> p.State:
+    def pause(self) -> StateInfo:
         """Let its virtual CPUs stand still."""
-        return self._post("/v1/pause", None, p.State)
+        return self._post("/v1/pause", None, StateInfo)
 
-    def resume(self) -> p.State:
+    def resume(self) -> StateInfo:
         """Let them run again."""
-        return self._post("/v1/resume", None, p.State)
+        return self._post("/v1/resume", None, StateInfo)
 
     def stop(self, *, force: bool = False, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Shut it down; the service ends then."""
@@ -80,31 +85,31 @@ class Service:
         wanted = p.Suspend(timeout_s=timeout_s)
         self._post("/v1/suspend", wanted, p.Stopped, timeout_s=timeout_s + STOP_MARGIN_S)
 
-    def reset(self, *, data: bool = False) -> p.State:
+    def reset(self, *, data: bool = False) -> StateInfo:
         """Stop it, restore its files, start it again."""
-        return self._post("/v1/reset", p.Reset(data=data), p.State, timeout_s=START_TIMEOUT_S)
+        return self._post("/v1/reset", p.Reset(data=data), StateInfo, timeout_s=START_TIMEOUT_S)
 
-    def clocksync(self) -> p.Synced:
+    def clocksync(self) -> ClockSync:
         """Set the guest's clock to the host's."""
-        return self._post("/v1/clocksync", None, p.Synced)
+        return self._post("/v1/clocksync", None, ClockSync)
 
-    def ports(self) -> list[p.PortOpen]:
+    def ports(self) -> list[Forward]:
         """Which ports of the host lead to the guest."""
-        return self._get("/v1/ports", list[p.PortOpen])
+        return self._get("/v1/ports", list[Forward])
 
-    def add_port(self, wanted: p.PortWanted) -> p.PortOpen:
+    def add_port(self, wanted: p.PortWanted) -> Forward:
         """Lead a port of the host to the guest."""
-        return self._post("/v1/ports/add", wanted, p.PortOpen)
+        return self._post("/v1/ports/add", wanted, Forward)
 
     def remove_port(self, unwanted: p.PortUnwanted) -> None:
         """Close one."""
         self._post("/v1/ports/remove", unwanted, type(None))
 
-    def prune(self, wanted: p.Prune) -> p.PrunedAnswer:
+    def prune(self, wanted: p.Prune) -> Pruned:
         """Have podman remove what nothing uses."""
-        return self._post("/v1/prune", wanted, p.PrunedAnswer, timeout_s=START_TIMEOUT_S)
+        return self._post("/v1/prune", wanted, Pruned, timeout_s=START_TIMEOUT_S)
 
-    def events(self, *, after: int = 0, follow: bool = True, timeout_s: float | None = None) -> Iterator[p.Told]:
+    def events(self, *, after: int = 0, follow: bool = True, timeout_s: float | None = None) -> Iterator[Event]:
         """What has happened behind the event number ``after``, and with ``follow`` what happens, until it is over.
 
         ``timeout_s`` seconds are for all of them; with ``None`` those that are followed may take for ever.
@@ -117,7 +122,7 @@ class Service:
         with self._asked("GET", path, None, limit_s, endless=endless) as answer:
             for line in answer.lines():
                 if line.startswith(b"data: "):
-                    yield decoded(line.removeprefix(b"data: "), p.Told, path)
+                    yield decoded(line.removeprefix(b"data: "), Event, path)
 
     def _get(self, path: str, kind: type[T]) -> T:
         with self._asked("GET", path, None, ANSWER_TIMEOUT_S) as answer:
@@ -219,7 +224,7 @@ def decoded(content: bytes | str, kind: type[T], path: str) -> T:
         SkewError: it is not of that shape.
     """
     try:
-        return msgspec.json.decode(content, type=kind)
+        return codec.decode(content, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SkewError(
             f"{path} was answered with something unexpected: {error}", hint="restart the machine with this ovm"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from collections import deque
 from collections.abc import AsyncIterator
 
-from ovm.errors import OVMError
+from ovm.errors import OVMError, from_dict
+from ovm.model.events import Event, EventKind
 from ovm.model.info import Health
-from ovm.service.protocol import EventKind, Told
 
 KEPT = 1000
 """So many events can be asked for again."""
@@ -20,7 +19,7 @@ class History:
     """Every event, numbered; the last ``KEPT`` can be told again."""
 
     def __init__(self) -> None:
-        self._told: deque[Told] = deque(maxlen=KEPT)
+        self._told: deque[Event] = deque(maxlen=KEPT)
         self._ids = itertools.count(1)
         self._more = asyncio.Event()
         self._over = False
@@ -29,8 +28,9 @@ class History:
         self, name: EventKind, *, step: str = "", error: OVMError | None = None, health: Health | None = None
     ) -> None:
         """Write down that this has just happened."""
-        told = None if error is None else error.as_dict()
-        self._told.append(Told(id=next(self._ids), name=name, at=time.time(), step=step, error=told, health=health))
+        # a copy has no traceback, which would keep every frame of it alive for as long as the event is kept
+        kept = None if error is None else from_dict(error.as_dict())
+        self._told.append(Event(next(self._ids), name, kept, health, step=step))
         self._wake()
 
     def end(self) -> None:
@@ -42,7 +42,7 @@ class History:
         self._more.set()
         self._more = asyncio.Event()
 
-    async def follow(self, after: int) -> AsyncIterator[Told]:
+    async def follow(self, after: int) -> AsyncIterator[Event]:
         """Everything behind number ``after`` that is still known, then whatever comes, until the end."""
         after = self._ours(after)
         while True:
@@ -55,7 +55,7 @@ class History:
             if more is self._more:  # nothing came while we told
                 await more.wait()
 
-    def known(self, after: int) -> list[Told]:
+    def known(self, after: int) -> list[Event]:
         """Everything behind number ``after`` that is still known."""
         after = self._ours(after)
         return [told for told in self._told if told.id > after]

@@ -215,7 +215,7 @@ def _follow_start(
             if told.name == "step":
                 progress(told.step)
             elif told.error is not None:
-                failed.append(from_dict(told.error))
+                failed.append(told.error)
             elif told.name == "ready":
                 return failed
             elif told.name == "close":

@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from ovm.service.app import VERBS, Verb
 from ovm.service.protocol import API, Problem
+from ovm.wire import codec
 
+
+@dataclass(frozen=True, slots=True)
+class _Component:
+    """What a schema of the document says otherwise than the type that it is made of."""
+
+    name: str
+    """Generated clients have classes of this name, so it stays when a type is renamed."""
+    required: tuple[str, ...] = ()
+    """Fields that are in every answer, although the type has a default for them."""
+
+
+_COMPONENTS = {
+    "Info": _Component("InfoAnswer", ("docker_host",)),
+    "StateInfo": _Component("State"),
+    "ClockSync": _Component("Synced"),
+    "Forward": _Component("PortOpen", ("purpose",)),
+    "Pruned": _Component("PrunedAnswer", ("failures",)),
+    "Event": _Component("Told", ("at",)),
+}
 _REFERENCE = "#/components/schemas/{name}"
+_REFERENCES = {
+    _REFERENCE.format(name=name): _REFERENCE.format(name=component.name) for name, component in _COMPONENTS.items()
+}
 _WRONG = {
     "400": "The request cannot be fulfilled as it is; nothing was changed.",
     "409": "It does not fit the state of the machine, or a port is taken.",
@@ -24,7 +48,9 @@ _WRONG = {
 def document() -> dict[str, Any]:
     """The whole document, for OpenAPI 3.1."""
     kinds = [kind for verb in VERBS for kind in (verb.body, verb.answer) if kind is not None]
-    schemas, components = msgspec.json.schema_components([*kinds, Problem], ref_template=_REFERENCE)
+    schemas, components = _renamed(
+        msgspec.json.schema_components([*kinds, Problem], schema_hook=codec.schema, ref_template=_REFERENCE)
+    )
     names = dict(zip(map(id, kinds), schemas, strict=False))
     problem = {"application/json": {"schema": schemas[-1]}}
     paths: dict[str, Any] = {}
@@ -38,8 +64,29 @@ def document() -> dict[str, Any]:
             "description": "A machine's service, on a unix socket of mode 0600.",
         },
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": dict(_published(name, schema) for name, schema in components.items())},
     }
+
+
+def _renamed(schema: Any) -> Any:
+    """Return ``schema`` with each reference leading to a component's published name."""
+    if isinstance(schema, dict):
+        return {key: _renamed(value) for key, value in schema.items()}
+    if isinstance(schema, list | tuple):
+        return [_renamed(value) for value in schema]
+    return _REFERENCES.get(schema, schema) if isinstance(schema, str) else schema
+
+
+def _published(name: str, schema: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the component made of the type ``name`` as ``_COMPONENTS`` has it."""
+    component = _COMPONENTS.get(name)
+    if component is None:
+        return name, schema
+    fields = schema["properties"]
+    required = {*schema["required"], *component.required}
+    for field in component.required:
+        fields[field].pop("default", None)
+    return component.name, schema | {"title": component.name, "required": [name for name in fields if name in required]}
 
 
 def _operation(verb: Verb, schemas: dict[int, Any], problem: dict[str, Any]) -> dict[str, Any]:

@@ -1,19 +1,20 @@
-"""What is said over a service's socket: the shape of every request and answer. The names of fields stay.
+"""Every request over a service's socket, and the answers that only a service has. The names of fields stay.
 
+All other answers are the types of :mod:`ovm.model` that the library returns, as they are.
 Additions are no new API; whatever a client could trip over is, and gets the next number.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
+from ovm.errors import OVMError
 from ovm.model.defaults import STOP_TIMEOUT_S, SUSPEND_TIMEOUT_S
-from ovm.model.info import Health, Info
-from ovm.model.ports import Protocol, Purpose
-from ovm.model.states import StateInfo, VMState
+from ovm.model.info import Health
+from ovm.model.ports import Protocol
+from ovm.model.states import VMState
 from ovm.model.validation import PORT_MAX, SECONDS_MAX
 
 API = 1
@@ -21,21 +22,6 @@ API = 1
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=SECONDS_MAX)]
 Port = Annotated[int, msgspec.Meta(ge=1, le=PORT_MAX)]
 PortOrAny = Annotated[int, msgspec.Meta(ge=0, le=PORT_MAX)]
-
-
-class State(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of the machine, and what can be asked of it now."""
-
-    state: VMState
-    can_pause: bool
-    can_resume: bool
-    can_stop: bool
-    can_hard_stop: bool
-
-    @classmethod
-    def of(cls, told: StateInfo) -> State:
-        """The same in this shape."""
-        return msgspec.convert(told, cls, from_attributes=True)
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,40 +41,6 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     """Of the package that the service was started from."""
     api: int
-
-
-class InfoAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the machine is reached, and how it runs."""
-
-    docker_host: str
-    podman_socket: str
-    podman_port: int | None
-    ssh_port: int
-    ssh_key: str
-    ssh_user: str
-    hypervisor: str
-    accelerator: str
-    accelerator_reason: str
-    cpus: int
-    memory_mib: int
-    data_disk: str
-    log_dir: str
-    timings: list[dict[str, Any]]
-    not_resumed: str = ""
-    """Why the last start booted although there was a memory; empty if it did not, or there was none."""
-    health: Health
-
-    @classmethod
-    def of(cls, info: Info) -> InfoAnswer:
-        """The same in this shape."""
-        fields = msgspec.to_builtins(info, enc_hook=str)
-        return msgspec.convert(fields | {"docker_host": info.docker_host}, cls)
-
-    def info(self) -> Info:
-        """As the library has it."""
-        fields = msgspec.to_builtins(self)
-        del fields["docker_host"]
-        return msgspec.convert(fields, Info, dec_hook=lambda _kind, value: Path(value))
 
 
 class Stop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -120,14 +72,6 @@ class Reset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Remove the data disk too, and with it every image, container and volume."""
 
 
-class Synced(msgspec.Struct, frozen=True, kw_only=True):
-    """What a synchronisation of the clock found and left, in seconds."""
-
-    offset_before_s: float
-    offset_after_s: float
-    round_trip_s: float
-
-
 class PortWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A port of the host that is to lead to one of the guest."""
 
@@ -144,16 +88,6 @@ class PortUnwanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     host_port: Port
     protocol: Protocol = "tcp"
     address: str = "127.0.0.1"
-
-
-class PortOpen(msgspec.Struct, frozen=True, kw_only=True):
-    """A port of the host that leads to one of the guest."""
-
-    protocol: Protocol
-    host_address: str
-    host_port: int
-    guest_port: int
-    purpose: Purpose
 
 
 class Exec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -173,7 +107,7 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stderr: bytes = b""
     exit_status: int | None = None
     """128 + the signal's number if a signal ended it."""
-    error: dict[str, Any] | None = None
+    error: OVMError | None = None
     """Instead of an end: why nobody knows how it ended."""
 
 
@@ -182,31 +116,6 @@ class Prune(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     everything: bool = False
     volumes: bool = False
-
-
-class PrunedAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a prune has removed."""
-
-    removed: dict[str, int]
-    freed_bytes: dict[str, int]
-    trimmed_bytes: int | None
-    failures: list[str]
-
-
-EventKind = Literal["step", "ready", "close", "vmPause", "vmResume", "error", "health"]
-
-
-class Told(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Something that happened; ``id`` counts from 1 over the life of the service, without gaps."""
-
-    id: int
-    name: EventKind
-    at: float
-    """In seconds since the epoch."""
-    step: str = ""
-    """With ``step``: what a start or a stop has just done."""
-    error: dict[str, Any] | None = None
-    health: Health | None = None
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,16 +9,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import msgspec
-
-from ovm.errors import GuestError, OptionError, OVMError, from_dict
-from ovm.guest.clock import ClockSync
-from ovm.guest.ssh import COLLECTED_MAX_BYTES, Collected, ExecResult
-from ovm.machine.prune import Pruned
+from ovm.errors import GuestError, OptionError, OVMError
+from ovm.guest.ssh import COLLECTED_MAX_BYTES, Collected
 from ovm.model.defaults import STOP_TIMEOUT_S, SUSPEND_TIMEOUT_S
-from ovm.model.events import EVENT_NAMES, Event, Events, Listener
+from ovm.model.events import Event, Events, Listener
 from ovm.model.info import Health, Info
 from ovm.model.ports import Forward, Protocol
+from ovm.model.results import ClockSync, ExecResult, Pruned
 from ovm.model.states import StateInfo
 from ovm.model.validation import check_seconds
 from ovm.service import client
@@ -78,12 +75,11 @@ class RemoteOVM:
 
     async def info(self) -> Info:
         """Where it is reached, and how it runs."""
-        return (await self._get("/v1/info", p.InfoAnswer)).info()
+        return await self._get("/v1/info", Info)
 
     async def vm_state(self) -> StateInfo:
         """Its state, as the hypervisor tells it now, and what can be asked of it."""
-        told = await self._get("/v1/state", p.State)
-        return StateInfo(**{name: getattr(told, name) for name in told.__struct_fields__})
+        return await self._get("/v1/state", StateInfo)
 
     async def check_health(self) -> Health:
         """Look at it now."""
@@ -91,11 +87,11 @@ class RemoteOVM:
 
     async def vm_pause(self) -> None:
         """Let its virtual CPUs stand still; fine if they do."""
-        await self._post("/v1/pause", {}, p.State)
+        await self._post("/v1/pause", {}, StateInfo)
 
     async def vm_resume(self) -> None:
         """Let them run again, and set the guest's clock; fine if they run."""
-        await self._post("/v1/resume", {}, p.State)
+        await self._post("/v1/resume", {}, StateInfo)
 
     async def stop(self, *, force: bool = False, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Shut the guest down; its service ends with it."""
@@ -109,23 +105,22 @@ class RemoteOVM:
 
     async def reset_path(self, *, data: bool = False) -> None:
         """Stop it, restore its files (with ``data`` the data disk, too), and start it again."""
-        await self._post("/v1/reset", p.Reset(data=data), p.State, timeout_s=client.START_TIMEOUT_S)
+        await self._post("/v1/reset", p.Reset(data=data), StateInfo, timeout_s=client.START_TIMEOUT_S)
 
     async def clocksync(self) -> ClockSync:
         """Set the guest's clock to the host's, and verify it."""
-        told = await self._post("/v1/clocksync", {}, p.Synced)
-        return ClockSync(**msgspec.to_builtins(told))
+        return await self._post("/v1/clocksync", {}, ClockSync)
 
     async def ports(self) -> tuple[Forward, ...]:
         """What is open on the host for it."""
-        return tuple(_forward(told) for told in await self._get("/v1/ports", list[p.PortOpen]))
+        return await self._get("/v1/ports", tuple[Forward, ...])
 
     async def export_port(
         self, host_port: int, guest_port: int, *, protocol: Protocol = "tcp", address: str = "127.0.0.1"
     ) -> Forward:
         """Lead a port of the host, any free one for 0, to a port of the guest; returns what was bound."""
         wanted = p.PortWanted(host_port=host_port, guest_port=guest_port, protocol=protocol, address=address)
-        return _forward(await self._post("/v1/ports/add", wanted, p.PortOpen))
+        return await self._post("/v1/ports/add", wanted, Forward)
 
     async def unexport_port(self, host_port: int, *, protocol: Protocol = "tcp", address: str = "127.0.0.1") -> None:
         """Close what :meth:`export_port` opened."""
@@ -158,7 +153,7 @@ class RemoteOVM:
                 async for line in lines:
                     piece = client.decoded(line, p.Piece, "/v1/exec")
                     if piece.error is not None:
-                        raise from_dict(piece.error)
+                        raise piece.error
                     if piece.exit_status is not None:
                         return ExecResult(piece.exit_status, *collected.whole)
                     for content, take in ((piece.stdout, take_stdout), (piece.stderr, take_stderr)):
@@ -173,8 +168,7 @@ class RemoteOVM:
     async def prune(self, *, everything: bool = False, volumes: bool = False) -> Pruned:
         """Have podman remove what nothing uses, and give the host back the room."""
         wanted = p.Prune(everything=everything, volumes=volumes)
-        told = await self._post("/v1/prune", wanted, p.PrunedAnswer, timeout_s=client.START_TIMEOUT_S)
-        return Pruned(**(msgspec.to_builtins(told) | {"failures": tuple(told.failures)}))
+        return await self._post("/v1/prune", wanted, Pruned, timeout_s=client.START_TIMEOUT_S)
 
     async def logs(self) -> dict[str, Path]:
         """The files of its logs, by name: ``console`` is the guest's own."""
@@ -196,7 +190,7 @@ class RemoteOVM:
         self._listen()
         return self._events.stream()
 
-    async def history(self, *, after: int = 0) -> list[p.Told]:
+    async def history(self, *, after: int = 0) -> list[Event]:
         """What has happened behind the event number ``after``, the steps of starts and stops included."""
         path = f"/v1/events?after={after}&follow=false"
         try:
@@ -221,9 +215,8 @@ class RemoteOVM:
                 async with self._api.lines("GET", path) as lines:
                     async for told in _told(lines, path):
                         self._last, is_up = told.id, told.name != "close"
-                        if told.name in EVENT_NAMES:
-                            error = None if told.error is None else from_dict(told.error)
-                            self._events.emit(told.name, error, health=told.health)
+                        if told.name != "step":
+                            self._events.emit(told.name, told.error, health=told.health)
             except WireError as error:
                 lost = await self._failure(error, path)
             except OVMError as error:
@@ -278,11 +271,7 @@ async def connect(name: str = "default") -> RemoteOVM:
     return remote
 
 
-async def _told(lines: AsyncIterator[bytes], path: str) -> AsyncIterator[p.Told]:
+async def _told(lines: AsyncIterator[bytes], path: str) -> AsyncIterator[Event]:
     async for line in lines:
         if line.startswith(b"data: "):
-            yield client.decoded(line.removeprefix(b"data: "), p.Told, path)
-
-
-def _forward(told: p.PortOpen) -> Forward:
-    return Forward(**msgspec.to_builtins(told))
+            yield client.decoded(line.removeprefix(b"data: "), Event, path)

@@ -2,13 +2,14 @@
 
 One event loop in a thread of its own does the work, for all machines of the process. General layout::
 
-    _generated (written by scripts/sync.py) → base, process → loop → the asynchronous machines
+    _generated_local, _generated_remote (written by scripts/sync.py) → base, process → loop → the asynchronous machines
 
 The names below are resolved when first used, as those of :mod:`ovm` are.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import ovm
@@ -51,15 +52,22 @@ if TYPE_CHECKING:
     from ovm import Versions as Versions
     from ovm import VMState as VMState
     from ovm import freeze_support as freeze_support
-    from ovm.sync._generated import OVM as OVM
-    from ovm.sync._generated import RemoteOVM as RemoteOVM
-    from ovm.sync._generated import connect as connect
-    from ovm.sync._generated import create_darwin_ovm as create_darwin_ovm
-    from ovm.sync._generated import create_linux_ovm as create_linux_ovm
-    from ovm.sync._generated import create_ovm as create_ovm
+    from ovm.sync._generated_local import OVM as OVM
+    from ovm.sync._generated_local import create_darwin_ovm as create_darwin_ovm
+    from ovm.sync._generated_local import create_linux_ovm as create_linux_ovm
+    from ovm.sync._generated_local import create_ovm as create_ovm
+    from ovm.sync._generated_remote import RemoteOVM as RemoteOVM
+    from ovm.sync._generated_remote import connect as connect
 
-_TWINS = ("create_ovm", "create_linux_ovm", "create_darwin_ovm", "connect", "OVM", "RemoteOVM")
-"""What is another here; all else is the same."""
+_TWINS = {
+    "create_ovm": "_generated_local",
+    "create_linux_ovm": "_generated_local",
+    "create_darwin_ovm": "_generated_local",
+    "connect": "_generated_remote",
+    "OVM": "_generated_local",
+    "RemoteOVM": "_generated_remote",
+}
+"""What is another here, and its module; all else is the same."""
 
 __all__ = [name for name in ovm.__all__ if name != "__version__"]
 
@@ -67,12 +75,8 @@ __all__ = [name for name in ovm.__all__ if name != "__version__"]
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name in _TWINS:
-        from ovm.sync import _generated
-
-        value: object = getattr(_generated, name)
-    else:
-        value = getattr(ovm, name)
+    home: object = import_module(f"{__name__}.{_TWINS[name]}") if name in _TWINS else ovm
+    value: object = getattr(home, name)
     globals()[name] = value
     return value
 

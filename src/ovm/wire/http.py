@@ -14,6 +14,7 @@ import msgspec
 from ovm.errors import OVMError
 from ovm.text.printable import GuestText, tamed
 from ovm.trust import peers
+from ovm.wire import codec
 from ovm.wire.error import WireError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class UnixHTTP:
         """
         content = await self._request("GET", path, None, timeout_s)
         try:
-            return msgspec.json.decode(content, type=answer)
+            return codec.decode(content, answer)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise WireError(f"GET {path} answered something unexpected: {error}") from tamed(error)
 
