@@ -60,6 +60,7 @@ def options(base: Path, image: Path, gvproxy: Path, vfkit: Path | None = None, *
         "data_disk_mib": 8192,
         "memory_mib": 1536,
         "cpus": 2,
+        "kernel_cmdline": under.QUICKER,
         **more,
     }
 

@@ -215,7 +215,7 @@ class Machines:
             "cpus": 1,
             "memory_mib": 256,
             "data_disk_mib": 256,
-            "kernel_cmdline": " ".join(f"tiny.{word}" for word in words),
+            "kernel_cmdline": " ".join([under.QUICKER, *(f"tiny.{word}" for word in words)]),
         } | more
 
     async def __call__(self, name: str = "m", *words: str, **more: Any) -> Machine:
