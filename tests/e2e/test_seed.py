@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import re
 import socket
@@ -22,7 +23,6 @@ import pytest
 import ovm
 import tiny
 import under
-from ovm import power
 from ovm.model.events import EVENT_NAMES
 from ovm.paths import SOCKET_NAMES
 
@@ -87,6 +87,8 @@ async def seed(root: Path, host: Host) -> AsyncIterator[Seed]:
     async def create(options: dict[str, Any]) -> ovm.OVM:
         one = Seed(await ovm.create_darwin_ovm(options))
         made.append(one)
+        life = one.machine._life
+        life.collaborators = dataclasses.replace(life.collaborators, watch_power=host.watch)
         for name in EVENT_NAMES:
             one.machine.on(name, lambda *_, name=name: one.heard.append(name))
         for name in STALE:
@@ -98,9 +100,7 @@ async def seed(root: Path, host: Host) -> AsyncIterator[Seed]:
 
     example = program(0, root)
     example["create_darwin_ovm"] = create
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(power, "watch", host.watch)
-        await example["main"]()
+    await example["main"]()
     yield made[0]
     await made[0].machine.stop()
 
