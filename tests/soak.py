@@ -8,10 +8,9 @@ import os
 import platform
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import pytest
+import pytest
 
 TENTHS = int(os.environ.get("OVM_SOAK", "1"))
 """How many tenths of the full counts are done: CI does one, ``make soak`` all ten."""
@@ -88,6 +87,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.config.workeroutput[__name__] = [dataclasses.astuple(line) for line in rows]
 
 
+@pytest.hookimpl(optionalhook=True)  # there may be no workers
 def pytest_testnodedown(node: Any) -> None:
     """Takes over a worker's rows; one that died has none."""
     rows.extend(Row(*line) for line in getattr(node, "workeroutput", {}).get(__name__, []))

@@ -37,6 +37,7 @@ def together(nodeid: str) -> str:
     return " ".join([str(where), *(hypervisor for hypervisor in under.HYPERVISORS if hypervisor in words)])
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Any:
     """For ``--dist loadscope``, whose scopes these are."""
     return Together(config, log) if config.getvalue("dist") == "loadscope" else None

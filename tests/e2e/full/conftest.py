@@ -82,7 +82,7 @@ async def vm(options_for: MachineOptions, shared: tuple[Path, Path], authority: 
     if under.MAC or os.geteuid() == 0 or shutil.which("virtiofsd") or Path("/usr/libexec/virtiofsd").exists():
         mounts = [ovm.Mount(writable), ovm.Mount(readable, "/mnt/read only", read_only=True)]
     machine = await under.create(
-        options_for("vm", kernel_cmdline=""),  # as users have it: tests of this guest look at how it is kept
+        options_for("vm"),
         mounts=mounts,
         ca_certificates=[authority.ca],
         timezone="Asia/Kolkata",
