@@ -20,7 +20,7 @@ from ovm.guest import clock as clock_module
 from ovm.guest import ssh as ssh_module
 from ovm.guest.clock import Clock
 from ovm.guest.ssh import ANSWER_MAX_BYTES, SSH
-from ovm.machine import health, prune
+from ovm.machine import health, profiles, prune
 from ovm.machine.vm import OVM
 from ovm.process import probe
 from ovm.service import protocol
@@ -79,7 +79,7 @@ async def test_the_limit_is_told(sshd: sshds.Sshd, ssh: SSH) -> None:
     """B7: the error says which command it was, and how much is taken."""
     sshd.serve = Flood("stdout").serve
     with pytest.raises(GuestError, match=f"'/usr/lib/ovm/health' gave more than {ANSWER_MAX_BYTES} bytes"):
-        await ssh.exec([health.REPORT], timeout_s=20)
+        await ssh.exec([profiles.HEALTH], timeout_s=20)
 
 
 async def test_output_up_to_the_limit_is_taken(ssh: SSH) -> None:
