@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,25 @@ def together(nodeid: str) -> str:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Any:
     """For ``--dist loadscope``, whose scopes these are."""
     return Together(config, log) if config.getvalue("dist") == "loadscope" else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """A worker ends over a report that is no UTF-8: tests log names of files and answers of guests that are none."""
+    return sendable((yield))
+
+
+def sendable(value: Any) -> Any:
+    """The same with all text fit for UTF-8."""
+    match value:
+        case str():
+            return value.encode("utf-8", "backslashreplace").decode()
+        case dict():
+            return {sendable(key): sendable(item) for key, item in value.items()}
+        case list() | tuple():
+            return type(value)(map(sendable, value))
+        case _:
+            return value
 
 
 @pytest.hookimpl(wrapper=True)

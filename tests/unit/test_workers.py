@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers import together
+from workers import sendable, together
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,10 @@ from workers import together
 def test_what_shares_a_guest_or_a_file_stays_together(one: str, other: str, same: bool) -> None:
     """A shared guest is booted once for each hypervisor, and a module's fixtures are made once."""
     assert (together(one) == together(other)) is same
+
+
+def test_a_report_of_any_text_can_be_sent() -> None:
+    """What is no UTF-8 in a log is escaped, wherever in the report it is; all else stays as it is."""
+    report = {"sections": [("Captured log", "caf\udce9")], "\ud800": None, "duration": 0.5, "when": "café"}
+    sent = {"sections": [("Captured log", "caf\\udce9")], "\\ud800": None, "duration": 0.5, "when": "café"}
+    assert sendable(report) == sent
