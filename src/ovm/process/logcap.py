@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
-import threading
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 from ovm.process import logs
-from ovm.process.threads import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -19,25 +18,36 @@ LOOK_S = 1.0
 
 @contextlib.asynccontextmanager
 async def kept_small(paths: Iterable[Path], *, look_s: float = LOOK_S) -> AsyncIterator[None]:
-    """Cut each of the logs at ``paths`` whenever it is larger than ``logs.SIZE_MAX_BYTES``.
-
-    It has a thread of its own. Each look from the event loop would wake the loop twice and several threads of its
-    pool, which an idle machine must not do.
-    """
-    over = threading.Event()
-    watching = threading.Thread(target=_watch, args=(tuple(paths), look_s, over), name="sizes of logs", daemon=True)
-    watching.start()
+    """Cut each of the logs at ``paths`` whenever it is larger than ``logs.SIZE_MAX_BYTES``."""
+    watching = asyncio.create_task(_watch(tuple(paths), look_s), name="sizes of logs")
     try:
         yield
     finally:
-        over.set()
-        await in_thread(watching.join)  # it may be cutting one of them
+        watching.cancel()
+        await asyncio.wait({watching})
 
 
-def _watch(paths: tuple[Path, ...], look_s: float, over: threading.Event) -> None:
+async def _watch(paths: tuple[Path, ...], look_s: float) -> None:
     failed: set[Path] = set()
-    while not over.wait(look_s):
-        _cut(paths, failed)
+    while True:
+        await asyncio.sleep(look_s)
+        # not in a thread: each of these looks, which take microseconds, would wake several threads of an idle machine
+        if not any(_is_large(path) for path in paths):
+            continue
+        cutting = asyncio.create_task(asyncio.to_thread(_cut, paths, failed))
+        try:
+            await asyncio.shield(cutting)
+        finally:  # a thread cannot be cancelled, so it is waited for
+            await asyncio.wait({cutting})
+
+
+def _is_large(path: Path) -> bool:
+    try:
+        return path.lstat().st_blocks * 512 > logs.SIZE_MAX_BYTES
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # what cannot be looked at is told by the cut
 
 
 def _cut(paths: tuple[Path, ...], failed: set[Path]) -> None:
