@@ -114,11 +114,13 @@ async def test_its_disks_are_never_swapped(machine: ovm.OVM) -> None:
     sizes = await said(machine, "cat", "/sys/block/vda/ro", "/sys/block/vdb/ro", "/sys/block/vdc/ro")
     assert sizes.split() == ["1", "0", "0"]
     ready: list[None] = []
+    errors: list[ovm.OVMError] = []
     machine.on("ready", lambda: ready.append(None))
+    machine.on("error", errors.append)
     await machine.exec(["sh", "-c", "sync; (sleep 0.2; echo b >/proc/sysrq-trigger) >/dev/null 2>&1 &"])
     async with asyncio.timeout(600):
         while not ready:
-            assert machine.state is not ovm.VMState.STOPPED, "it did not come back"
+            assert machine.state is not ovm.VMState.STOPPED, errors
             await asyncio.sleep(0.1)
     await said(machine, "test", "-e", "/var/lib/containers/kept")
     await said(machine, "test", "!", "-e", "/scratched")

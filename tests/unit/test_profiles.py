@@ -14,10 +14,10 @@ import pytest
 
 from ovm.disks import data
 from ovm.disks.install import Files
-from ovm.errors import FileError
+from ovm.errors import FileError, GuestError, first_error
 from ovm.guest.ovm_core import COMMAND_MAX_BYTES
 from ovm.guest.ssh import SSH, ExecResult, make_keys
-from ovm.machine import boot, shutdown
+from ovm.machine import boot, running, shutdown
 from ovm.machine.prepare import Prepared
 from ovm.machine.profiles import PROFILES
 from ovm.machine.running import Session, open_session
@@ -175,6 +175,36 @@ async def test_each_guest_is_attached(guest):
     assert [*first, noted.asked[-1]] == ATTACHED[guest]
     assert noted.asked.count("forward to /run/podman/podman.sock") == (guest == "ovm-core")
     assert session.podman_port == {"ovm": None, "ovm-core": 58125 + 7}[guest]
+
+
+async def test_a_tunnel_of_the_last_boot_is_waited_for(monkeypatch):
+    """Podman's socket may refuse at first, while gvproxy renews its connection to the guest, and answer then."""
+    monkeypatch.setattr(running, "REACH_AGAIN_S", 0)
+    refusals = iter(["ReadError"] * 3)
+    async with session_of("ovm-core", Recorder()) as session:
+
+        async def ping() -> None:
+            if refusal := next(refusals, None):
+                raise GuestError(f"podman does not answer: {refusal}")
+
+        session.ping = ping
+        await session.attach()
+    assert next(refusals, None) is None
+
+
+async def test_a_podman_that_refuses_for_good_is_not_waited_for_for_ever(monkeypatch):
+    """The error is podman's own after PING_TIMEOUT_S, not that the machine is not ready."""
+    monkeypatch.setattr(running, "PING_TIMEOUT_S", 0)
+    monkeypatch.setattr(running, "REACH_AGAIN_S", 0)
+    async with session_of("ovm-core", Recorder()) as session:
+
+        async def ping() -> None:
+            raise GuestError("podman does not answer: ReadError")
+
+        session.ping = ping
+        with pytest.raises(ExceptionGroup) as caught:
+            await session.attach()
+    assert "ReadError" in str(first_error(caught.value))
 
 
 SETTLED = {"ovm": ["exec /usr/lib/ovm/attached", "sync", "kick chrony"], "ovm-core": ["sync", "kick chrony"]}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,7 +84,7 @@ class Session:
         """
         await self.profile.until_reachable(self.ssh)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.ping())
+            tasks.create_task(self._until_ping(give_up_s=PING_TIMEOUT_S))
             tasks.create_task(self._connect())  # published ports are announced over this connection
 
     async def _connect(self) -> None:
@@ -163,16 +165,24 @@ class Session:
                 tasks.create_task(self.profile.block_port(self.ssh, self.ssh.port))
             await self.sync_clock()
 
-    async def _until_ping(self) -> None:
-        """Until podman answers: the guest may still think it is spoken to from a port of the last gvproxy's."""
+    async def _until_ping(self, *, give_up_s: float = math.inf) -> None:
+        """Wait until podman answers.
+
+        Connections fail at first: the guest may still hold some of the last gvproxy, and gvproxy's tunnel to the
+        guest's socket may still be the one of the last boot.
+
+        Raises:
+            GuestError: podman did not answer for ``give_up_s`` seconds.
+        """
+        give_up = time.monotonic() + give_up_s
         while True:
             try:
-                await self.ping()
+                return await self.ping()
             except GuestError as error:
+                if time.monotonic() > give_up:
+                    raise
                 log.debug("%s", error.message)
                 await asyncio.sleep(REACH_AGAIN_S)
-            else:
-                return
 
     async def publish(self, wanted: Forward, opened: bool) -> None:
         """Open or close what podman announces, within the policy: loopback unless ``-p`` names an address.
