@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import json
 import os
@@ -385,6 +386,21 @@ async def test_a_cancelled_unpacking_leaves_nothing_and_no_thread(one, two, targ
         await running
     untouched(target, "1")
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(AHEAD_THREAD)]
+
+
+async def test_no_thread_lives_as_long_as_the_error_of_a_disk(one, two, target, monkeypatch):
+    """Whoever keeps the error keeps its frames, and with them the generators; not the thread that unpacks."""
+    await prepare(one, all_of("1"), target)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(copying, "write_at", full)
+    with pytest.raises(SpaceError) as kept:
+        await prepare(zipped(two, os.urandom(16 * MIB)), all_of("2"), target)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(AHEAD_THREAD)]
+    assert kept.value.__cause__ is not None
+    untouched(target, "1")
 
 
 # --- room

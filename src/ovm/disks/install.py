@@ -19,7 +19,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -144,8 +144,9 @@ class _Copy:
 
     def fill(self) -> None:
         """Write the file in full."""
-        with self._disk_errors():
-            for done in copying.written_early(self.new.fd, self._steps()):
+        # closed at once: the error that ends the loop may keep the generators, and so the thread that unpacks
+        with self._disk_errors(), closing(self._steps()) as steps:
+            for done in copying.written_early(self.new.fd, steps):
                 self.done = done
                 self.tell(self.item.name, done, self.size)
 
@@ -201,12 +202,14 @@ class _Copy:
         os.close(self.source)
         self.new.discard()
 
-    def _steps(self) -> Iterator[int]:
+    def _steps(self) -> Generator[int, None, None]:
         if self.cloned:
-            return iter([self.size])
-        if self.unpack:
-            return copying.write(self.new.fd, self.size, self._digested(ahead(self._pieces(self.unpack))))
-        return copying.copy(self.source, self.new.fd, self.size)
+            yield self.size
+        elif self.unpack:
+            with closing(ahead(self._pieces(self.unpack))) as pieces:
+                yield from copying.write(self.new.fd, self.size, self._digested(pieces))
+        else:
+            yield from copying.copy(self.source, self.new.fd, self.size)
 
     def _disk_errors(self) -> AbstractContextManager[None]:
         return disk_errors(f"{self.item.source} cannot be copied to {self.new.path.parent}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from queue import Queue
@@ -39,8 +39,11 @@ async def in_thread(work: Callable[[], _T], stop: Event | None = None) -> _T:
     return running.result()
 
 
-def ahead(items: Generator[_T, None, None]) -> Iterator[_T]:
-    """The same ``items``, made by a thread of their own while others are taken; it ends with whoever takes them."""
+def ahead(items: Generator[_T, None, None]) -> Generator[_T, None, None]:
+    """Yield ``items``, which a thread of its own makes while the caller uses those before.
+
+    Close the generator: that ends the thread.
+    """
     made: Queue[_T | None] = Queue(AHEAD)
     wanted = True
 
