@@ -172,7 +172,7 @@ async def test_whatever_gvproxy_answers(
     sockets = SocketPaths(server.path.parent)
     async with asyncio.timeout(BOUND_S), http.connect(server.path) as client:
         network = Network(None, sockets, client)  # type: ignore[arg-type]
-        network._up.set()
+        network._ports.gvproxy_is_up()
         for order in (
             lambda: network.expose(forward),
             lambda: network.unexpose(forward),

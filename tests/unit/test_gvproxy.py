@@ -310,8 +310,8 @@ class Interrupted:
 
 @pytest.fixture
 def api(network) -> Interrupted:
-    network._api = Interrupted(network._api)
-    return network._api
+    network._ports._api = Interrupted(network._ports._api)
+    return network._ports._api
 
 
 @pytest.mark.parametrize("how", ["expose", "pick"])
@@ -399,7 +399,7 @@ async def test_a_port_that_gvproxy_has_lost_is_closed(network, unused_port):
     """A port that root in the guest closed by gvproxy's API is closed, not an error, and is no longer listed."""
     opened = forward(unused_port)
     await network.expose(opened)
-    await network._api.post("/services/forwarder/unexpose", {"local": opened.local, "protocol": "tcp"})
+    await network._ports._api.post("/services/forwarder/unexpose", {"local": opened.local, "protocol": "tcp"})
     await network.unexpose(opened)
     assert network.forwards == {}
 
@@ -411,7 +411,7 @@ async def test_a_port_that_is_closed_during_an_outage_stays_closed(network, unus
     await network.expose(closed)
     kept = await network.pick(80, listed=True)
     own = await network.pick(22)
-    network._up.clear()
+    network._ports.gvproxy_is_down()
     if not replaced:
         async with asyncio.timeout(1):
             await network.unexpose(closed)
@@ -432,8 +432,8 @@ async def test_a_port_that_is_closed_while_it_is_reopened_stays_closed(network, 
     opened = forward(unused_port)
     await network.expose(opened)
     await network.begin_again()
-    interrupted = Interrupted(network._api)
-    network._api = interrupted
+    interrupted = Interrupted(network._ports._api)
+    network._ports._api = interrupted
     reopening = asyncio.create_task(network.reopen())
     await interrupted.obeyed.wait()
     await network.unexpose(opened)
@@ -447,7 +447,7 @@ async def test_calls_that_wait_when_the_network_ends_are_refused(group, gvproxy,
     """A call that waits for another gvproxy raises PortError when the machine stops; it is not cancelled."""
     opened = forward(unused_port)
     async with started(group, gvproxy, SocketPaths(short_path), tmp_path / "log", wire="qemu") as running:
-        running._up.clear()
+        running._ports.gvproxy_is_down()
         waiting = asyncio.create_task(running.expose(opened))
         await asyncio.sleep(0)
     async with asyncio.timeout(1):

@@ -1,8 +1,4 @@
-"""What is open through gvproxy, over its HTTP API.
-
-The :class:`Network` owns it: it opens another gvproxy's ports in place of one that died, and closes what is no longer
-wanted once gvproxy can be asked.
-"""
+"""A machine's network: a running gvproxy, and the host ports that are forwarded through it."""
 
 from __future__ import annotations
 
@@ -10,18 +6,17 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from ovm.errors import PortError
-from ovm.model.ports import Forward, Protocol, join
+from ovm.model.ports import Forward, Protocol
 from ovm.network import gvproxy
 from ovm.network.gvproxy import GUEST_ADDRESS, Gvproxy
-from ovm.network.host_ports import LISTENERS, can_bind, free_port
+from ovm.network.host_ports import LISTENERS, free_port
+from ovm.network.open_ports import RUNNING, OpenPorts, Way
 from ovm.paths import SocketPaths
 from ovm.process.child import Child, Group, at_last
 from ovm.process.confine import Rights
@@ -34,28 +29,7 @@ ANSWER_S = 10.0
 """A gvproxy whose API is silent for longer hangs."""
 PICK_ATTEMPTS = 16
 
-_RUNNING = "proxy already running"
-_NOT_FOUND = "proxy not found"
-_IN_USE = re.compile(f"address already in use|{_RUNNING}")
-
-
-@dataclass(slots=True, eq=False)
-class _Way:
-    """A host port or socket that gvproxy is to open, has opened, or is to close."""
-
-    body: dict[str, str]
-    """The request that opens it."""
-    forward: Forward | None = None
-    """What is listed of it; ``None`` if it is the machine's own."""
-    is_open: bool = False
-    """Whether gvproxy has said so."""
-    wanted: bool = True
-    """If not, it is closed as soon as gvproxy can be asked."""
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """By protocol and the host's end."""
-        return self.body["protocol"], self.body["local"]
+_IN_USE = re.compile(f"address already in use|{RUNNING}")
 
 
 class Network:
@@ -65,12 +39,7 @@ class Network:
         self._process = process
         self._sockets = sockets
         self._api = api
-        self._ways: dict[tuple[str, str], _Way] = {}
-        """What is open, or may be."""
-        self._up = asyncio.Event()
-        self._lock = asyncio.Lock()
-        """Held by the one change of what is open that gvproxy is asked for."""
-        self._changes: set[asyncio.Task[None]] = set()
+        self._ports = OpenPorts(api)
 
     @property
     def child(self) -> Child:
@@ -79,13 +48,12 @@ class Network:
 
     @property
     def forwards(self) -> dict[tuple[str, str], Forward]:
-        """The listed host ports that are open, those that are to be closed but are not yet among them."""
-        return {key: way.forward for key, way in self._ways.items() if way.forward is not None and way.is_open}
+        """The listed host ports that are open; one that is to be closed counts until it is."""
+        return self._ports.forwards
 
     def keeps(self, forward: Forward) -> bool:
-        """Whether ``forward`` is open and is to stay so."""
-        way = self._ways.get(forward.key)
-        return way is not None and way.is_open and way.wanted and way.forward == forward
+        """Return whether ``forward`` is open and stays so."""
+        return self._ports.keeps(forward)
 
     async def begin(self) -> None:
         """Start gvproxy; returns when its API answers and the hypervisor can connect.
@@ -95,58 +63,34 @@ class Network:
             NotReadyError: it was not ready within API_START_S seconds.
         """
         await self._process.begin()
-        self._up.set()
+        self._ports.gvproxy_is_up()
 
     async def begin_again(self) -> None:
-        """Start another gvproxy in place of one that has died; until :meth:`reopen` nothing is open through it.
+        """Start another gvproxy in place of one that has died. Nothing is open through it until :meth:`reopen`.
 
         Calls that need gvproxy wait meanwhile. Raises as :meth:`begin` and :func:`ovm.network.gvproxy.lay_out` do.
         """
-        self._up.clear()
+        self._ports.gvproxy_is_down()
         await self.end()
-        self._ways = {key: way for key, way in self._ways.items() if way.wanted}  # the others are closed now
+        self._ports.forget_unwanted()
         await asyncio.to_thread(gvproxy.lay_out, self._sockets)
         await self._process.begin()
 
     async def reopen_port(self, port: int) -> None:
-        """Open the host's loopback ``port``, which was open before, ahead of all others.
+        """Open the host's loopback TCP ``port`` in a new gvproxy, ahead of all others.
 
         Raises:
             PortError: it cannot be opened.
         """
-        try:
-            await self._request(self._ways["tcp", join("127.0.0.1", port)].body)
-        except WireError as error:
-            raise PortError(f"tcp port {port} could not be opened again: {error.message}") from error
+        await self._ports.reopen_port(port)
 
     async def reopen(self) -> list[PortError]:
-        """Open what was open before.
-
-        Returns why listed ports could not be: somebody took them meanwhile, for one. They are closed now.
+        """Open in a new gvproxy what the last one had open; :meth:`OpenPorts.reopen` has the details.
 
         Raises:
-            PortError: ssh's or podman's own way could not be opened.
+            PortError: ssh's or podman's own port or socket could not be opened.
         """
-        lost: list[PortError] = []
-        own: list[PortError] = []
-        for key, way in tuple(self._ways.items()):
-            if not way.wanted:
-                continue
-            try:
-                await self._request(way.body)
-            except WireError as error:
-                if _RUNNING in error.message:  # it was opened ahead
-                    continue
-                way.wanted = way.forward is None  # another gvproxy may be able to open the machine's own
-                (own if way.wanted else lost).append(
-                    PortError(f"{key[0]} {key[1]} could not be opened again: {error.message}")
-                )
-        with contextlib.suppress(WireError):  # else at the next change
-            await self._close_unwanted()  # among them what was closed while it was being opened again
-        self._up.set()
-        if own:
-            raise own[0]
-        return lost
+        return await self._ports.reopen()
 
     async def end(self) -> None:
         """End gvproxy; fine if it has ended."""
@@ -154,12 +98,9 @@ class Network:
 
     async def close(self) -> None:
         """End gvproxy for good; calls that wait for it raise PortError."""
-        self._up.set()  # calls that wait for another gvproxy are not to wait for ever
+        self._ports.gvproxy_is_up()  # calls that wait for another gvproxy are not to wait for ever
         await self.end()
-        if self._changes:
-            _, pending = await asyncio.wait(self._changes, timeout=gvproxy.END_GRACE_S)
-            for task in pending:
-                task.cancel()
+        await self._ports.end_changes()
 
     async def answers(self) -> bool:
         """Whether gvproxy's API answers within ANSWER_S seconds."""
@@ -184,7 +125,7 @@ class Network:
             "protocol": forward.protocol,
         }
         try:
-            await self._open(_Way(body, forward if listed else None), None if is_free else forward)
+            await self._ports.open(Way(body, forward if listed else None), None if is_free else forward)
         except WireError as error:
             raise _port_error(forward, error.message) from error
 
@@ -194,25 +135,18 @@ class Network:
         Raises:
             PortError: it was not open, or gvproxy does not answer; it is closed as soon as gvproxy does.
         """
-        if (way := self._ways.get(forward.key)) is None:
-            raise _port_error(forward, _NOT_FOUND)
-        way.wanted = False
-        if not self._up.is_set():  # it went with the last gvproxy, and the next one is not asked for it
-            way.is_open = False
-            return
         try:
-            await self.settle()
+            await self._ports.close(forward.key)
         except WireError as error:
             raise _port_error(forward, error.message) from error
 
     async def settle(self) -> None:
-        """Close what is open although it is not wanted: gvproxy did not answer when it was to be closed.
+        """Close what is open but no longer wanted, because gvproxy did not answer when it was to be closed.
 
         Raises:
             WireError: gvproxy does not answer.
         """
-        if any(not way.wanted for way in self._ways.values()):
-            await asyncio.shield(self._start(self._settle()))
+        await self._ports.settle()
 
     async def pick(
         self,
@@ -271,94 +205,9 @@ class Network:
 
     async def _expose_path(self, socket_path: Path, remote: str) -> None:
         try:
-            await self._open(_Way({"local": str(socket_path), "remote": remote, "protocol": "unix"}))
+            await self._ports.open(Way({"local": str(socket_path), "remote": remote, "protocol": "unix"}))
         except WireError as error:
             raise PortError(f"{socket_path} cannot be made: {error.message}") from error
-
-    async def _open(self, way: _Way, to_probe: Forward | None = None) -> None:
-        try:
-            await asyncio.shield(self._start(self._open_in_turn(way, to_probe)))
-        except asyncio.CancelledError:
-            way.wanted = False
-            self._start(self._settle())
-            raise
-
-    async def _open_in_turn(self, way: _Way, to_probe: Forward | None) -> None:
-        async with self._turn():
-            await self._close_unwanted()  # it may be on the very port
-            if to_probe is not None and not await asyncio.to_thread(
-                can_bind, to_probe.protocol, to_probe.host_address, to_probe.host_port
-            ):
-                raise WireError("address already in use")
-            if way.key in self._ways:
-                raise WireError(_RUNNING)
-            if not way.wanted:
-                return
-            self._ways[way.key] = way
-            try:
-                await self._request(way.body)
-            except WireError as error:
-                way.wanted = False  # without an answer it may be open all the same
-                if error.status:
-                    self._forget(way)
-                raise
-            way.is_open = True
-
-    async def _settle(self) -> None:
-        async with self._turn():
-            await self._close_unwanted()
-
-    async def _close_unwanted(self) -> None:
-        for way in tuple(self._ways.values()):
-            if way.wanted:
-                continue
-            protocol, local = way.key
-            try:
-                await self._api.post("/services/forwarder/unexpose", {"local": local, "protocol": protocol})
-            except WireError as error:
-                if not error.status:
-                    raise
-                if _NOT_FOUND not in error.message:  # gvproxy has forgotten it all the same
-                    log.warning("%s %s was not closed properly: %s", protocol, local, error.message)
-            self._forget(way)
-
-    def _forget(self, way: _Way) -> None:
-        if self._ways.get(way.key) is way:
-            del self._ways[way.key]
-
-    def _start(self, change: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run ``change`` to its end, even if its caller is cancelled: gvproxy may obey a request that is cut off."""
-        task = asyncio.create_task(change, name="change of open ports")
-        self._changes.add(task)
-        task.add_done_callback(self._changed)
-        return task
-
-    def _changed(self, task: asyncio.Task[None]) -> None:
-        self._changes.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.debug("gvproxy: %s", error)  # which its caller, if it is still there, is told as well
-
-    @contextlib.asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        """While inside, gvproxy is up and is asked for no other change."""
-        try:
-            async with asyncio.timeout(gvproxy.API_START_S):
-                await self._up.wait()
-                await self._lock.acquire()
-        except TimeoutError:
-            raise WireError(f"gvproxy has been down for {gvproxy.API_START_S:g} s") from None
-        try:
-            yield
-        finally:
-            self._lock.release()
-
-    async def _request(self, body: dict[str, str]) -> None:
-        await self._api.post("/services/forwarder/expose", body)
-        if body["protocol"] == "unix":
-            try:
-                await asyncio.to_thread(Path(body["local"]).chmod, 0o600)  # 0700 until here, under our umask
-            except OSError as error:
-                raise WireError(f"gvproxy says that it is there, but: {error.strerror}") from error
 
 
 @contextlib.asynccontextmanager
