@@ -64,7 +64,7 @@ async def boot(machine: ovm.OVM) -> float:
         raise SpoiledError(error.message) from error
     if stages.count(stages[0]) > 1:
         await machine.stop()
-        raise SpoiledError("the guest's kernel fell before its first word, and was started once more")
+        raise SpoiledError("the guest's kernel crashed before its first message, and was started again")
     return ms
 
 

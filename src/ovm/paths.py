@@ -7,7 +7,7 @@
         versions.json              which version of each lies there, written after its rename
         digests.json               what each of them holds, so that it can be verified
         data.img                   the data disk; never replaced, only grown
-        scratch.img                what an ovm-core guest writes to its root; made anew at each start
+        scratch.img                what an ovm-core guest writes to its root; recreated at each start
         machine.json               machine id, and whether the data disk was ever in use
         memory.suspended           the guest's memory, 0600, from a suspend to the next start
         suspended.json             what that memory goes with, 0600, as long as it is there

@@ -17,7 +17,7 @@ async def test_a_start_that_ovm_began_anew_is_made_again(machines: tiny.Machines
     with (machine.ovm.options.target_dir / "data.img").open("r+b") as disk:
         disk.write(b"fall")  # which the guest takes away before it does it
     await recorder.unspoiled("m", partial(starts.boot, machine.ovm))
-    assert recorder.spoiled == {"m": ["the guest's kernel fell before its first word, and was started once more"]}
+    assert recorder.spoiled == {"m": ["the guest's kernel crashed before its first message, and was started again"]}
     starting = ["Starting", "Stopped", "Starting", "Running", "Stopping", "Stopped", "Starting", "Running"]
     assert machine.transitions == starting
     await machine.ovm.stop()

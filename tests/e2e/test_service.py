@@ -83,7 +83,7 @@ async def test_a_machine_is_suspended(home: homes.Home, monkeypatch: pytest.Monk
     await tiny.tell(port, "echo precious >/kept")
     await home.good("suspend")
     await home.nothing_left()
-    suspended = "suspended: the next start goes on from its memory"
+    suspended = "suspended: the next start resumes it"
     assert (await home.status())["why"] == suspended
     assert [row["state"] for row in (await home.good("ls", "--json")).json] == ["suspended"]
     assert (await home.good("suspend")).err == f"default is {suspended}\n"
@@ -99,7 +99,7 @@ async def test_a_machine_is_suspended(home: homes.Home, monkeypatch: pytest.Monk
     (memory,) = home.machine("default").rglob("memory.suspended")
     memory.write_bytes(b"damaged")
     started = await home.good("start")
-    assert "It was booted, for its memory could not be gone on from: the memory is damaged" in started.err
+    assert "Could not resume (the memory is damaged" in started.err
 
     for again in (("start", "--cold", "--json"), ("restart", "--json")):
         await home.good("suspend")

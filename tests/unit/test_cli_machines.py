@@ -380,7 +380,7 @@ async def test_none_is_removed_if_one_is_in_use(good, run):
     async with lock.hold([disk.parent], wait_s=0):
         status, _, err = run("rm", "-y", "a", "b")
     assert (status, machines.names()) == (1, ["a", "b"])
-    assert f"b is held by process {os.getpid()}" in err
+    assert f"b is in use by process {os.getpid()}" in err
     status, _, err = run("rm", "-y", "a", "nowhere")
     assert (status, machines.names()) == (1, ["a", "b"])
 

@@ -187,9 +187,9 @@ async def test_a_machine_of_another_program(made):
     async with lock.hold([machine.target], wait_s=0):
         rest = machines.at_rest(machine)
         assert (rest.held_by, rest.pid, rest.state, rest.why) == ("program", os.getpid(), "alive", "")
-        with pytest.raises(errors.InUseError, match=f"held by process {os.getpid()}"):
+        with pytest.raises(errors.InUseError, match=f"in use by process {os.getpid()}"):
             machines.refuse_others(machine)
-        with pytest.raises(errors.InUseError, match="held by process"):
+        with pytest.raises(errors.InUseError, match="in use by process"):
             removal.remove(machine)
     assert machines.at_rest(machine).held_by == "nobody"
     machines.refuse_others(machine)
@@ -201,7 +201,7 @@ def test_a_program_that_left_no_name(made):
     with held(machine.target / "ovm.lock"):
         rest = machines.at_rest(machine)
         assert (rest.held_by, rest.pid, rest.state) == ("program", None, "alive")
-        with pytest.raises(errors.InUseError, match="held by another program"):
+        with pytest.raises(errors.InUseError, match="in use by another program"):
             machines.refuse_others(machine)
 
 

@@ -41,7 +41,7 @@ def _machine_option(function: F) -> F:
         "name",
         default="default",
         metavar="NAME",
-        help="Whose.  [default: default]",
+        help="Machine to configure.  [default: default]",
         shell_complete=complete,
     )
     decorated: F = add(function)
@@ -85,7 +85,7 @@ def get(key: str | None, name: str, *, as_json: bool, template: str | None) -> N
 @command.command("set")
 @click.argument("key", shell_complete=_key)
 @click.argument("value", required=False)
-@click.option("--unset", is_flag=True, help="Take the setting away, so that the default counts.")
+@click.option("--unset", is_flag=True, help="Remove the setting and use the default.")
 @_machine_option
 def set_(key: str, value: str | None, name: str, *, unset: bool) -> None:
     """Set KEY to VALUE. The items of a list are parted by commas; `environment.NAME` is one variable."""
@@ -190,7 +190,7 @@ def _change(machine: Machine, change: Callable[[str], str]) -> None:
     if machines.at_rest(machine).held_by == "nobody":
         return
     if different & RESTART_KEYS:
-        say(f"it counts from the next start on: ovm restart {machine.name}", err=True)
+        say(f"Takes effect at the next start: ovm restart {machine.name}", err=True)
     if "ports" in different:
         say("for a port that is to be open at once: ovm port add", err=True)
 

@@ -52,8 +52,8 @@ def guess_shell() -> str:
 
 @click.command("env")
 @name_argument
-@click.option("--shell", type=click.Choice(list(_DIALECTS)), help="Whose words to use.  [default: by $SHELL]")
-@click.option("--unset", is_flag=True, help="Take the variables back.")
+@click.option("--shell", type=click.Choice(list(_DIALECTS)), help="Shell syntax to print.  [default: by $SHELL]")
+@click.option("--unset", is_flag=True, help="Unset the variables.")
 @json_option
 def command(name: str, *, shell: str | None, unset: bool, as_json: bool) -> None:
     """Print the variables by which docker, podman and testcontainers find the machine NAME, running or not.

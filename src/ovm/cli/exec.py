@@ -23,7 +23,7 @@ def command(ctx: click.Context, /, name: str, *, tty: bool, argv: list[str]) -> 
     from ovm.integrations import ssh_config
 
     if not argv:
-        ctx.fail(f"there is no command; it goes behind --: {ctx.command_path} -- uname -a")
+        ctx.fail(f"missing command; put it after --: {ctx.command_path} -- uname -a")
     # ssh has no status for a program that a signal has ended, the guest's shell has: 128 and the signal's number
     line = f"{shlex.join(argv)}; exit $?"
     become([*ssh_program("ssh", name), "-t" if tty else "-T", "--", ssh_config.host(name), line])

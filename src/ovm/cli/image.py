@@ -69,7 +69,7 @@ async def _build(options: BuildOptions, shown: Steps) -> GuestImage:
 @click.argument("url", default="")
 @click.option("--arch", type=click.Choice(["amd64", "arm64"]), help="Of the guest; by default the host's own.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="The image's directory.")
-@click.option("--sha256", default="", metavar="DIGEST", help="Of what is at URL.")
+@click.option("--sha256", default="", metavar="DIGEST", help="Expected SHA-256 of the download.")
 @json_option
 @click.pass_obj
 def pull(ui: Ui, /, as_json: bool, **chosen: Any) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 HEAD = """\
 # The settings of this machine, in TOML. What stands behind a # does not count: it is the default, or an example.
-# Changes count from the next start on (ovm restart). What each key means is in docs/machines.md.
+# Changes take effect at the next start (ovm restart). docs/machines.md explains each key.
 """
 
 TEMPLATE = {

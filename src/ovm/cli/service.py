@@ -63,7 +63,7 @@ def why_it_rests(machine: Machine) -> str:
     if rest.state == "crashed":
         return f"stopped (crashed): {rest.why}"
     if rest.state == "suspended":
-        return "suspended: the next start goes on from its memory"
+        return "suspended: the next start resumes it"
     if rest.unrecorded:
         return f"stopped: how its last run ended could not be recorded; see: ovm logs {machine.name} service"
     if rest.last is None:

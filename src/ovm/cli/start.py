@@ -160,7 +160,7 @@ def announce(machine: Machine, info: Info, *, as_json: bool) -> None:
     took = info.timings[-1].ms / 1000 if info.timings else 0
     say(f"{machine.name} is ready after {took:.1f} s ({info.accelerator}: {info.accelerator_reason})", err=True)
     if info.not_resumed:
-        say(f"It was booted, for its memory could not be gone on from: {info.not_resumed}", err=True)
+        say(f"Could not resume ({info.not_resumed}); booted instead", err=True)
     say("For docker, podman --remote, and whatever speaks to either:", "", err=True)
     wanted = variables(machine.sockets.podman)
     for variable in ("DOCKER_HOST", "CONTAINER_HOST", "DOCKER_BUILDKIT"):

@@ -134,7 +134,7 @@ def check_still_formatted(target: TargetPaths) -> None:
             return
     raise FileError(
         f"{target.data_disk} carries no btrfs any more; the guest would format it",
-        hint="put it back, or begin anew with reset_path(data=True)",
+        hint="put it back, or start over with reset_path(data=True)",
     )
 
 

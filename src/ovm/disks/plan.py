@@ -1,4 +1,4 @@
-"""What is given, checked before anything is touched, and the decision which files must be made anew. Only reads."""
+"""Check the given files before anything is changed, and decide which must be recreated. Only reads."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _RESERVED = TargetPaths.names() | {".", ".."}
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A file that must be made anew."""
+    """A file that must be recreated."""
 
     name: str
     """Its key in ``versions``."""

@@ -1,4 +1,4 @@
-"""A suspended machine's memory, between the suspend and the start that goes on from it.
+"""A suspended machine's saved state, from the suspend to the start that resumes it.
 
 ``memory.suspended`` is what the hypervisor wrote; ``suspended.json`` tells which machine it was, with a CRC-32 of each
 piece of the memory, and of itself. It is written last and removed first: a memory without it is nobody's. Of what
@@ -26,7 +26,7 @@ _PRIVATE = 0o600
 
 
 class Unfit(Exception):
-    """The memory cannot be gone on from; the text says why."""
+    """The saved state cannot be resumed; the text says why."""
 
 
 class Suspended(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +48,7 @@ class Suspended(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def is_there(target: TargetPaths) -> bool:
-    """Whether there is a memory to go on from, good or not."""
+    """Return whether there is a saved state, valid or not."""
     return os.path.lexists(target.suspended)
 
 

@@ -48,14 +48,14 @@ _LINE_LIMIT_BYTES = 4096
 _STAGES_KEPT = 64
 _HINTS = {
     "data-damaged": "the data disk was left as it is: copy data.img away, then take its files out of it with "
-    "`btrfs restore`; or begin anew with reset_path(data=True)",
+    "`btrfs restore`; or start over with reset_path(data=True)",
     "data-superblock-damaged": "the data disk was left as it is: copy data.img away, then have its second superblock "
     "replace the first with `btrfs rescue super-recover`, which costs what was synced in the guest's last half minute; "
-    "or begin anew with reset_path(data=True)",
+    "or start over with reset_path(data=True)",
     "data-log-damaged": "the data disk was left as it is: copy data.img away, then `btrfs rescue zero-log`, which "
-    "costs what was synced in the guest's last half minute; or begin anew with reset_path(data=True)",
+    "costs what was synced in the guest's last half minute; or start over with reset_path(data=True)",
     "data-foreign": "data.img carries something that ovm did not put there; move it away, it was left untouched",
-    "data-unformatted": "data.img was emptied or replaced; put it back, or begin anew with reset_path(data=True)",
+    "data-unformatted": "data.img was emptied or replaced; put it back, or start over with reset_path(data=True)",
     "rootfs-damaged": "restore the files with reset_path(), and the image with `ovm image verify`",
 }
 

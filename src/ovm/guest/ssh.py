@@ -86,7 +86,7 @@ class SSH:
         self._on_connect.append(action)
 
     async def connect(self, *, timeout_s: float = CONNECT_TIMEOUT_S) -> asyncssh.SSHClientConnection:
-        """The open connection, made anew if it is not there.
+        """Return the open connection, or make a new one.
 
         Raises:
             HostKeyMismatch: whoever answered is not our guest.

@@ -86,7 +86,7 @@ class VMSpec:
     rosetta: bool = False
     """Whether the guest gets Apple's translator of x86_64 programs."""
     waits_for_memory: bool = False
-    """Whether it is not to boot, but to stand still until it is given a memory to go on from."""
+    """Whether it waits, paused, for a saved state instead of booting."""
 
 
 class Happening(StrEnum):
@@ -122,7 +122,7 @@ class Control(Protocol):
         """What the hypervisor itself says now."""
 
     async def pause(self) -> None:
-        """Stop the virtual CPUs; fine if they stand still already."""
+        """Pause the virtual CPUs; fine if they are paused."""
 
     async def resume(self) -> None:
         """Let them run; fine if they do."""
@@ -137,14 +137,14 @@ class Control(Protocol):
         """Lead the guest's network card to the gvproxy that listens there now, if the driver can."""
 
     async def save(self, memory: int, *, timeout_s: float) -> None:
-        """Let the guest stand still and write it to the open file ``memory``, if the driver can; its disks are flushed.
+        """Pause the guest and write its state to the open file ``memory``, if the driver can; its disks are flushed.
 
         Raises:
             GuestError: it could not be done; the guest does what it did.
         """
 
     async def load(self, memory: int, *, timeout_s: float) -> None:
-        """Give the guest that waits for it the memory of one that was saved; it stands still until it is resumed.
+        """Load a saved state into the guest that waits for one; it is paused until it is resumed.
 
         Raises:
             OVMError: it could not be done, and this machine is good for nothing now.

@@ -125,7 +125,7 @@ def check_host(host: MacHost, *, rosetta: bool) -> None:
 
 
 def check_kernel_on_host(host: MacHost, linux: Version | None, *, cmdline: str = "") -> None:
-    """Refuse a kernel that does not get to its first word on this Mac; one of unknown version is tried.
+    """Refuse a kernel that crashes on this Mac before its first boot message; one of unknown version is tried.
 
     Raises:
         UnsupportedError: says which versions do not go together, and what helps.

@@ -187,7 +187,7 @@ class QEMU:
         return STATES.get(answer.status, VMState.ERROR)
 
     async def pause(self) -> None:
-        """Stop the virtual CPUs; fine if they stand still already."""
+        """Pause the virtual CPUs; fine if they are paused."""
         await self._execute("stop")
 
     async def resume(self) -> None:
@@ -243,7 +243,7 @@ class QEMU:
             raise
 
     async def load(self, memory: int, *, timeout_s: float) -> None:
-        """Read memory and devices from the open file ``memory``; the guest stands still.
+        """Read memory and devices from the open file ``memory``; the guest is paused.
 
         Raises:
             GuestError: it could not be done.

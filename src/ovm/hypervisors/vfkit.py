@@ -195,7 +195,7 @@ class Vfkit:
         return _known((await self._ask()).state)
 
     async def pause(self) -> None:
-        """Stop the virtual CPUs; fine if they stand still already."""
+        """Pause the virtual CPUs; fine if they are paused."""
         now = await self._settled()
         await self._become(VMState.PAUSED, "Pause", now, possible=now.can_pause)
 

@@ -40,7 +40,7 @@ REDIRECTS_MAX = 10
 SIZE_MAX_BYTES = 4 * 1024**3
 
 PARTIAL = "download"
-"""What has come so far; the next download of the same file goes on from there."""
+"""The part that has arrived; the next download of the same file resumes there."""
 NOTE = "download.json"
 
 NOTE_MAX_BYTES = 64 * 1024
@@ -72,7 +72,7 @@ def url_complaint(url: str, *, has_digest: bool) -> str:
     if parts.scheme not in {"http", "https"} or not host:
         return "it is no http or https URL"
     if parts.scheme == "http" and not has_digest and host not in _LOOPBACK:
-        return "what comes over plain http could be anybody's"
+        return "a download over plain http can be replaced on its way"
     return ""
 
 
@@ -226,7 +226,9 @@ async def _fetch_persistently(
         try:
             await _fetch(client, part, room, progress)
         except _DroppedError as error:
-            if part.size > furthest:  # not merely: than before, for a server that cannot resume begins anew each time
+            if (
+                part.size > furthest
+            ):  # not merely than before, because a server that cannot resume starts over each time
                 furthest, failures = part.size, 0
             failures += 1
             if failures == ATTEMPTS:

@@ -1,7 +1,7 @@
 """Fetch a released image and put it in place of whatever image was there.
 
 All work happens in ``.NAME.pulling`` beside the target. What is cut off there, by a lost connection, Ctrl-C or a
-kill, is the beginning of a download, and the next pull goes on from it.
+kill, is the beginning of a download, and the next pull resumes it.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ async def power_on(
 
     Args:
         prepared: What it is to be, and what it is made of.
-        recall: Whether to go on from a memory, and who is told if that cannot be; then the guest boots.
+        recall: The saved state to resume, if any; it learns why it could not be resumed, and the guest boots.
         step: Called with the name of each step that is done.
         watcher: Called with what the hypervisor tells.
 

@@ -20,7 +20,7 @@ from ovm.process.child import Child
 FIRST_WORD_S = 60.0
 """A kernel that has run nothing of ours by then is taken to hang, and is given one more try."""
 ROOM_AGAIN_S = 5.0
-"""How often it is looked whether the host has room again for a guest that stands still for want of it."""
+"""How often to check whether the host has room again for a guest that was paused for lack of it."""
 
 
 class PowerOn(Protocol):

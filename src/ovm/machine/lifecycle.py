@@ -122,7 +122,7 @@ class Lifecycle:
                     return self._close(outcome, started)
                 case NextStep.RETRY_KERNEL:
                     log.warning(
-                        "the guest's kernel fell before its first word, so it is started once more: %s", outcome.error
+                        "the guest's kernel crashed before its first boot message; starting it again: %s", outcome.error
                     )
                 case NextStep.BOOT_INSTEAD:
                     self._context.not_resumed = str(outcome.error)

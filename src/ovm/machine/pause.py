@@ -13,7 +13,7 @@ from ovm.model.states import VMState
 
 
 class PauseControl:
-    """Changes a machine's state between running and standing still, one change at a time.
+    """Pauses and resumes a machine, one change at a time.
 
     Each is finished once begun, even if its caller is cancelled.
     """

@@ -305,7 +305,7 @@ def remember_ready(options: Options) -> None:
 
 
 async def reset(options: Options, *, with_data: bool) -> None:
-    """Make every file anew from its origin, and the data disk too if asked; a memory that was kept goes.
+    """Recreate every file from its origin, and the data disk if asked; delete a saved state.
 
     Raises as :func:`choose` and :func:`install` do.
     """

@@ -151,7 +151,7 @@ class Session:
         return lost
 
     async def reach_again(self, *, known_ssh_port: int | None) -> None:
-        """When the guest has gone on from its memory: until it is connected, its clock is set, and podman answers.
+        """After a resume, wait until the guest is connected, its clock is set, and podman answers.
 
         ``known_ssh_port`` is the host's port of sshd that the guest's firewall keeps everybody in it from.
 

@@ -44,7 +44,7 @@ class Shutdown:
 
 
 async def cut_power(session: Session) -> None:
-    """End a guest that stands still and whose memory is kept; nothing is asked of it."""
+    """End a paused guest whose state is saved; nothing is requested of it."""
     # before the power is cut: whoever waits for a helper's end must not take this one for a failure
     for child in session.children:
         child.expected = True

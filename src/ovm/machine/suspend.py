@@ -1,4 +1,4 @@
-"""A machine's memory on disk: what it is kept with, when it fits, and how a start goes on from it.
+"""A machine's saved state: what is recorded with it, when it matches, and how a start resumes it.
 
 A memory is good for one future of the data disk it was saved beside. So it is bound to everything it was made of, and
 removed for good before anything runs on that disk again.
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 SYNC_TIMEOUT_S = 20.0
 NO_ROOM_BYTES = 8 * 1024 * 1024
-"""A disk with no more than that left is full, for a memory that could not be written to it."""
+"""A disk with no more than that left counts as full when the state could not be written to it."""
 
 DATA_DISK = "the data disk"
 _TOLD_ANEW = frozenset({"blocked-host-ports", "channel-key", "format-data"})
@@ -98,7 +98,7 @@ def _compare(before: Mapping[str, str], now: Mapping[str, str]) -> None:
 
 
 class Recall:
-    """The memory that one start goes on from, as long as nothing speaks against it."""
+    """The saved state that a start resumes, until something speaks against it."""
 
     def __init__(self, *, wanted: bool, given_up: Callable[[str], object]) -> None:
         self._wanted = wanted
@@ -165,7 +165,7 @@ class Recall:
     async def give_up(self, why: str) -> None:
         """Remove it, and say why."""
         assert self._target is not None
-        log.warning("the machine boots, for its memory cannot be gone on from: %s", why)
+        log.warning("could not resume (%s); booting instead", why)
         self.record = None
         await in_thread(lambda target=self._target: saved_state.discard(target))  # type: ignore[misc]
         self._given_up(why)
@@ -192,7 +192,7 @@ def _take(target: TargetPaths, now: Mapping[str, str]) -> tuple[Suspended, int]:
 
 
 async def save(session: Session, *, runs: bool, timeout_s: float) -> None:
-    """Keep the guest's memory; it stands still then. After a failure nothing is kept, and a guest that ran runs.
+    """Save the guest's state; it is paused then. After a failure nothing is saved, and a guest that ran runs.
 
     Raises:
         SpaceError: the disk is too small for it.

@@ -68,13 +68,13 @@ class OVM:
         timeout_s: float = READY_TIMEOUT_S,
         progress: Callable[[str], object] | None = None,
     ) -> None:
-        """Boot, or go on from where :meth:`suspend` left off; returns when podman answers.
+        """Boot, or resume what :meth:`suspend` saved; returns when podman answers.
 
-        A memory that does not go with the machine any more is removed and the guest boots; ``info.not_resumed`` says
+        A saved state that no longer matches the machine is deleted and the guest boots; ``info.not_resumed`` says
         why. Cancelling it leaves nothing behind, nor does a failure.
 
         Args:
-            resume: Whether to go on from a memory that is there; if not, it is removed.
+            resume: Whether to resume a saved state; if not, it is deleted.
             timeout_s: Seconds the guest may take from the hypervisor's start to its ready.
             progress: Called with each stage as it is done, by the names that are in ``info.timings``.
 
@@ -116,7 +116,7 @@ class OVM:
         await self._life.stop(force=force, timeout_s=timeout_s, progress=progress)
 
     async def suspend(self, *, timeout_s: float = SUSPEND_TIMEOUT_S) -> None:
-        """Keep the guest's memory on disk and end every process; the next :meth:`start` goes on from it.
+        """Save the guest's state to disk and end every process; the next :meth:`start` resumes it.
 
         Containers go on where they were; who was connected to one has to connect again. A paused machine runs after
         that start. The memory goes with this machine as it is, and is removed by the next start in any case: if files,
@@ -198,7 +198,7 @@ class OVM:
         return state_info(state)
 
     async def vm_pause(self) -> None:
-        """Let the virtual CPUs stand still; fine if they do.
+        """Pause the virtual CPUs; fine if they are paused.
 
         Raises:
             StateError: it is neither running nor paused.

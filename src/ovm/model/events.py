@@ -5,7 +5,7 @@ name       when
 ========== ============================================================
 ready      the engine answers; after every start, and after a reboot
 close      the machine is down; exactly once for every start
-vmPause    the virtual CPUs stand still
+vmPause    the virtual CPUs are paused
 vmResume   they run again and the guest's clock is right
 error      something went wrong; ``Event.error`` says what
 health     it is no longer well, or well again; ``Event.health`` says how

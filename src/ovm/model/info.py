@@ -62,7 +62,7 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
     timings: tuple[Stage, ...]
     """The steps of the last start."""
     not_resumed: str = ""
-    """Why the last start did not go on from a memory that was there; empty if it did, or none was."""
+    """Why the last start did not resume a saved state; empty if it did, or if there was none."""
     health: Health
     """What the last look at it found; there is one each minute, and after the host's sleep."""
 

@@ -1,6 +1,6 @@
 """Jumps of the wall clock, seen by comparing it with the monotonic clock.
 
-The monotonic clock stands still while the host sleeps (``mach_absolute_time``, ``CLOCK_MONOTONIC``), and so does
+The monotonic clock stops while the host sleeps (``mach_absolute_time``, ``CLOCK_MONOTONIC``), and so does
 what the guest's clock runs by. So their difference is by how much the guest became wrong, for whatever reason:
 a sleep, or a step of the host's clock. It is looked at by a slow tick: this is what is left when nobody tells.
 """

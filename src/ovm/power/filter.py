@@ -21,7 +21,7 @@ from ovm.power.clock_jump import Clocks
 log = logging.getLogger(__name__)
 
 DARK_WAKE_S = 60.0
-"""Of the time the host is awake: timers stand still while it sleeps."""
+"""Of the time the host is awake: timers stop while it sleeps."""
 SAME_WAKE_S = 10.0
 """HasPoweredOn comes seconds after the wake, when the tick may have seen it already."""
 CANCEL_S = 1.0

@@ -303,7 +303,7 @@ class Rest:
     pid: int | None
     """The process that holds it, if that is known."""
     state: Literal["stopped", "suspended", "crashed", "alive"]
-    """``suspended``: stopped, with a memory that its next start goes on from."""
+    """``suspended``: stopped, with a saved state that its next start resumes."""
     why: str
     """Why it has crashed; else empty."""
     last: Ended | None
@@ -379,7 +379,7 @@ def refuse_others(machine: Machine) -> None:
     rest = at_rest(machine)
     if rest.held_by == "program" and rest.state == "alive":
         who = f"process {rest.pid}" if rest.pid else "another program"
-        raise InUseError(f"{machine.name} is held by {who}, which made it for itself", hint="end it there")
+        raise InUseError(f"{machine.name} is in use by {who}, through the library", hint="stop it there")
 
 
 def refuse_running(machine: Machine) -> None:
@@ -397,7 +397,7 @@ def refuse_running(machine: Machine) -> None:
 
 
 def restart_needed(machine: Machine, started: Settings) -> list[str]:
-    """The settings that are other ones than those it was started with, and count from the next start on."""
+    """The settings changed since the start; they take effect at the next one."""
     try:
         now = machine.settings()
     except (FileError, ValueError):  # somebody is editing it

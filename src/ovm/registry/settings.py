@@ -97,7 +97,7 @@ _CALLED = {"memory": "memory_mib", "disk": "data_disk_mib"}
 """What an option is called if not as the setting."""
 _NOT_OPTIONS = frozenset({"ports", "proxy", "host_ca", "autostart", "register"})
 RESTART_KEYS = frozenset(f.name for f in dataclasses.fields(Settings)) - {"autostart"}
-"""Those whose change counts from the next start on."""
+"""Those whose change takes effect at the next start."""
 
 
 def mebibytes(value: Any) -> int:

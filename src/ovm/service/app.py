@@ -286,8 +286,8 @@ VERBS: tuple[Verb, ...] = (
     Verb("GET", "/v1/info", "Where the machine is reached, and how it runs.", _info, answer=Info),
     Verb("GET", "/v1/state", "The state, and what can be asked of the machine now.", _state, answer=StateInfo),
     Verb("GET", "/v1/health", "Look at its health now.", _health, answer=Health),
-    Verb("POST", "/v1/pause", "Let the virtual CPUs stand still.", _pause, answer=StateInfo),
-    Verb("POST", "/v1/resume", "Let them run again, and set the guest's clock.", _resume, answer=StateInfo),
+    Verb("POST", "/v1/pause", "Pause the virtual CPUs.", _pause, answer=StateInfo),
+    Verb("POST", "/v1/resume", "Resume them and set the guest's clock.", _resume, answer=StateInfo),
     Verb("POST", "/v1/stop", "Shut the guest down; the service ends then.", _stop, p.Stop, p.Stopped),
     Verb(
         "POST",

@@ -68,7 +68,7 @@ class Service:
         return self._get("/v1/state", StateInfo)
 
     def pause(self) -> StateInfo:
-        """Let its virtual CPUs stand still."""
+        """Pause its virtual CPUs."""
         return self._post("/v1/pause", None, StateInfo)
 
     def resume(self) -> StateInfo:

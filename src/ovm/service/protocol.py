@@ -34,7 +34,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     health: Health | None
     """``None`` unless it runs."""
     restart_needed: list[str]
-    """Settings that were changed since the start and count from the next one on."""
+    """Settings changed since the start; they take effect at the next one."""
     started_at: float
     """When the service began, in seconds since the epoch."""
     pid: int

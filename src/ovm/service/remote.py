@@ -86,7 +86,7 @@ class RemoteOVM:
         return await self._get("/v1/health", Health, timeout_s=client.CHANGE_TIMEOUT_S)
 
     async def vm_pause(self) -> None:
-        """Let its virtual CPUs stand still; fine if they do."""
+        """Pause its virtual CPUs; fine if they are paused."""
         await self._post("/v1/pause", {}, StateInfo)
 
     async def vm_resume(self) -> None:
@@ -99,7 +99,7 @@ class RemoteOVM:
         await self._post("/v1/stop", wanted, p.Stopped, timeout_s=timeout_s + client.STOP_MARGIN_S)
 
     async def suspend(self, *, timeout_s: float = SUSPEND_TIMEOUT_S) -> None:
-        """Keep its memory on disk, where its next start goes on from; its service ends with it."""
+        """Save its state to disk, for its next start to resume; its service ends with it."""
         wanted = p.Suspend(timeout_s=check_seconds("timeout_s", timeout_s))
         await self._post("/v1/suspend", wanted, p.Stopped, timeout_s=timeout_s + client.STOP_MARGIN_S)
 

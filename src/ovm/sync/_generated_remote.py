@@ -42,7 +42,7 @@ class RemoteOVM(Remote):
         return self._loop.run(self._async.check_health)
 
     def vm_pause(self) -> None:
-        """Let its virtual CPUs stand still; fine if they do."""
+        """Pause its virtual CPUs; fine if they are paused."""
         self._loop.run(self._async.vm_pause)
 
     def vm_resume(self) -> None:
@@ -54,7 +54,7 @@ class RemoteOVM(Remote):
         self._loop.run(self._async.stop, force=force, timeout_s=timeout_s)
 
     def suspend(self, *, timeout_s: float = SUSPEND_TIMEOUT_S) -> None:
-        """Keep its memory on disk, where its next start goes on from; its service ends with it."""
+        """Save its state to disk, for its next start to resume; its service ends with it."""
         self._loop.run(self._async.suspend, timeout_s=timeout_s)
 
     def reset_path(self, *, data: bool = False) -> None:

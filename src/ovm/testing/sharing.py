@@ -1,7 +1,7 @@
 """One machine for several test runs: started by the first, stopped by the last, whoever dies in between.
 
-Who uses it holds a shared kernel lock on a file of the machine, so the last one is who gets it alone. The file says
-which start of the machine was ours: one that a person has made is not stopped.
+Each user holds a shared kernel lock on a file of the machine. The last user can get it exclusively. The file says which
+start of the machine was ours: one that a person made is not stopped.
 """
 
 from __future__ import annotations
