@@ -108,8 +108,8 @@ WRONG = [
     ({"kernel_cmdline": None}, "kernel_cmdline=None is not text"),
     ({"environment": {"A B": "x"}}, "environment: 'A B' is not a variable"),
     ({"environment": {"1A": "x"}}, "environment: '1A' is not a variable"),
-    ({"environment": {"A": "x\ny"}}, "environment: 'A' is not a variable of one line"),
-    ({"environment": {"A": "x\0"}}, "environment: 'A' is not a variable of one line"),
+    ({"environment": {"A": "x\ny"}}, "environment: 'A' is not a variable name with a one-line value"),
+    ({"environment": {"A": "x\0"}}, "environment: 'A' is not a variable name with a one-line value"),
     ({"environment": ["A=1"]}, "environment=['A=1'] is not a mapping"),
     ({"timezone": "Europe/Berlin\n"}, "is not the name of a time zone"),
     ({"timezone": 3j}, "timezone=3j is not the name"),
@@ -140,8 +140,8 @@ WRONG = [
     ({"versions": {**SEED["versions"], "qemu": "1"}}, "there is no option 'qemu'"),
     ({"sha256": "0" * 64}, "is not a mapping"),
     ({"sha256": {"qemu": "0" * 64}}, "sha256: there is no origin 'qemu'"),
-    ({"sha256": {"kernel": "0" * 63}}, "is no SHA-256"),
-    ({"sha256": {"kernel": "A" * 64}}, "is no SHA-256"),
+    ({"sha256": {"kernel": "0" * 63}}, "is not a SHA-256"),
+    ({"sha256": {"kernel": "A" * 64}}, "is not a SHA-256"),
 ]
 
 

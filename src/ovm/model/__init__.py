@@ -1,1 +1,1 @@
-"""The vocabulary: data, and the checks of it; no processes, no sockets."""
+"""Data types and their validation; no processes, no sockets."""

@@ -1,4 +1,4 @@
-"""The processors that guests run on, and what each of them is called by whom."""
+"""Processor architectures of guests, and their names in different tools."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 Arch = Literal["x86_64", "aarch64"]
-"""As QEMU and Linux's ``uname`` call it."""
+"""Name in QEMU and ``uname``."""
 DebianArch = Literal["amd64", "arm64"]
-"""As Debian and container images call it."""
+"""Name in Debian and container images."""
 KernelArch = Literal["x86_64", "arm64"]
-"""As the Linux source does."""
+"""Name in the Linux source."""
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """One processor by its names."""
+    """One architecture, by its names."""
 
     machine: Arch
     debian: DebianArch
@@ -23,7 +23,7 @@ class Architecture:
 
     @property
     def qemu(self) -> str:
-        """The program that runs guests on it."""
+        """Name of the QEMU program for it."""
         return f"qemu-system-{self.machine}"
 
 
@@ -31,11 +31,11 @@ ARCHITECTURES = (Architecture("x86_64", "amd64", "x86_64"), Architecture("aarch6
 
 
 def of(machine: Arch) -> Architecture:
-    """Return the architecture that ``uname`` calls ``machine``."""
+    """Return the architecture whose ``uname`` name is ``machine``."""
     return next(one for one in ARCHITECTURES if one.machine == machine)
 
 
 def find(name: str) -> Architecture | None:
-    """Return the architecture that anybody calls ``name``, in any case of its letters; ``None`` if there is none."""
+    """Return the architecture with any of its names equal to ``name``, ignoring case; ``None`` if there is none."""
     name = name.lower()
     return next((one for one in ARCHITECTURES if name in {one.machine, one.debian, one.kernel}), None)

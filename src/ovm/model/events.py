@@ -1,14 +1,14 @@
-"""What a machine tells while it lives: the seed's five events and one more, each listener with a queue of its own.
+"""Events of a machine: the seed's five and ``health``.
 
 ========== ============================================================
 name       when
 ========== ============================================================
-ready      the engine answers; after every start, and after a reboot
-close      the machine is down; exactly once for every start
+ready      podman answers; after every start, and after a reboot
+close      the machine is stopped; exactly once for every start
 vmPause    the virtual CPUs are paused
-vmResume   they run again and the guest's clock is right
-error      something went wrong; ``Event.error`` says what
-health     it is no longer well, or well again; ``Event.health`` says how
+vmResume   the virtual CPUs run again, after an attempt to set the clock
+error      something failed; ``Event.error`` is the exception
+health     the health problems changed; ``Event.health`` lists them
 ========== ============================================================
 """
 
@@ -27,38 +27,38 @@ from ovm.errors import OptionError, OVMError
 from ovm.model.info import Health
 
 if TYPE_CHECKING:
-    import asyncio  # a client that waits has no event loop, and need not import one
+    import asyncio  # the blocking client has no event loop and need not import asyncio
 
 log = logging.getLogger(__name__)
 
 EventName = Literal["ready", "close", "vmPause", "vmResume", "error", "health"]
 EVENT_NAMES: tuple[EventName, ...] = get_args(EventName)
 EventKind = Literal[EventName, "step"]
-"""What an event in a service's history can be."""
+"""Kinds of events in a service's history."""
 
 Listener = Callable[..., object] | Callable[..., Awaitable[object]]
-"""Called with nothing, for ``error`` with the exception, for ``health`` with it; may be a coroutine function."""
+"""Called with the exception for ``error``, with the ``Health`` for ``health``, else with nothing; may be async."""
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Something that happened to a machine."""
+    """One event of a machine."""
 
     id: int
-    """Counts from 1 over the life of the object, without gaps; a service counts its steps, too."""
+    """Number of the event, from 1 over the life of the object, without gaps; a service counts its steps too."""
     name: EventKind
     """``step`` only in a service's history."""
     error: OVMError | None = None
-    """What went wrong; only with ``error``."""
+    """The exception; only with ``error``."""
     health: Health | None = None
-    """How it is; only with ``health``."""
+    """The health; only with ``health``."""
     at: float = msgspec.field(default_factory=time.time)
-    """When, in seconds since the epoch on the host's clock."""
+    """Time, in seconds since the epoch on the host's clock."""
     step: str = ""
-    """What a start or a stop has just done; only with ``step``."""
+    """The completed step of a start or stop; only with ``step``."""
 
 
 class _Stream:
-    """One iterator over the events; forgotten when nobody holds it any more."""
+    """One iterator over the events; dropped when no reference to it is left."""
 
     def __init__(self) -> None:
         import asyncio
@@ -73,7 +73,7 @@ class _Stream:
 
 
 class Events:
-    """Hands each event to every listener and every open iterator, in the order they happened."""
+    """Delivers each event to every listener and every open iterator, in order."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -82,13 +82,13 @@ class Events:
         self._running: set[asyncio.Future[object]] = set()
 
     def on(self, name: EventName, listener: Listener) -> Callable[[], None]:
-        """Call ``listener`` at each event called ``name``; returns what removes it again.
+        """Call ``listener`` at each event called ``name``; return a function that removes it.
 
         Raises:
-            OptionError: there is no event of that name.
+            OptionError: the event name is unknown.
         """
         if name not in self._listeners:
-            raise OptionError(f"there is no event {name!r}", hint=f"the events are {', '.join(EVENT_NAMES)}")
+            raise OptionError(f"there is no event {name!r}", hint=f"use one of {', '.join(EVENT_NAMES)}")
         listeners, token = self._listeners[name], object()
         listeners[token] = listener
 
@@ -98,16 +98,16 @@ class Events:
         return remove
 
     def stream(self) -> AsyncIterator[Event]:
-        """Every event from this call on, each iterator with its own queue.
+        """Return an iterator over every event from this call on; each iterator has its own queue.
 
-        Listening begins with the call itself, not with the first ``anext``.
+        The iterator collects events from the call itself, not from the first ``anext``.
         """
         stream = _Stream()
         self._streams.add(stream)
         return stream
 
     def emit(self, name: EventName, error: OVMError | None = None, *, health: Health | None = None) -> None:
-        """Tell everybody. A listener that fails is logged and hurts nobody else."""
+        """Deliver an event. A listener that fails is logged and does not affect the others."""
         self._count += 1
         event = Event(self._count, name, error, health)
         for stream in self._streams:
@@ -119,7 +119,7 @@ class Events:
         try:
             result = listener(*(told for told in (event.error, event.health) if told is not None))
         except Exception:
-            log.exception("the listener for %s failed", event.name)
+            log.exception("an event listener for %s raised", event.name)
             return
         if inspect.isawaitable(result):
             import asyncio
@@ -131,4 +131,4 @@ class Events:
     def _finished(self, future: asyncio.Future[object]) -> None:
         self._running.discard(future)
         if not future.cancelled() and (error := future.exception()):
-            log.error("an asynchronous listener failed", exc_info=error)
+            log.error("an asynchronous event listener raised", exc_info=error)

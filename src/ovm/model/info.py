@@ -1,4 +1,4 @@
-"""What a running machine tells of itself."""
+"""Information about a running machine."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ import msgspec
 
 
 class Stage(msgspec.Struct, frozen=True):
-    """A step of a start, and when it was done."""
+    """A completed step of a start."""
 
     name: str
     ms: float
     """Milliseconds since ``start()`` was called."""
     uptime_ms: float | None = None
-    """Milliseconds since the guest's kernel began, by its own word; ``None`` of what the host has done."""
+    """Guest uptime in milliseconds, as the guest reports it; ``None`` for a step of the host."""
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether what a running machine is for can be had of it."""
+    """Health of a running machine."""
 
     problems: tuple[str, ...] = ()
-    """What is wrong, in words; empty if nothing is."""
+    """The health problems, as text; empty if there are none."""
     checked_at: float | None = None
-    """When somebody last looked, in seconds since the epoch on the host's clock; ``None`` if nobody has yet."""
+    """Time of the last health check, in seconds since the epoch on the host's clock; ``None`` before the first."""
     data_size_bytes: int | None = None
-    """What the data disk's file system holds in all; ``None`` where it is not known."""
+    """Total size of the data disk's file system; ``None`` if unknown."""
     data_free_bytes: int | None = None
-    """What of it is free."""
+    """Free space in the data disk's file system; ``None`` if unknown."""
     host_free_bytes: int | None = None
-    """What the host's file system with the data disk has left for it to grow into."""
+    """Free space in the host's file system that holds the data disk; ``None`` if unknown."""
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no health problems."""
         return not self.problems
 
 
 class Info(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the machine is reached, and how it runs."""
+    """The machine's addresses, and how it runs."""
 
     docker_host: str = ""
     """The value of ``DOCKER_HOST`` (and ``CONTAINER_HOST``) for this machine: the URL of ``podman_socket``."""
     podman_socket: Path
-    """podman's API, mode 0600; Docker clients speak to it too."""
+    """podman's API socket, mode 0600; Docker clients can use it too."""
     podman_port: int | None
     """podman's API on 127.0.0.1, or ``None`` if ``podman_tcp`` is off."""
     ssh_port: int
@@ -54,7 +54,7 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
     """``qemu`` or ``vfkit``."""
     accelerator: str
     accelerator_reason: str
-    """Why this accelerator and no other."""
+    """Why this accelerator was chosen."""
     cpus: int
     memory_mib: int
     data_disk: Path
@@ -64,8 +64,8 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
     not_resumed: str = ""
     """Why the last start did not resume a saved state; empty if it did, or if there was none."""
     health: Health
-    """What the last look at it found; there is one each minute, and after the host's sleep."""
+    """Result of the last health check; one runs each minute, and after the host's sleep."""
 
     def __post_init__(self) -> None:
-        """Derive ``docker_host``, which is a field so that it goes over the wire."""
+        """Set ``docker_host``, which is a field so that it is serialized."""
         msgspec.structs.force_setattr(self, "docker_host", f"unix://{self.podman_socket}")

@@ -1,6 +1,6 @@
-"""What a machine is to be: typed, frozen options, checked before anything is touched.
+"""Options of a machine: typed, frozen, checked before anything is changed.
 
-Everything here can also be given as a mapping with the seed's camelCase keys.
+Each can also be given as a mapping with the seed's camelCase keys.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OriginPath:
-    """The files a machine is made from. They are copied to ``target_dir`` and never changed."""
+    """The origin files of a machine. They are copied to ``target_dir`` and never changed."""
 
     gvproxy: Path | None = None
-    """The one that is installed, if not given."""
+    """Default: the installed one."""
     kernel: Path
-    """bzImage on x86_64; on arm64 an Image, which is unpacked if it is compressed with gzip or zstd."""
+    """A bzImage on x86_64; an Image on arm64, unpacked if it is compressed with gzip or zstd."""
     initrd: Path
     rootfs: Path
     """``rootfs.btrfs``, or ``rootfs.btrfs.zip``, which is unpacked."""
     vfkit: Path | None = None
-    """For ``create_darwin_ovm`` alone; the one that is installed, if not given."""
+    """Only for ``create_darwin_ovm``. Default: the installed one."""
 
     def named(self) -> dict[str, Path]:
-        """The files that are given, by their name in ``versions``."""
+        """Return the given files by their names in ``versions``."""
         return {f.name: p for f in dataclasses.fields(self) if (p := getattr(self, f.name)) is not None}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Versions:
-    """A version of each file; any string. A file is copied again when its string differs from the recorded one."""
+    """A version string for each file. A file is copied again when its string differs from the recorded one."""
 
     gvproxy: str | None = None
     kernel: str
@@ -56,17 +56,17 @@ class Versions:
     vfkit: str | None = None
 
     def named(self) -> dict[str, str]:
-        """The versions that are given, by name."""
+        """Return the given versions by name."""
         return {f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A host folder shown in the guest (virtiofs)."""
+    """A host folder shared with the guest (virtiofs)."""
 
     host_path: Path
     guest_path: str = ""
-    """Absolute; the host's own path if empty, so that ``-v`` works with the paths one knows."""
+    """Absolute path; if empty, the host's path, so that ``-v`` works with host paths."""
     read_only: bool = False
 
     def __post_init__(self) -> None:
@@ -75,12 +75,12 @@ class Mount:
         except TypeError as error:
             raise OptionError(f"mounts: host_path={self.host_path!r} is not a path") from error
         if not host.is_absolute():
-            raise OptionError(f"mounts: the host path {host} is not absolute", hint="give the whole path")
+            raise OptionError(f"mounts: the host path {host} is not absolute", hint="give an absolute path")
         given = str(self.guest_path or host)
         if "\0" in given or "\0" in os.fspath(host):
             raise OptionError("mounts: a path cannot contain a NUL")
         parts = [part for part in given.split("/") if part not in {"", "."}]
-        guest = "/" + "/".join(parts)  # one spelling, so that what is reserved or mounted twice is recognised
+        guest = "/" + "/".join(parts)  # canonical, to detect reserved and duplicate mount points
         if not given.startswith("/") or ".." in parts or guest in _RESERVED_MOUNTS:
             raise OptionError(
                 f"mounts: {given!r} cannot be a mount point in the guest",
@@ -99,7 +99,7 @@ _RESERVED_MOUNTS = frozenset(
 
 
 DARWIN_SHARED = ("/Users", "/var/folders", "/private")
-"""What the seed shares on macOS: people's files, and where temporary ones are."""
+"""Folders that the seed shares on macOS: user files and temporary files."""
 
 
 def _system_mounts() -> tuple[Mount, ...]:
@@ -108,7 +108,7 @@ def _system_mounts() -> tuple[Mount, ...]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """Everything about a machine. Only the first six have no default."""
+    """All options of a machine. Only the first six have no default."""
 
     origin_path: OriginPath
     target_dir: Path
@@ -117,49 +117,48 @@ class Options:
     ssh_key_dir: Path
     versions: Versions
     cpus: int = field(default_factory=lambda: max(1, (os.cpu_count() or 2) // 2))
-    """Virtual CPUs; half the host's by default."""
+    """Virtual CPUs. Default: half the host's."""
     memory_mib: int = defaults.MEMORY_MIB
     data_disk_mib: int = defaults.DATA_DISK_MIB
-    """Size of the sparse data disk; only ever grows."""
+    """Size of the sparse data disk; it can only grow."""
     mounts: tuple[Mount, ...] = field(default_factory=_system_mounts)
-    """Host folders shown in the guest: /Users, /var/folders and /private on macOS, none on Linux."""
+    """Host folders shared with the guest. Default: /Users, /var/folders and /private on macOS, none on Linux."""
     podman_tcp: bool = True
-    """Whether podman's API is also on a TCP port of the host's loopback, open to any local program."""
+    """Whether podman's API is also on a loopback TCP port of the host, open to any local program."""
     publish_address: str = "127.0.0.1"
-    """Where a container's published port is bound when ``-p`` names no address."""
+    """Host address for a container's published port when ``-p`` names none."""
     hostname: str = "ovm"
     timezone: str | None = None
-    """An IANA zone; the host's if not given."""
+    """An IANA zone. Default: the host's."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables for the engine and for logins in the guest, proxies above all."""
+    """Environment variables for the engine and for logins in the guest, such as proxies."""
     ca_certificates: tuple[Path, ...] = ()
-    """PEM files the guest is to trust besides the usual ones."""
+    """PEM files of CA certificates that the guest trusts in addition to its own."""
     dns: tuple[str, ...] = ()
-    """IPv4 addresses of the name servers the guest and its containers ask; the host's own, through gvproxy, if none."""
+    """IPv4 addresses of name servers for the guest and its containers. Default: the host's, through gvproxy."""
     accelerator: Accelerator = "auto"
-    """``auto`` probes what works on this host and remembers the answer until it reboots."""
+    """``auto`` probes the host and caches the result until the host reboots."""
     qemu: Path | None = None
     """The ``qemu-system-…`` to use instead of the one on ``PATH``."""
     virtiofsd: Path | None = None
-    """The ``virtiofsd`` to use instead of the one that is found."""
+    """The ``virtiofsd`` to use instead of the installed one."""
     kernel_cmdline: str = ""
-    """Added behind our own kernel command line."""
+    """Appended to ovm's kernel command line."""
     ssh_agent: bool = False
-    """Whether the user's ssh agent (``SSH_AUTH_SOCK``) is lent to root in the guest, at ``/run/ovm/ssh-agent.sock``."""
+    """Whether root in the guest can use the user's ssh agent (``SSH_AUTH_SOCK``), at ``/run/ovm/ssh-agent.sock``."""
     foreign_arch: bool = False
     """Whether containers of the other architecture (arm64 on x86_64, x86_64 on arm64) run, emulated by QEMU."""
     rosetta: bool = False
-    """Whether x86_64 programs run translated by Apple's Rosetta; Macs with Apple's chips only."""
+    """Whether x86_64 programs run under Apple's Rosetta; only on Macs with Apple silicon."""
     pause_on_sleep: bool = True
-    """Whether the machine is paused before the host sleeps, and resumed and clock-synced when it has woken."""
+    """Whether the machine is paused before the host sleeps, and resumed with its clock set after the host wakes."""
     sha256: Mapping[str, str] = field(default_factory=dict)
-    """The SHA-256 of origins, in hexadecimal, by their names in ``versions``, where it is known. A plain copy of such
-    a file is not read for a digest of its own: it is verified by this one."""
+    """Known SHA-256 digests of origin files, in hexadecimal, by their names in ``versions``. For a plain copy of such a
+    file, this digest is recorded and later verified, and none is computed."""
     network_loss: NetworkLoss = "restart"
-    """What is done when gvproxy has died and the running guest cannot be given another, as under vfkit: ``restart`` the
-    machine, or ``stop`` it."""
+    """What to do when gvproxy has died and cannot be replaced, as under vfkit: ``restart`` or ``stop`` the machine."""
     guest: GuestProfile = "ovm"
-    """``ovm``: our image. ``ovm-core``: one of the seed's time, macOS only. ``bare``: only says when it is ready."""
+    """``ovm``: ovm's image. ``ovm-core``: the seed's image, macOS only. ``bare``: a guest that only reports ready."""
 
     def __post_init__(self) -> None:
         check_kind("origin_path", self.origin_path, OriginPath, "an OriginPath")
@@ -169,15 +168,16 @@ class Options:
         given, wanted = set(self.versions.named()), set(self.origin_path.named())
         if missing := wanted - given:
             raise OptionError(
-                f"versions lacks {', '.join(sorted(missing))}", hint="each file of origin_path needs a version string"
+                f"versions lacks {', '.join(sorted(missing))}",
+                hint="give each file of origin_path a version string",
             )
 
     @classmethod
     def of(cls, given: Options | Mapping[str, Any] | None = None, /, **options: Any) -> Options:
-        """Options from an object, a mapping (snake_case or the seed's camelCase), keywords, or a mix of them.
+        """Create options from an object, a mapping (snake_case or the seed's camelCase), keywords, or a mix of them.
 
         Raises:
-            OptionError: a key is unknown or missing, or a value out of range.
+            OptionError: a key is unknown or missing, or a value is invalid.
         """
         if isinstance(given, Options):
             known = _known(cls, options)
@@ -190,7 +190,7 @@ def _snake(key: str) -> str:
 
 
 def _known(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """``given`` with snake_case keys, all of them fields of ``cls``."""
+    """Return ``given`` with snake_case keys, all of them fields of ``cls``."""
     if not isinstance(given, Mapping):
         raise OptionError(f"{cls.__name__} cannot be made from {type(given).__name__}")
     names = [f.name for f in dataclasses.fields(cls)]
@@ -202,7 +202,7 @@ def _known(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
 
             close = difflib.get_close_matches(name, names, 1)
             raise OptionError(
-                f"there is no option {key!r}", hint=f"did you mean {close[0]}?" if close else f"one of {names}"
+                f"there is no option {key!r}", hint=f"did you mean {close[0]}?" if close else f"use one of {names}"
             )
         found[name] = value
     return found
@@ -226,7 +226,7 @@ _PATHS = frozenset(
 
 
 def _converted(cls: type[Any], name: str, value: Any) -> Any:
-    """Mappings become the dataclass that belongs there, strings become paths where a path belongs."""
+    """Convert mappings to their dataclass, and strings to paths where the field is a path."""
     match name, value:
         case "origin_path", Mapping():
             return _build(OriginPath, _known(OriginPath, value))

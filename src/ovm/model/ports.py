@@ -1,4 +1,4 @@
-"""A port of the host that leads to a port of the guest."""
+"""Forwards: host ports forwarded to guest ports."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ Purpose = Literal["export", "container"]
 
 
 class Forward(msgspec.Struct, frozen=True, kw_only=True):
-    """A host port that leads to a port of the guest."""
+    """A host port forwarded to a guest port."""
 
     protocol: Protocol
     host_address: str
     host_port: int
     guest_port: int
     purpose: Purpose = "export"
-    """``export``: asked for through the API; ``container``: published by a container."""
+    """``export``: requested through the API; ``container``: published by a container."""
 
     @property
     def key(self) -> tuple[str, str]:
-        """What makes it the same forward for gvproxy."""
+        """Identity of the forward in gvproxy."""
         return self.protocol, self.local
 
     @property
     def local(self) -> str:
-        """Gvproxy's name for the host's end."""
+        """Gvproxy's notation for the host side."""
         return join(self.host_address, self.host_port)
 
 
 def join(address: str, port: int) -> str:
-    """``address:port``, with brackets where IPv6 needs them."""
+    """Return ``address:port``, with brackets around an IPv6 address."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

@@ -1,4 +1,4 @@
-"""What an operation on a running machine returns."""
+"""Results of operations on a running machine."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import msgspec
 
 
 class ClockSync(msgspec.Struct, frozen=True):
-    """What a synchronisation of the clock found and left, in seconds."""
+    """Result of a clock synchronisation, in seconds."""
 
     offset_before_s: float
-    """Guest minus host, before; positive if the guest was ahead."""
+    """Guest minus host before the synchronisation; positive if the guest was ahead."""
     offset_after_s: float
     round_trip_s: float
     """The best round trip; the error is below half of it."""
 
 
 class ExecResult(msgspec.Struct, frozen=True):
-    """How a command in the guest ended."""
+    """Result of a command in the guest."""
 
     exit_status: int
-    """128 + the signal's number if a signal ended it, as a shell would say."""
+    """128 + the signal's number if a signal ended the command, as in a shell."""
     stdout: bytes
     stderr: bytes
 
@@ -30,14 +30,14 @@ class ExecResult(msgspec.Struct, frozen=True):
 
 
 class Pruned(msgspec.Struct, frozen=True, kw_only=True):
-    """What a prune has removed."""
+    """Result of a prune."""
 
     removed: dict[str, int]
-    """How many of each: ``pods``, ``containers``, ``images``, ``networks``, ``volumes``."""
+    """Number of removed ``pods``, ``containers``, ``images``, ``networks`` and ``volumes``."""
     freed_bytes: dict[str, int]
-    """What podman says they took up: ``containers``, ``images``, ``volumes``."""
+    """Size of the removed ``containers``, ``images`` and ``volumes``, as podman reports it."""
     trimmed_bytes: int | None
-    """Free room in the guest's file system that the host was told of, room that was never used included; ``None``
-    where the guest could not tell it."""
+    """Free space that the guest's file system reported to the host, including space never used; ``None`` if the guest
+    could not trim."""
     failures: tuple[str, ...] = ()
-    """What podman could not remove, and why."""
+    """Items podman could not remove, each with the reason."""

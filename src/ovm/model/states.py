@@ -1,6 +1,6 @@
-"""The ten states of a virtual machine, and which may follow which.
+"""The ten states of a virtual machine, and the allowed transitions.
 
-The strings are those of Apple's framework as the seed reports them, on every hypervisor.
+The strings are those of Apple's framework, as the seed reports them. They are the same on every hypervisor.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ TRANSITIONS: dict[VMState, frozenset[VMState]] = {
     _S.RESTORING: frozenset({_S.RUNNING, _S.STARTING, _S.STOPPING, _S.STOPPED, _S.ERROR}),
     _S.ERROR: frozenset({_S.RESUMING, _S.STOPPING, _S.STOPPED, _S.STARTING}),
 }
-"""From each state, those that may follow. Running → Starting is a guest that reboots itself, Error → Resuming one whose
-disk had no room left on the host."""
+"""The allowed next states of each state. Running → Starting is a guest that reboots itself; Error → Resuming is a
+guest whose disk had no room left on the host."""
 
 
 def may_follow(old: VMState, new: VMState) -> bool:
-    """Whether a machine in ``old`` may go to ``new``; staying is always allowed."""
+    """Return whether a machine may change from ``old`` to ``new``; staying is always allowed."""
     return new is old or new in TRANSITIONS[old]
 
 
 class StateInfo(msgspec.Struct, frozen=True):
-    """The state of the machine, and what can be asked of it now."""
+    """The state of the machine, and the operations it allows."""
 
     state: VMState
     can_pause: bool
@@ -62,7 +62,7 @@ _ALIVE = frozenset(VMState) - {_S.STOPPED}
 
 
 def state_info(state: VMState) -> StateInfo:
-    """What can be asked of a machine in ``state``."""
+    """Return ``state`` with the operations it allows."""
     return StateInfo(
         state=state,
         can_pause=state is _S.RUNNING,

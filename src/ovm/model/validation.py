@@ -1,4 +1,4 @@
-"""What each option may be: checked before anything is touched, alike for a program's options and for settings."""
+"""Validation of options and settings, before anything is changed."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ Accelerator = Literal["auto", "kvm", "hvf", "tcg"]
 GuestProfile = Literal["ovm", "ovm-core", "bare"]
 NetworkLoss = Literal["restart", "stop"]
 Check = Callable[[str, Any], object]
-"""Given the name of an option and its value: raises OptionError if it cannot be that."""
+"""Called with an option's name and value; raises OptionError if the value is invalid."""
 
 MEMORY_MIN_MIB = 256
 DATA_DISK_MIN_MIB = 256
 PORT_MAX = 65535
 SECONDS_MAX = 366 * 24 * 60 * 60
-"""A year: what takes longer is a mistake, and overflows clocks elsewhere."""
+"""A year: a longer time is a mistake, and overflows clocks elsewhere."""
 DNS_MOST = 3
-"""How many name servers of a resolv.conf a C library looks at."""
+"""Number of name servers in resolv.conf that a C library uses."""
 
 ORIGINS = ("gvproxy", "kernel", "initrd", "rootfs", "vfkit")
-"""The files a machine may be made from, by their names in ``versions``."""
+"""Names of the origin files in ``versions``."""
 
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _ZONE = re.compile(r"[A-Za-z0-9_+/-]+")
@@ -32,49 +32,49 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def check_kind(name: str, value: Any, kind: type[Any], words: str) -> None:
-    """Refuse what is no ``kind`` at all; ``words`` say what would be.
+    """Refuse a value that is not a ``kind``; ``words`` names the expected type in the message.
 
     Raises:
-        OptionError: it is not.
+        OptionError: the value is not a ``kind``.
     """
     if not isinstance(value, kind):
         raise OptionError(f"{name}={value!r} is not {words}")
 
 
 def check_address(name: str, address: str) -> str:
-    """``address`` as everybody writes it, if it is an IP address to bind: one address has one spelling.
+    """Return an IP address in its canonical form.
 
-    An IPv4 address that is mapped into IPv6 is that IPv4 address.
+    An IPv4-mapped IPv6 address becomes the IPv4 address.
 
     Raises:
-        OptionError: it is not an address.
+        OptionError: ``address`` is not an IP address.
     """
     import ipaddress
 
     try:
-        found = ipaddress.ip_address(str(address))  # it would take a number too
+        found = ipaddress.ip_address(str(address))  # str: ip_address also accepts numbers
     except ValueError as error:
-        raise OptionError(f"{name}={address!r} is not an IP address", hint="127.0.0.1 is this host alone") from error
+        raise OptionError(f"{name}={address!r} is not an IP address", hint="use 127.0.0.1 for this host") from error
     return str(getattr(found, "ipv4_mapped", None) or found)
 
 
 def check_port(name: str, port: int, *, lowest: int = 1) -> int:
-    """``port`` if it is one.
+    """Return ``port`` if it is valid.
 
     Raises:
-        OptionError: it is not a whole number from ``lowest`` to 65535.
+        OptionError: ``port`` is not a whole number from ``lowest`` to 65535.
     """
     _whole(lowest, PORT_MAX)(name, port)
     return port
 
 
 def check_seconds(name: str, seconds: float) -> float:
-    """``seconds`` if it can be waited that long.
+    """Return ``seconds`` if it is a valid time to wait.
 
     Raises:
-        OptionError: it is no number from 0 to ``SECONDS_MAX``.
+        OptionError: ``seconds`` is not a number from 0 to ``SECONDS_MAX``.
     """
-    if type(seconds) not in {int, float} or not 0 <= seconds <= SECONDS_MAX:  # nor is NaN
+    if type(seconds) not in {int, float} or not 0 <= seconds <= SECONDS_MAX:  # refuses NaN too
         raise OptionError(f"{name}={seconds!r} is not a number of seconds from 0 to {SECONDS_MAX}")
     return seconds
 
@@ -90,7 +90,7 @@ def _whole(lowest: int, highest: int) -> Check:
 def _one_of(*allowed: str) -> Check:
     def check(name: str, value: Any) -> None:
         if value not in allowed:
-            raise OptionError(f"{name}={value!r} is unknown", hint=f"one of {', '.join(allowed)}")
+            raise OptionError(f"{name}={value!r} is unknown", hint=f"use one of {', '.join(allowed)}")
 
     return check
 
@@ -106,12 +106,12 @@ def _list(name: str, value: Any) -> None:
 def _hostname(name: str, value: Any) -> None:
     check_kind(name, value, str, "text")
     if not _HOSTNAME.fullmatch(value):
-        raise OptionError(f"{name}={value!r} is not a host name", hint="letters, digits and '-', 63 at most")
+        raise OptionError(f"{name}={value!r} is not a host name", hint="use letters, digits and '-', at most 63")
 
 
 def _timezone(name: str, value: Any) -> None:
     if value is not None and not (isinstance(value, str) and _ZONE.fullmatch(value)):
-        raise OptionError(f"{name}={value!r} is not the name of a time zone", hint="Europe/Berlin for one")
+        raise OptionError(f"{name}={value!r} is not the name of a time zone", hint="use a name such as Europe/Berlin")
 
 
 def _kernel_cmdline(name: str, value: Any) -> None:
@@ -124,7 +124,7 @@ def _environment(name: str, value: Any) -> None:
     check_kind(name, value, Mapping, "a mapping")
     for key, text in value.items():
         if not _VARIABLE.fullmatch(str(key)) or {"\n", "\0"} & set(str(text)):
-            raise OptionError(f"{name}: {key!r} is not a variable of one line")
+            raise OptionError(f"{name}: {key!r} is not a variable name with a one-line value")
 
 
 def _mounts(name: str, value: Any) -> None:
@@ -133,23 +133,25 @@ def _mounts(name: str, value: Any) -> None:
 
     counts = Counter(mount.guest_path for mount in value)
     if twice := {point for point, count in counts.items() if count > 1}:
-        raise OptionError(f"{name}: {min(twice)} is mounted twice", hint="each guest path can be used once")
+        raise OptionError(f"{name}: {min(twice)} is mounted twice", hint="use each guest path once")
 
 
 def _dns(name: str, value: Any) -> None:
-    """Refuse what the guest could not ask."""
+    """Refuse name servers that the guest cannot query."""
     import ipaddress
 
     _list(name, value)
     if len(value) > DNS_MOST:
-        raise OptionError(f"{name}: {len(value)} name servers are more than the {DNS_MOST} that programs look at")
+        raise OptionError(f"{name}: {len(value)} name servers are more than the {DNS_MOST} that programs use")
     for server in value:
         try:
             address = ipaddress.IPv4Address(str(server))
         except ValueError as error:
-            raise OptionError(f"{name}: {server!r} is not an IPv4 address", hint="the guest has no IPv6") from error
+            raise OptionError(
+                f"{name}: {server!r} is not an IPv4 address", hint="use IPv4: the guest has no IPv6"
+            ) from error
         if address.is_loopback or address.is_unspecified:
-            raise OptionError(f"{name}: {server} is the guest itself", hint="there the host is 192.168.127.254")
+            raise OptionError(f"{name}: {server} is the guest itself", hint="use 192.168.127.254 for the host")
 
 
 def _digests(name: str, value: Any) -> None:
@@ -157,9 +159,9 @@ def _digests(name: str, value: Any) -> None:
         raise OptionError(f"{name}={value!r} is not a mapping")
     for origin, digest in value.items():
         if origin not in ORIGINS:
-            raise OptionError(f"{name}: there is no origin {origin!r}", hint=f"one of {', '.join(ORIGINS)}")
+            raise OptionError(f"{name}: there is no origin {origin!r}", hint=f"use one of {', '.join(ORIGINS)}")
         if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
-            raise OptionError(f"{name}: {digest!r} is no SHA-256", hint="64 hexadecimal digits, in lower case")
+            raise OptionError(f"{name}: {digest!r} is not a SHA-256", hint="use 64 hexadecimal digits, in lower case")
 
 
 CHECKS: Mapping[str, Check] = {
@@ -184,4 +186,4 @@ CHECKS: Mapping[str, Check] = {
     "network_loss": _one_of(*get_args(NetworkLoss)),
     "guest": _one_of(*get_args(GuestProfile)),
 }
-"""By the name of the option."""
+"""The check of each option, by its name."""
