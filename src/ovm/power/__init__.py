@@ -1,6 +1,6 @@
-"""Sleep and wake of the host: a guest that nobody pauses wakes with a wrong clock, and on macOS may hang.
+"""Sleep and wake of the host: a guest that is not paused wakes with a wrong clock, and on macOS may hang.
 
-Who tells of them: IOKit on macOS, logind on Linux, and on both a jump of the clock for what they leave out.
+Sources: IOKit on macOS, logind on Linux, and on both a jump of the clock for sleeps they do not report.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from ovm.power.filter import Edges
 log = logging.getLogger(__name__)
 
 END_S = 5.0
-"""How long the end of a watch waits for what it has cancelled."""
+"""Time to wait for the cancelled sources at the end of a watch."""
 
 
 @contextlib.asynccontextmanager
 async def watch(on_sleep: Callable[[], Awaitable[None]], on_wake: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """While inside, call ``on_sleep`` before the host sleeps and ``on_wake`` after it woke, in this event loop.
+    """While inside, call ``on_sleep`` before the host sleeps and ``on_wake`` after it wakes, in this event loop.
 
-    Entering waits for nothing, raises nothing, and needs neither IOKit nor D-Bus nor logind: where they are missing,
-    only jumps of the clock are left, and with them ``on_wake``. Which edges are passed on is told in ``edges.py``.
+    Entering does not wait or raise. Without IOKit, D-Bus or logind, only jumps of the clock are detected, and only
+    ``on_wake`` is called. ``filter.py`` documents which edges are reported.
 
     Args:
-        on_sleep: The host sleeps when it returns or fails, at the latest after ``macos.SLEEP_LIMIT_S`` or
-            ``linux.SLEEP_LIMIT_S`` seconds, and then cancels it.
-        on_wake: May take its time. Also called for a wake that no sleep was told before, and for a step of the
-            host's clock. Cancelled by the next sleep, which calls ``on_sleep`` as soon as it has ended.
+        on_sleep: The host sleeps when it returns or fails. After ``macos.SLEEP_LIMIT_S`` or ``linux.SLEEP_LIMIT_S``
+            seconds it is cancelled and the host sleeps.
+        on_wake: Has no time limit. Also called for a wake without a reported sleep, and for a step of the host's
+            clock. The next sleep cancels it, and calls ``on_sleep`` as soon as it has ended.
     """
     clocks = Clocks()
     edges = Edges(on_sleep, on_wake, clocks)
@@ -62,8 +62,8 @@ def _system(edges: Edges) -> Awaitable[None]:
 
 
 async def _keep(source: Callable[[], Awaitable[None]]) -> None:
-    """A source that fails takes nothing with it."""
+    """Run a source; log its failure, so that it does not affect the others."""
     try:
         await source()
     except Exception:
-        log.exception("the host's sleep and wake are not watched any more in this way")
+        log.exception("a source of the host's sleep and wake failed and is no longer watched")

@@ -1,12 +1,12 @@
-"""Which of the edges that are told are passed on, and how.
+"""The filter of edges (sleeps and wakes): which of them reach the callbacks, and how.
 
-- A sleep after a sleep is not passed on again, nor is a wake that two sources tell.
-- A wake without a sleep is passed on: it was a dark wake, or its sleep came unannounced, and the clock is to be set.
-- A jump of the clock is a wake. But during a sleep that was told, it is a dark wake at first: that is not told, the
-  host goes back to sleep without a word, and a guest that was resumed would run into it. Only a host that then stays
-  awake for DARK_WAKE_S seconds is taken for awake.
-- One callback runs at a time: an edge cancels what the last one still does, so no slow wake keeps a sleep waiting.
-- A callback that fails is logged. Nothing keeps the host from sleeping.
+- A second sleep in a row is dropped, and so is a second report of the same wake.
+- A wake without a sleep is reported: it was a dark wake, or its sleep was not reported, and the clock must be set.
+- A jump of the clock counts as a wake. During a reported sleep it may be a dark wake: no source reports those, nor the
+  sleep that follows, and a resumed guest would run during that sleep. So the host counts as awake only after it has
+  stayed awake for DARK_WAKE_S seconds.
+- One callback runs at a time: an edge cancels the last callback, so that a slow wake does not delay a sleep.
+- A callback that fails is logged. No failure keeps the host from sleeping.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ log = logging.getLogger(__name__)
 DARK_WAKE_S = 60.0
 """Of the time the host is awake: timers stop while it sleeps."""
 SAME_WAKE_S = 10.0
-"""HasPoweredOn comes seconds after the wake, when the tick may have seen it already."""
+"""Wakes within this time are one wake: HasPoweredOn comes seconds after it, and the tick may be first."""
 CANCEL_S = 1.0
-"""How long a cancelled callback may take to end before the next one is called all the same."""
+"""Time to wait for a cancelled callback before the next one is called anyway."""
 
 
 class Edges:
-    """What happened to the host, passed on to two callbacks. Belongs to the event loop it is used in."""
+    """Filters the host's sleeps and wakes, and calls two callbacks in the current event loop."""
 
     def __init__(
         self, on_sleep: Callable[[], Awaitable[None]], on_wake: Callable[[], Awaitable[None]], clocks: Clocks
@@ -42,7 +42,7 @@ class Edges:
         self._closed = False
 
     async def sleep(self, limit_s: float) -> None:
-        """The host is about to sleep; returns when it may, after ``limit_s`` seconds at the latest."""
+        """Report that the host is about to sleep; return when it may, after at most ``limit_s`` seconds."""
         if self._closed:
             return
         if not self._asleep:
@@ -54,23 +54,23 @@ class Edges:
         try:
             done, _ = await asyncio.wait({task}, timeout=limit_s)
             if not done:
-                log.warning("not ready for the host's sleep within %.1f s, so it sleeps all the same", limit_s)
+                log.warning("not ready for the host's sleep within %.1f s; the host sleeps anyway", limit_s)
         finally:
             task.cancel()
 
     def wake(self) -> None:
-        """The host woke, as the system tells."""
-        jumped = self._clocks.jumped()  # which is this wake's, and not to be found by the next tick
+        """Report a wake that the system has reported."""
+        jumped = self._clocks.jumped()  # consume the jump of this wake, so that the next tick does not report it again
         if self._asleep or jumped or _now() - self._woke_at > SAME_WAKE_S:
             self._wake()
 
     def stayed_awake(self) -> None:
-        """The host will not sleep after all, or nobody is left to tell of its wake."""
+        """Report that the host does not sleep after all, or that the source of its wake is lost."""
         if self._asleep:
             self.wake()
 
     def jumped(self) -> None:
-        """The clock jumped, and nobody has told why."""
+        """Report a jump of the clock without a known cause."""
         if not self._asleep:
             self._wake()
         elif not self._closed:
@@ -78,7 +78,7 @@ class Edges:
             self._dark_wake = asyncio.get_running_loop().call_later(DARK_WAKE_S, self._wake)
 
     async def close(self) -> None:
-        """Pass nothing on any more; ends the callback that runs."""
+        """Stop reporting, and end the running callback."""
         self._closed = True
         self._forget_dark_wake()
         if self._running is not None:
@@ -106,7 +106,7 @@ async def _after(last: asyncio.Task[None] | None, edge: str, callback: Callable[
     try:
         await callback()
     except Exception:
-        log.exception("what was to be done at the host's %s failed", edge)
+        log.exception("the callback for the host's %s failed", edge)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -1,6 +1,6 @@
-"""Sleep and wake as systemd-logind tells them, which waits for those who hold a delay inhibitor.
+"""Sleep and wake as reported by systemd-logind, which delays a sleep while a delay inhibitor is held.
 
-The inhibitor is an open file: closing it lets the sleep go on. logind itself waits for InhibitDelayMaxSec at most.
+The inhibitor is an open file: closing it lets the host sleep. logind waits for at most InhibitDelayMaxSec.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SLEEP_LIMIT_S = 4.0
-"""How long a sleep waits for us at most."""
+"""Longest delay of a sleep."""
 SHARE = 0.8
-"""Of what logind grants, the share we take: what is left is for closing the inhibitor on a busy host."""
+"""Share of logind's delay to use; the rest is for closing the inhibitor on a busy host."""
 DEFAULT_DELAY_S = 5.0
-"""logind's own InhibitDelayMaxSec where nobody has changed it."""
+"""logind's default InhibitDelayMaxSec."""
 CALL_S = 5.0
 RECONNECT_S = 30.0
 
@@ -36,11 +36,11 @@ SIGNAL = "PrepareForSleep"
 
 
 async def watch(edges: Edges, *, bus_address: str | None = None) -> None:
-    """Pass on what logind tells, for ever; returns where there is no logind to listen to.
+    """Report logind's sleeps and wakes; return only if there is no logind.
 
     Args:
-        edges: Hears of every sleep and wake.
-        bus_address: A D-Bus address; by default ``DBUS_SYSTEM_BUS_ADDRESS``, or else where the system bus usually is.
+        edges: Gets every sleep and wake.
+        bus_address: A D-Bus address. Default: ``DBUS_SYSTEM_BUS_ADDRESS``, or the usual system bus.
     """
     heard = False
     while True:
@@ -49,12 +49,12 @@ async def watch(edges: Edges, *, bus_address: str | None = None) -> None:
                 await logind.prepare()
                 heard = True
                 await logind.follow(edges)
-        except Exception as error:  # noqa: BLE001  a bus fails in many ways, and all mean the same
-            log.debug("logind cannot be listened to: %r", error)
+        except Exception as error:  # noqa: BLE001  a bus fails in many ways, all with the same meaning
+            log.debug("cannot get signals of logind: %r", error)
         if not heard:
-            log.info("no logind here: the host's sleep is seen only by its clock")
+            log.info("no logind; the host's sleep is detected only by its clock")
             return
-        edges.stayed_awake()  # nobody would tell of the wake
+        edges.stayed_awake()  # a wake during the lost connection would not be reported
         await asyncio.sleep(RECONNECT_S)
 
 
@@ -75,55 +75,55 @@ async def _connect(bus_address: str | None) -> AsyncIterator[_Logind]:
         try:
             if bus.connected:
                 bus.disconnect()
-            await asyncio.wait({gone}, timeout=CALL_S)  # what is still on its way to us may bring an inhibitor
+            await asyncio.wait({gone}, timeout=CALL_S)  # a reply that still arrives may bring an inhibitor
         finally:
             logind.over = True
             logind.release()
             if not gone.cancel() and not gone.cancelled():
-                gone.exception()  # it is no news that the connection is lost
+                gone.exception()  # mark as retrieved: the lost connection is known
 
 
 class _Logind:
-    """A connection to the bus on which logind is, or is not."""
+    """A connection to the system bus, where logind may be missing."""
 
     def __init__(self, bus: MessageBus) -> None:
         self._bus = bus
         self._inhibitors: list[int] = []
         self.over = False
         self.signals: asyncio.Queue[Message | None] = asyncio.Queue()
-        """Those called SIGNAL; ``None`` when the connection is lost."""
+        """The signals named SIGNAL; ``None`` when the connection is lost."""
         bus.add_message_handler(self._arrived)
 
     def _arrived(self, message: Message) -> None:
-        """Files are taken here, for one in the answer to a cancelled call would stay open for ever."""
+        """Take inhibitors and signals; a file in the reply to a cancelled call would otherwise stay open forever."""
         from dbus_fast import MessageType
 
         for fd in message.unix_fds:
             if message.message_type is MessageType.METHOD_RETURN and not self.over:
-                os.set_inheritable(fd, False)  # a child that kept it would hold up every sleep
+                os.set_inheritable(fd, False)  # a child that inherited it would delay every sleep
                 self._inhibitors.append(fd)
-            else:  # anybody may send us anything
+            else:  # any process on the bus may send files
                 os.close(fd)
         if message.message_type is MessageType.SIGNAL and (message.interface, message.member) == (MANAGER, SIGNAL):
             self.signals.put_nowait(message)
 
     async def prepare(self) -> None:
-        """Ask for the signals, take the inhibitor."""
+        """Subscribe to the signals, and take the inhibitor."""
         rule = f"type='signal',sender='{LOGIND}',path='{PATH}',interface='{MANAGER}',member='{SIGNAL}'"
         await self._ask_bus("AddMatch", rule)
         self._limit_s = min(SLEEP_LIMIT_S, SHARE * await self._delay_s())
         await self._inhibit()
-        await self._ask_bus("GetNameOwner", LOGIND)  # fails where there is none
+        await self._ask_bus("GetNameOwner", LOGIND)  # fails if there is no logind
 
     async def follow(self, edges: Edges) -> None:
-        """Until the connection is lost."""
-        log.debug("listening to logind, sleep waits for %.1f s", self._limit_s)
+        """Report sleeps and wakes until the connection is lost."""
+        log.debug("listening to logind; a sleep waits for up to %.1f s", self._limit_s)
         while (signal := await self.signals.get()) is not None:
-            # a match rule is no protection: anybody on the bus may send us a signal of that name
+            # a match rule does not authenticate: any process on the bus may send a signal of that name
             [owner] = await self._ask_bus("GetNameOwner", LOGIND)
             match signal:
                 case _ if signal.sender != owner:
-                    log.debug("%s is not logind", signal.sender)
+                    log.debug("ignored a signal from %s, which is not logind", signal.sender)
                 case _ if signal.body == [True]:
                     try:
                         await edges.sleep(self._limit_s)
@@ -146,7 +146,7 @@ class _Logind:
         try:
             await self._call(LOGIND, PATH, MANAGER, "Inhibit", "sleep", "ovm", "pauses its virtual machine", "delay")
         except (DBusError, TimeoutError) as error:
-            log.debug("the host's sleep cannot be delayed, only heard of: %r", error)
+            log.debug("cannot delay the host's sleep, only get its signals: %r", error)
 
     async def _delay_s(self) -> float:
         from dbus_fast import DBusError
@@ -170,7 +170,7 @@ class _Logind:
         async with asyncio.timeout(CALL_S):
             reply = await self._bus.call(request) if self._bus.connected else None
         if reply is None:
-            raise ConnectionResetError("the bus is gone")
+            raise ConnectionResetError("the connection to the bus is lost")
         if reply.message_type is MessageType.ERROR:
             raise DBusError(reply.error_name or "", str(reply.body))
         return list(reply.body)

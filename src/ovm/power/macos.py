@@ -1,7 +1,7 @@
-"""Sleep and wake as macOS tells them: IOKit through ctypes, on a thread with a run loop of its own.
+"""Sleep and wake as reported by macOS: IOKit through ctypes, on a thread with its own run loop.
 
-The system waits up to 30 s for the answer to "will sleep". So the guest is paused first and the sleep allowed after,
-in that thread, which meanwhile waits for the event loop: with a deadline of its own, for the loop may be busy or gone.
+The system waits up to 30 s for the answer to "will sleep". So that thread has the event loop pause the guest, waits
+for it, and then allows the sleep. Its wait has a deadline, because the loop may be busy or closed.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from ovm.power.filter import Edges
 log = logging.getLogger(__name__)
 
 SLEEP_LIMIT_S = 10.0
-"""How long a sleep waits for us at most."""
+"""Longest delay of a sleep."""
 LOOP_S = 1.0
-"""How much longer it waits for an event loop that does not answer."""
+"""Extra delay for an event loop that does not answer."""
 JOIN_S = 3.0
 
 
 class Message(enum.IntEnum):
-    """What the power domain says, from IOMessage.h."""
+    """Messages of the power domain, from IOMessage.h."""
 
     CAN_SLEEP = 0xE0000270
-    """May the idle system sleep? To be answered."""
+    """The idle system requests to sleep. Requires an answer."""
     WILL_SLEEP = 0xE0000280
-    """To be answered; then it sleeps."""
+    """The system sleeps after the answer. Requires an answer."""
     WILL_NOT_SLEEP = 0xE0000290
     HAS_POWERED_ON = 0xE0000300
     WILL_POWER_ON = 0xE0000320
-    """Too early for disk and network."""
+    """Sent before disk and network work."""
 
 
 _Heard = ctypes.CFUNCTYPE(None, c_void_p, c_uint32, c_uint32, c_ssize_t)
-"""IOServiceInterestCallback. Its last argument is declared a pointer, but is a number here: the notification's id."""
+"""IOServiceInterestCallback. Its last argument, declared as a pointer, is a number here: the notification's id."""
 
 
 class _SourceContext(ctypes.Structure):
@@ -64,7 +64,7 @@ class _SourceContext(ctypes.Structure):
 
 
 _Signatures = Mapping[str, tuple[Any, Sequence[Any]]]
-"""Name to what is returned, and the arguments: what is not declared would be cut to 32 bits."""
+"""Result and argument types by function name; without them ctypes would cut values to 32 bits."""
 
 _IOKIT: _Signatures = {
     "IORegisterForSystemPower": (c_uint32, [c_void_p, POINTER(c_void_p), _Heard, POINTER(c_uint32)]),
@@ -90,21 +90,21 @@ _COREFOUNDATION: _Signatures = {
 
 @dataclass(frozen=True, slots=True)
 class Libraries:
-    """Where the two frameworks are."""
+    """Paths of the two frameworks."""
 
     iokit: str = "/System/Library/Frameworks/IOKit.framework/IOKit"
     corefoundation: str = "/System/Library/Frameworks/CoreFoundation.framework/CoreFoundation"
 
 
 async def watch(edges: Edges, *, libraries: Libraries | None = None) -> None:
-    """Pass on what the system tells, for ever; the thread has ended when it returns.
+    """Report the system's sleeps and wakes until cancelled; then end the thread.
 
     Args:
-        edges: Hears of every sleep and wake.
-        libraries: By default the system's own.
+        edges: Gets every sleep and wake.
+        libraries: Default: the system's own.
     """
     listener = _Listener(edges, libraries or Libraries())
-    # a daemon: should the event loop vanish without ending us, the process can end all the same
+    # a daemon thread, so that the process can end even if the event loop ends without cancelling this task
     thread = threading.Thread(target=listener.run, name="ovm: sleep and wake", daemon=True)
     thread.start()
     try:
@@ -113,7 +113,7 @@ async def watch(edges: Edges, *, libraries: Libraries | None = None) -> None:
         listener.stop()
         await asyncio.to_thread(thread.join, JOIN_S)
         if thread.is_alive():
-            log.warning("the thread that listens for sleep and wake has not ended within %g s", JOIN_S)
+            log.warning("the thread for sleep and wake has not ended within %g s", JOIN_S)
 
 
 class _Listener:
@@ -124,26 +124,26 @@ class _Listener:
         self._ended = False
         self._asking: concurrent.futures.Future[None] | None = None
         self._halt: Callable[[], None] | None = None
-        """Ends the run loop, while there is one."""
+        """Stops the run loop; ``None`` while there is none."""
 
     def run(self) -> None:
-        """Listen until stopped. The thread's own."""
+        """Listen until stopped. Runs in the thread."""
         try:
             self._iokit = _load(self._libraries.iokit, _IOKIT)
             self._cf = _load(self._libraries.corefoundation, _COREFOUNDATION)
             mode = c_void_p.in_dll(self._cf, "kCFRunLoopDefaultMode")
         except (OSError, AttributeError, ValueError) as error:
-            log.info("no IOKit here, the host's sleep is seen only by its clock: %s", error)
+            log.info("no IOKit; the host's sleep is detected only by its clock: %s", error)
             return
         try:
             with contextlib.ExitStack() as stack:
                 if self._stoppable(stack, mode) and self._register(stack, mode):
                     self._cf.CFRunLoopRun()
         except Exception:
-            log.exception("the host's sleep and wake are not heard of any more")
+            log.exception("the listener for the host's sleep and wake failed")
 
     def stop(self) -> None:
-        """Have :meth:`run` end, wherever it is. To be called from any other thread."""
+        """End :meth:`run` at any point. Call it from another thread."""
         with self._lock:
             self._ended = True
             if self._asking is not None:
@@ -152,7 +152,10 @@ class _Listener:
                 self._halt()
 
     def _stoppable(self, stack: contextlib.ExitStack, mode: c_void_p) -> bool:
-        """CFRunLoopStop is lost on a loop that does not run yet. A source that was signalled waits until it does."""
+        """Add a source that stops the run loop; return whether no stop was requested yet.
+
+        CFRunLoopStop has no effect on a loop that does not run yet; a signalled source waits until the loop runs.
+        """
         cf, run_loop = self._cf, self._cf.CFRunLoopGetCurrent()
         stop = ctypes.cast(cf.CFRunLoopStop, c_void_p)
         source = cf.CFRunLoopSourceCreate(None, 0, byref(_SourceContext(info=run_loop, perform=stop)))
@@ -166,7 +169,7 @@ class _Listener:
 
         with self._lock:
             self._halt = halt
-            stack.callback(self._no_halt)  # before its source is released, and the run loop ends with its thread
+            stack.callback(self._no_halt)  # before the source is released and the thread ends, with its run loop
             return not self._ended
 
     def _no_halt(self) -> None:
@@ -176,10 +179,10 @@ class _Listener:
     def _register(self, stack: contextlib.ExitStack, mode: c_void_p) -> bool:
         cf, iokit = self._cf, self._iokit
         port, notifier = c_void_p(), c_uint32()
-        self._callback = _Heard(self._heard)  # kept for as long as it may be called
+        self._callback = _Heard(self._heard)  # keep a reference for as long as IOKit may call it
         self._root = iokit.IORegisterForSystemPower(None, byref(port), self._callback, byref(notifier))
         if not self._root:
-            log.info("IOKit does not tell of sleep, it is seen only by the host's clock")
+            log.info("IOKit does not report sleep; it is detected only by the host's clock")
             return False
         stack.callback(iokit.IONotificationPortDestroy, port)
         stack.callback(iokit.IOServiceClose, self._root)
@@ -190,7 +193,7 @@ class _Listener:
         return True
 
     def _heard(self, _refcon: int | None, _service: int, message: int, notification: int) -> None:
-        """Called by the run loop; no exception may leave it, and no sleep may wait in vain."""
+        """Handle a power message, called by the run loop. Raise nothing, and always answer a sleep."""
         try:
             match message:
                 case Message.CAN_SLEEP:
@@ -205,7 +208,7 @@ class _Listener:
                 case Message.HAS_POWERED_ON:
                     self._tell(self._edges.wake)
         except Exception:
-            log.exception("the power message %#x could not be handled", message)
+            log.exception("could not handle the power message %#x", message)
 
     def _allow(self, notification: int) -> None:
         if status := self._iokit.IOAllowPowerChange(self._root, notification):
@@ -215,7 +218,7 @@ class _Listener:
         too_late = threading.Event()
 
         async def pause() -> None:
-            if not too_late.is_set():  # the event loop was busy, and the host has slept meanwhile
+            if not too_late.is_set():  # otherwise the event loop was busy, and the host may have slept already
                 await self._edges.sleep(SLEEP_LIMIT_S)
 
         with self._lock:
@@ -230,7 +233,7 @@ class _Listener:
         try:
             asking.result(SLEEP_LIMIT_S + LOOP_S)
         except concurrent.futures.CancelledError:
-            log.debug("asked to end while the host is about to sleep")
+            log.debug("stopped while the host is about to sleep")
         except TimeoutError:
             too_late.set()
             asking.cancel()
