@@ -72,7 +72,7 @@ async def test_the_console_names_the_cause(session: Any, caplog: pytest.LogCaptu
         console.write(CONSOLE)
     shown = await stopped(session)
     for told in (caplog.messages[-1], shown[-1]):
-        assert "it has not shut down within 0.05 s; the guest's console says: [ 9.3] BTRFS error" in told
+        assert "it has not shut down within 0.05 s; the guest's console shows: [ 9.3] BTRFS error" in told
 
 
 async def test_the_hypervisor_names_the_cause(session: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -85,7 +85,7 @@ async def test_a_stop_once_begun_is_finished_and_can_be_joined_and_hurried(machi
     assert m.state == "Stopping"
     with pytest.raises(ovm.StateError, match="stopping"):
         await m.ovm.vm_pause()
-    with pytest.raises(ovm.StateError, match="stopping already"):
+    with pytest.raises(ovm.StateError, match="already stopping"):
         await m.ovm.start()
     second, third = asyncio.create_task(m.ovm.stop()), asyncio.create_task(m.ovm.stop())
     async with asyncio.timeout(60):

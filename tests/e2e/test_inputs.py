@@ -88,7 +88,11 @@ OPTIONS = [
     ({"versions": {"gvproxy": "1"}}, ovm.OptionError, "Versions: kernel, initrd, rootfs must be given"),
     ({"versions": {"gvproxy": 1, "kernel": "1", "initrd": "1", "rootfs": "1"}}, ovm.OptionError, "gvproxy"),
     ({"mounts": [{"host_path": "relative", "guest_path": "/x"}]}, ovm.InputError, "mounts"),
-    ({"mounts": [{"host_path": "/tmp", "guest_path": "/tmp"}]}, ovm.OptionError, "a bare guest mounts nothing"),
+    (
+        {"mounts": [{"host_path": "/tmp", "guest_path": "/tmp"}]},
+        ovm.OptionError,
+        "a bare guest cannot mount host folders",
+    ),
     ({"mounts": [{"host_path": "/tmp", "guest_path": "/etc"}]}, ovm.OptionError, "'/etc'"),
     ({"ca_certificates": ["/etc/hosts"]}, ovm.FileError, "not a PEM certificate"),
     ({"memory": 512}, ovm.OptionError, "memory"),

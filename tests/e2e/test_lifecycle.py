@@ -22,7 +22,7 @@ async def test_a_start_and_a_stop(machines: tiny.Machines) -> None:
         _ = m.ovm.info
     starting = m.start_soon()
     await m.until(state="Starting")
-    with pytest.raises(ovm.StateError, match="starting already"):
+    with pytest.raises(ovm.StateError, match="already starting"):
         await m.ovm.start()
     assert (await m.ovm.vm_state()).state == "VirtualMachineStateStarting"
     await starting
@@ -37,7 +37,7 @@ async def test_a_start_and_a_stop(machines: tiny.Machines) -> None:
         state=ovm.VMState.RUNNING, can_pause=True, can_resume=False, can_stop=True, can_hard_stop=True
     )
     assert "Linux" in await m.tell("cat /proc/version")
-    with pytest.raises(ovm.StateError, match="running already"):
+    with pytest.raises(ovm.StateError, match="already running"):
         await m.ovm.start()
     with pytest.raises(ovm.StateError, match="running"):
         await m.ovm.reset_path()

@@ -185,7 +185,7 @@ DAMAGES: dict[Callable[[tiny.Machine], None], str] = {
     other_version: "written by another version of ovm",
     write_disk: "changed since it was suspended: the data disk",
     replace_disk: "changed since it was suspended: the data disk",
-    foreign_memory: "the guest did not go on",
+    foreign_memory: "the guest could not resume",
 }
 
 
@@ -251,7 +251,7 @@ async def test_a_disk_that_is_too_small_is_told_and_nothing_lost(machines: tiny.
         m = await machines()
         await m.ovm.start()
         await m.tell("echo precious >/kept; dd if=/dev/urandom of=/ballast bs=1M count=50 2>/dev/null")
-        with pytest.raises(ovm.SpaceError, match="no room for the guest's memory"):
+        with pytest.raises(ovm.SpaceError, match="no room for the machine's saved state"):
             await m.ovm.suspend()
         assert m.state == "Running"
         assert await kept(m) == "precious"

@@ -48,7 +48,7 @@ def test_only_a_state_that_may_follow_is_taken(context, old, new):
         words = f"the machine is {old.name.lower()} and cannot become {new.name.lower()}"
         with pytest.raises(StateError, match=words) as caught:
             context.to(new)
-        assert caught.value.hint.startswith("stop() it")
+        assert caught.value.hint.startswith("call stop()")
         assert context.state is old
 
 
@@ -74,7 +74,7 @@ def test_a_call_is_refused_without_a_session(context):
 def test_a_bare_guest_is_not_asked_for_what_needs_an_sshd(context):
     """A call that needs an sshd is unsupported in a guest that has none."""
     context.session, context.state = SimpleNamespace(profile=SimpleNamespace(engine=False)), VMState.RUNNING
-    with pytest.raises(UnsupportedError, match="exec: the guest is bare"):
+    with pytest.raises(UnsupportedError, match="exec: a bare guest has no sshd"):
         context.require_managed("exec")
 
 

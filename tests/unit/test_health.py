@@ -52,7 +52,7 @@ def test_what_the_guest_reports(report, problems):
 )
 def test_a_report_that_is_none(report):
     """Whatever else a guest says is told as such."""
-    with pytest.raises(GuestError, match="is not understood"):
+    with pytest.raises(GuestError, match="is malformed"):
         health.parse(report)
 
 

@@ -247,7 +247,7 @@ async def test_calls_are_refused_while_stopped(vm, call):
     """What needs a running machine is a StateError while it is stopped, naming the call and what to do."""
     with pytest.raises(StateError, match=f"{call}: the machine is stopped") as caught:
         await ask(vm, call)
-    assert caught.value.hint == "start() it first"
+    assert caught.value.hint == "call start() first"
 
 
 @pytest.mark.parametrize("call", ["clocksync", "export_port", "exec", "process"])
@@ -256,7 +256,7 @@ async def test_calls_are_refused_while_paused(running, call):
     await running.vm_pause()
     with pytest.raises(StateError, match="the machine is paused") as caught:
         await ask(running, call)
-    assert caught.value.hint == "vm_resume() it first"
+    assert caught.value.hint == "call vm_resume() first"
 
 
 @pytest.mark.parametrize("call", ["stop", "vm_state"])
@@ -268,7 +268,7 @@ async def test_what_is_fine_while_stopped(vm, call):
 
 async def test_a_second_start_is_refused(running):
     """A machine that runs cannot be started, and runs on."""
-    with pytest.raises(StateError, match="running already"):
+    with pytest.raises(StateError, match="already running"):
         await running.start()
     assert running.state is VMState.RUNNING
 
@@ -748,8 +748,8 @@ async def test_a_failed_disk_is_an_error(running, stage):
         (lambda vm: vm.export_port(80, 80, protocol="sctp"), "protocol='sctp'"),
         (lambda vm: vm.export_port(80, 80, address="localhost"), "address='localhost'"),
         (lambda vm: vm.unexport_port(0), "host_port=0"),
-        (lambda vm: vm.exec("ls -l"), "argv is the list"),
-        (lambda vm: vm.exec([]), "argv is the list"),
+        (lambda vm: vm.exec("ls -l"), "argv must be a list"),
+        (lambda vm: vm.exec([]), "argv must be a list"),
     ],
 )
 async def test_what_makes_no_sense_is_refused_first(vm, call, words):

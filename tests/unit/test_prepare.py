@@ -135,12 +135,12 @@ BOTH = [
     ("a mount that is no folder", option(mounts=[{"host_path": "/etc/hosts"}]), FileError, "is not a directory"),
     ("a certificate that is none", option(ca_certificates=["/etc/hosts"]), FileError, "not a PEM certificate"),
     ("no certificate", option(ca_certificates=["/nonexistent.pem"]), FileError, "cannot be read"),
-    ("a bare guest's folder", option(guest="bare", mounts=[{"host_path": "/tmp"}]), OptionError, "mounts nothing"),
-    ("a bare guest's dns", option(guest="bare", dns=["192.0.2.1"]), OptionError, "dns cannot be had"),
+    ("a bare guest's folder", option(guest="bare", mounts=[{"host_path": "/tmp"}]), OptionError, "cannot mount"),
+    ("a bare guest's dns", option(guest="bare", dns=["192.0.2.1"]), OptionError, "does not support dns"),
 ]  # fmt: skip
 QEMU = [
-    ("a guest of the seed's time", option(guest="ovm-core"), UnsupportedError, "want vfkit"),
-    ("rosetta", option(rosetta=True), UnsupportedError, "Apple's"),
+    ("a guest of the seed's time", option(guest="ovm-core"), UnsupportedError, "require vfkit"),
+    ("rosetta", option(rosetta=True), UnsupportedError, "requires vfkit"),
     ("no qemu", option(qemu="/nonexistent/qemu"), HelperError, "/nonexistent/qemu"),
     ("an old qemu", lambda h: {"qemu": h.program("q", "QEMU emulator version 7.1.0")}, HelperError, "7.2 or newer"),
     (

@@ -93,8 +93,8 @@ async def test_no_more_is_asked_for_than_was_wanted(short_path: Path, more: dict
     ("answer", "status", "words"),
     [
         (b'{"cause": "no", "message": "database is locked"}', "500 Internal Server Error", "database is locked"),
-        (b"{", "200 OK", "makes no sense"),
-        (b'{"ImagePruneReports": 3}', "200 OK", "makes no sense"),
+        (b"{", "200 OK", "is malformed"),
+        (b'{"ImagePruneReports": 3}', "200 OK", "is malformed"),
     ],
 )
 async def test_a_podman_that_does_not(short_path: Path, answer: bytes, status: str, words: str) -> None:

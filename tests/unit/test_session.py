@@ -182,7 +182,7 @@ async def test_what_was_exported_can_be_closed(session):
     assert addresses(session) == []
     with pytest.raises(PortError) as caught:
         await session.unexport(picked.host_port, "tcp", "127.0.0.1")
-    assert "nothing" in caught.value.hint
+    assert "none" in caught.value.hint
 
 
 async def test_a_reboot_forgets_the_containers_ports_alone(session):

@@ -1,1 +1,1 @@
-"""One machine: how it is prepared, booted, paused, suspended, watched and ended."""
+"""One machine: prepare, boot, pause, suspend, watch and stop it."""

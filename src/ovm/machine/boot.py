@@ -1,4 +1,4 @@
-"""From nothing to a virtual machine that is ready: the steps of a start, top to bottom."""
+"""The steps of a start, in order: from nothing to a ready virtual machine."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from ovm.process.threads import in_thread
 log = logging.getLogger(__name__)
 
 LOCK_WAIT_S = 5.0
-"""How long a start waits for the last helpers of an owner that has just gone."""
+"""Time a start waits for the last helpers of an owner that has just ended."""
 LOAD_TIMEOUT_S = 120.0
-"""For gigabytes from a slow disk."""
+"""Enough to load gigabytes from a slow disk."""
 BLAME_WAIT_S = 0.5
-"""gvproxy ends with its hypervisor and may be noticed first; wait to see who really was the first to go."""
+"""gvproxy ends with its hypervisor, and its end may be noticed first; wait to see which ended first."""
 
 PANIC = "Kernel panic - not syncing: "
 FATAL = "ovm: fatal: "
-"""What the guest's initrd writes before ``CODE TEXT`` when it cannot go on."""
+"""Prefix of the line ``CODE TEXT`` that the guest's initrd prints when it cannot boot."""
 PANIC_LINES = 100
-"""How far behind the reason of a panic its registers and call trace may end."""
+"""Lines of console to search: registers and call trace follow the reason of a panic."""
 
 SSH_GUEST_PORT = 22
 READY_VSOCK_PORT = 1026
@@ -52,28 +52,28 @@ CMDLINE = (
     "quiet loglevel=4 panic=-1 cryptomgr.notests rcupdate.rcu_expedited=1 "
     "initcall_blacklist=crypto_kdf108_init,jent_mod_init,init_encrypted"
 )
-"""A panic resets the guest at once; the crypto self-tests are the kernel maintainers', not each boot's. The initcalls
-left out are one more such test, a source of entropy besides the hypervisor's, and the type ``encrypted`` of the
-kernel's keys, which nothing in the guest asks for."""
+"""A panic resets the guest at once. The kernel skips crypto self-tests, which are for its developers, and three
+initcalls: another such self-test, a source of entropy in addition to the hypervisor's, and the key type ``encrypted``,
+which nothing in the guest uses."""
 
 
 @contextlib.asynccontextmanager
 async def power_on(
     prepared: prepare.Prepared, *, recall: suspend.Recall, step: Callable[[str], None], watcher: Watcher
 ) -> AsyncIterator[Session]:
-    """A machine whose guest has begun to boot, or waits for its memory. Whatever was entered here is left in reverse.
+    """Start the helpers and the hypervisor; the guest boots, or waits for its saved state. End them in reverse on exit.
 
     Args:
-        prepared: What it is to be, and what it is made of.
-        recall: The saved state to resume, if any; it learns why it could not be resumed, and the guest boots.
-        step: Called with the name of each step that is done.
-        watcher: Called with what the hypervisor tells.
+        prepared: The machine's options, files and driver.
+        recall: The saved state to resume, if any. If it is given up, the guest boots.
+        step: Called with the name of each completed step.
+        watcher: Called with each report of the hypervisor.
 
     Raises:
         InUseError: another process owns one of the directories.
-        FileError: a file of the machine, or the ssh agent that is to be lent, is not there.
-        StartError: a helper did not come up.
-        PortError: no port is to be had.
+        FileError: a file of the machine, or the ssh agent to forward, is missing.
+        StartError: a helper did not start.
+        PortError: no port is free.
     """
     options, driver, profile = prepared.options, prepared.driver, PROFILES[prepared.options.guest]
     sockets = SocketPaths(options.socket_dir)
@@ -88,13 +88,13 @@ async def power_on(
         )
         step("guard")
 
-        # before the guest boots: at boot it is told which ports of the host to keep everybody in it from
+        # before the guest boots: its boot configuration lists the host ports that its firewall must block
         ways = await stack.enter_async_context(_ways(group, prepared, sockets, ground, recall))
         step("network")
 
-        # before the hypervisor starts: it connects to these sockets, and the guest may ask at once
+        # before the hypervisor starts: it connects to these sockets, and the guest may send a request at once
         channel = await stack.enter_async_context(_heard_and_told(prepared, sockets, ways, watcher))
-        # last of all that can give the saved state up: from here on the hypervisor waits for it, or boots
+        # the last step that can give up the saved state: from here on the hypervisor waits for it, or boots
         spec = dataclasses.replace(ground.spec, waits_for_memory=await recall.is_whole())
         vm = await stack.enter_async_context(driver.start(group, spec, logs=ground.logs, watcher=watcher))
         kept.update()
@@ -120,11 +120,11 @@ async def power_on(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Ground:
-    """What a start stands on before it has a process."""
+    """Resources of a start before it has a process."""
 
     held: lock.Lock
     agent: Path | None
-    """The user's ssh agent, if it is lent."""
+    """The socket of the user's ssh agent, if the guest can use it."""
     logs: dict[str, Path]
     spec: VMSpec
     facts: dict[str, str]
@@ -132,18 +132,18 @@ class _Ground:
 
 @contextlib.asynccontextmanager
 async def _ground(prepared: prepare.Prepared, sockets: SocketPaths, recall: suspend.Recall) -> AsyncIterator[_Ground]:
-    """Own the directories, with no socket of an earlier start in them, and see whether a saved state fits."""
+    """Lock the directories, delete sockets of an earlier start, and check whether a saved state matches."""
     options = prepared.options
     names = ["guard", "gvproxy", "console", *prepared.driver.logs(len(options.mounts))]
     async with contextlib.AsyncExitStack() as stack:
-        await in_thread(partial(prepare.make_directories, options))  # a logout may have taken the runtime directory
-        # before anything is looked at or removed: until it is held, all of it may be another owner's
+        await in_thread(partial(prepare.make_directories, options))  # a logout may have deleted the runtime directory
+        # before anything is read or deleted: until the lock is held, all of it may belong to another owner
         held = await stack.enter_async_context(
             lock.hold(prepare.locked_directories(options), wait_s=LOCK_WAIT_S, helpers=sockets.helpers)
         )
         await in_thread(partial(prepare.check_files, prepared.files))
         agent = await in_thread(environment.ssh_agent) if options.ssh_agent else None
-        # a thread cannot be cancelled: it is waited for, or it would write behind the back of the lock's next holder
+        # await the thread: it cannot be cancelled, and must not write after the next owner has taken the lock
         await in_thread(partial(_clear_sockets, sockets))
         stack.push_async_callback(in_thread, partial(_clear_sockets, sockets))
         await in_thread(partial(gvproxy.lay_out, sockets))
@@ -158,7 +158,7 @@ async def _ground(prepared: prepare.Prepared, sockets: SocketPaths, recall: susp
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Ways:
-    """How the guest will be reached."""
+    """Connections from the host to the guest."""
 
     network: forwarding.Network
     ssh: SSH
@@ -166,7 +166,7 @@ class _Ways:
 
     @property
     def host_ports(self) -> tuple[int, ...]:
-        """The ports of the host that lead to sshd and podman."""
+        """The host ports forwarded to sshd and podman."""
         return tuple(port for port in (self.ssh.port, self.podman_port) if port is not None)
 
 
@@ -174,7 +174,7 @@ class _Ways:
 async def _ways(
     group: Group, prepared: prepare.Prepared, sockets: SocketPaths, ground: _Ground, recall: suspend.Recall
 ) -> AsyncIterator[_Ways]:
-    """Run gvproxy, with sshd's and podman's ports open on the host."""
+    """Run gvproxy, with host ports open for sshd and podman."""
     options, profile = prepared.options, PROFILES[prepared.options.guest]
     keys = KeyPaths(options.ssh_key_dir)
     starting = forwarding.start(
@@ -197,7 +197,7 @@ async def _ways(
 async def _heard_and_told(
     prepared: prepare.Prepared, sockets: SocketPaths, ways: _Ways, watcher: Watcher
 ) -> AsyncIterator[boot_channel.ReadyChannel]:
-    """Listen to the guest, and have each of its boots find its instructions."""
+    """Listen to the guest, and provide the boot configuration at each of its boots."""
     options, driver = prepared.options, prepared.driver
 
     def was_reset() -> None:
@@ -220,29 +220,29 @@ async def _heard_and_told(
 def _clear_sockets(sockets: SocketPaths) -> None:
     for path in sockets.stale():
         path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # somebody else's file is in it, or there is none
+    with contextlib.suppress(OSError):  # it has another program's file in it, or does not exist
         sockets.gvproxy.rmdir()
 
 
 async def _open_ports(
     network: forwarding.Network, sockets: SocketPaths, options: Options, recall: suspend.Recall
 ) -> tuple[int, int | None]:
-    """Sshd's and podman's port on the host, before the guest boots: it is told never to reach them itself.
+    """Open the host ports of sshd and podman, before the guest boots: its firewall blocks its own access to them.
 
-    A guest that goes on was told of podman's port before, so it is that one or a boot; of sshd's, which wants a key, it
-    can be told once it runs.
+    A resumed guest blocks the old ports. If podman's port has changed, the saved state is given up. A new port of
+    sshd, which requires a key, can be blocked once the guest runs.
     """
     ssh = await network.pick(SSH_GUEST_PORT, first=recall.ssh_port or SSH_PORT_FIRST)
     podman_port = await PROFILES[options.guest].open_podman(
         network, sockets, options, first=recall.podman_port or PODMAN_PORT_FIRST
     )
     if podman_port is not None and recall.podman_port not in {None, podman_port}:
-        await recall.give_up(f"port {recall.podman_port}, podman's own, is taken")
+        await recall.give_up(f"podman's port {recall.podman_port} is taken")
     return ssh.host_port, podman_port
 
 
 def vm_spec(prepared: prepare.Prepared, sockets: SocketPaths, console_log: Path) -> VMSpec:
-    """The virtual machine that the options ask for."""
+    """Return the specification of the virtual machine for the options."""
     options, target = prepared.options, TargetPaths(prepared.options.target_dir)
     spec = VMSpec(
         arch=prepared.driver.arch,
@@ -275,11 +275,11 @@ def vm_spec(prepared: prepare.Prepared, sockets: SocketPaths, console_log: Path)
 
 
 async def come_up(session: Session, *, step: Callable[[str], None]) -> None:
-    """From a guest that boots to one that can be used, which the host remembers.
+    """Wait until a booting guest is ready, and record that its data disk was in use.
 
     Raises:
-        GuestRefused: the guest says that it cannot go on.
-        GuestError: it said it was ready, but cannot be reached.
+        GuestRefused: the guest reports that it cannot boot.
+        GuestError: the guest reported that it is ready, but cannot be reached.
     """
     await session.channel.wait()
     step("guest")
@@ -291,12 +291,12 @@ async def come_up(session: Session, *, step: Callable[[str], None]) -> None:
 
 
 async def go_on(session: Session, recall: suspend.Recall, *, step: Callable[[str], None]) -> list[PortError]:
-    """From a guest that waits for its memory to one that can be used, its clock set and its ports open.
+    """Resume a guest from its saved state, set its clock, and open its ports.
 
     Returns the ports that could not be opened again.
 
     Raises:
-        OVMError: the memory cannot be loaded, or the guest not be reached.
+        OVMError: the saved state cannot be loaded, or the guest cannot be reached.
     """
     await recall.load(session, timeout_s=LOAD_TIMEOUT_S)
     step("memory")
@@ -318,9 +318,9 @@ async def _be_ready(session: Session) -> None:
 
 
 async def boot_error(session: Session, message: str) -> StartError:
-    """What went wrong inside the guest while it booted; its console is the evidence."""
+    """Return the error for a guest that failed to boot, with the end of its console."""
     console = await in_thread(partial(logs.tail, session.console_log, PANIC_LINES))
-    for line in console:  # where the guest speaks over vsock, its first steps have the console alone to tell it
+    for line in console:  # before its vsock works, a guest can report an error only on the console
         if FATAL in line:
             return boot_channel.refusal(*line.partition(FATAL)[2].partition(" ")[::2])
     panics = [line.partition(PANIC)[2] for line in console if PANIC in line]
@@ -328,18 +328,18 @@ async def boot_error(session: Session, message: str) -> StartError:
         f"{message}: kernel panic, {panics[-1]}" if panics else message,
         stage="boot",
         log_tail=console[-logs.TAIL_LINES :],
-        hint=f"the guest's console is in {session.console_log}",
+        hint=f"read the guest's console in {session.console_log}",
     )
 
 
 async def halt_error(session: Session, what: Happening, words: str) -> StartError:
-    """Return the error for a guest that its hypervisor stopped before it was ready; the evidence is its log."""
+    """Return the error for a guest that its hypervisor stopped before it was ready, with the hypervisor's log."""
     log_path = session.vm.child.log_path
     return StartError(
         f"the hypervisor stopped the guest before it was ready: {words}",
         stage="boot",
         log_tail=await in_thread(partial(logs.tail, log_path)) if log_path else (),
-        hint="make room on the host's disk, then start it again"
+        hint="make room on the host's disk, then start the machine again"
         if what is Happening.OUT_OF_SPACE
         else f"read the hypervisor's log: {log_path}",
     )
@@ -348,10 +348,10 @@ async def halt_error(session: Session, what: Happening, words: str) -> StartErro
 async def explain(
     session: Session, noticed: HelperExited, powered_off: Callable[[Child], Awaitable[bool]]
 ) -> StartError:
-    """What a helper's end during the boot really means: a guest that is gone takes the hypervisor and gvproxy along.
+    """Return the cause of a helper's end during the boot: hypervisor and gvproxy end with the guest.
 
     Raises:
-        GuestRefused: the guest had said why.
+        GuestRefused: the guest has reported why.
     """
     await session.channel.last_words()
     vm = session.vm.child
@@ -366,21 +366,21 @@ async def explain(
 
 
 async def find_panic(session: Session) -> GuestError | None:
-    """What the guest's console tells of a panic since it was ready; ``None`` if there was none."""
+    """Return the panic on the guest's console since it was last ready; ``None`` if there is none."""
     console = await in_thread(partial(logs.tail, session.console_log, PANIC_LINES, since=session.console_read))
     panics = [number for number, line in enumerate(console) if PANIC in line]
     if not panics:
         return None
     first = panics[0]
     return GuestError(
-        f"the guest's kernel panicked, and boots again: {console[first].partition(PANIC)[2]}",
+        f"the guest's kernel panicked; the guest reboots: {console[first].partition(PANIC)[2]}",
         log_tail=tuple(console[first : first + logs.TAIL_LINES]),
-        hint=f"containers with a restart policy come back; the guest's console is in {session.console_log}",
+        hint=f"read the guest's console in {session.console_log}; containers with a restart policy start again",
     )
 
 
 async def blame(session: Session, noticed: Child) -> Child:
-    """Which helper's end ended the machine: gvproxy follows the hypervisor, all follow the guard."""
+    """Return the helper whose end ended the machine: gvproxy ends with the hypervisor, all end with the guard."""
     vm, guard = session.vm.child, session.guard
     if guard.running and not noticed.was_killed:
         with contextlib.suppress(TimeoutError):

@@ -1,4 +1,4 @@
-"""The functions and times by which a machine boots, is watched and shuts down; a test passes its own."""
+"""The functions and times that a run uses to boot, watch and shut down a machine; tests pass their own."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ovm.machine.suspend import Recall
 from ovm.process.child import Child
 
 FIRST_WORD_S = 60.0
-"""A kernel that has run nothing of ours by then is taken to hang, and is given one more try."""
+"""Time for a guest's first message. Without one the kernel is taken to hang, and the boot is retried once."""
 ROOM_AGAIN_S = 5.0
 """How often to check whether the host has room again for a guest that was paused for lack of it."""
 
 
 class PowerOn(Protocol):
-    """As :func:`ovm.machine.boot.power_on`."""
+    """Signature of :func:`ovm.machine.boot.power_on`."""
 
     def __call__(
         self, prepared: Prepared, *, recall: Recall, step: Callable[[str], None], watcher: Watcher
@@ -33,14 +33,14 @@ class PowerOn(Protocol):
 
 
 class ComeUp(Protocol):
-    """As :func:`ovm.machine.boot.come_up`."""
+    """Signature of :func:`ovm.machine.boot.come_up`."""
 
     async def __call__(self, session: Session, *, step: Callable[[str], None]) -> None:
-        """Wait until a guest that boots can be used."""
+        """Wait until a booting guest is ready."""
 
 
 class GoOn(Protocol):
-    """As :func:`ovm.machine.boot.go_on`."""
+    """Signature of :func:`ovm.machine.boot.go_on`."""
 
     async def __call__(self, session: Session, recall: Recall, *, step: Callable[[str], None]) -> list[PortError]:
         """Resume a guest from its saved state."""
@@ -48,7 +48,7 @@ class GoOn(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Collaborators:
-    """What a run of a machine calls."""
+    """The functions and times that a run of a machine uses."""
 
     power_on: PowerOn = boot.power_on
     come_up: ComeUp = boot.come_up

@@ -1,4 +1,4 @@
-"""What the parts of one machine share: its state, session, monitor and events, and the tasks that run beside it."""
+"""State shared by the parts of one machine: state, session, monitor, events, and background tasks."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[str], object]
 
-_HINTS = {VMState.STOPPED: "start() it first", VMState.PAUSED: "vm_resume() it first"}
+_HINTS = {VMState.STOPPED: "call start() first", VMState.PAUSED: "call vm_resume() first"}
 
 
 @dataclass(slots=True)
 class StopRequest:
-    """Whether a stop was requested since the last start, and how."""
+    """A stop requested since the last start."""
 
     wanted: asyncio.Event = field(default_factory=asyncio.Event)
     forced: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the guest's power is to be cut at once."""
+    """Set to cut the guest's power at once."""
     timeout_s: float | None = None
     """Seconds the guest may take to shut down; ``None`` for the default."""
 
 
 class Context:
-    """State and tasks of one machine, from its creation on. All that changes the machine takes it."""
+    """State and tasks of one machine, from its creation on. Every part that changes the machine uses it."""
 
     def __init__(self, prepared: Prepared, events: Events) -> None:
         self.prepared = prepared
@@ -46,10 +46,10 @@ class Context:
         self.monitor: Monitor | None = None
         self.stages: list[Stage] = []
         self.not_resumed = ""
-        """Why the last start booted the guest although it was to resume it."""
+        """Why the last start booted the guest instead of resuming it."""
         self.stop = StopRequest()
         self.progress: list[Progress] = []
-        """Callbacks that get each step of the start or stop that is under way."""
+        """Callbacks for each step of the current start or stop."""
         self._began = 0.0
         self._background: set[asyncio.Task[None]] = set()
         self._changes: set[asyncio.Task[None]] = set()
@@ -57,32 +57,32 @@ class Context:
     # -- the state
 
     def to(self, state: VMState) -> None:
-        """Change the state; nothing else does.
+        """Change the state; no other code does.
 
         Raises:
-            StateError: ``state`` may not follow the present one.
+            StateError: ``state`` may not follow the current state.
         """
         if not may_follow(self.state, state):
             raise StateError(
                 f"the machine is {self.spoken()} and cannot become {_spoken(state)}",
-                hint="stop() it, then start() it again",
+                hint="call stop(), then start()",
             )
         log.debug("%s → %s", self.state, state)
         self.state = state
 
     def spoken(self) -> str:
-        """Return the state in a word for people."""
+        """Return the state's name for messages."""
         return _spoken(self.state)
 
     def is_running(self) -> bool:
-        """Return whether the guest runs and is ready."""
+        """Return whether the guest is ready and running."""
         return self.state is VMState.RUNNING
 
     def require(self, states: Collection[VMState], call: str) -> Session:
         """Return the session if the machine is in one of ``states``.
 
         Raises:
-            StateError: it is not, so ``call`` is refused.
+            StateError: the state is another one; names ``call``.
         """
         if self.session is None or self.state not in states:
             self.refuse(call)
@@ -96,30 +96,32 @@ class Context:
         """Return the session if the machine runs and its guest has an sshd; raises StateError, UnsupportedError."""
         session = self.require_running(call)
         if not session.profile.engine:
-            raise UnsupportedError(f"{call}: the guest is bare, nothing in it could do that")
+            raise UnsupportedError(f"{call}: a bare guest has no sshd")
         return session
 
     def refuse(self, call: str) -> NoReturn:
-        """Report that ``call`` does not fit the present state.
+        """Refuse ``call`` in the current state.
 
         Raises:
             StateError: always.
         """
-        raise StateError(f"{call}: the machine is {self.spoken()}", hint=_HINTS.get(self.state, "wait for its ready"))
+        raise StateError(
+            f"{call}: the machine is {self.spoken()}", hint=_HINTS.get(self.state, "wait until it is ready")
+        )
 
     # -- the progress of a start or stop
 
     def begin_boot(self) -> None:
-        """Forget the stages of an earlier boot and measure those of this one from now on."""
+        """Forget the stages of an earlier boot, and measure stages from now on."""
         self._began, self.stages = time.monotonic(), []
 
     def step_done(self, stage: str) -> None:
-        """Record a stage of the start and report it."""
+        """Record a completed stage of the start, and report it."""
         self.stages.append(Stage(stage, (time.monotonic() - self._began) * 1000))
         self.report_progress(stage)
 
     def add_guest_stages(self, session: Session) -> None:
-        """Sort what the guest has reported of its boot in between the host's stages."""
+        """Add the stages that the guest reported, in order of time."""
         heard = (
             Stage(
                 f"guest: {s.name}",
@@ -141,44 +143,44 @@ class Context:
     # -- tasks
 
     def look_after(self, session: Session) -> None:
-        """Begin what is done for a machine all the time that it runs."""
+        """Start the background tasks of a running machine."""
         if session.profile.engine:
             self.in_background(session.keep_attached())
         if self.monitor is not None:
             self.in_background(self.monitor.keep_looking())
 
     async def run_to_end(self, change: Coroutine[Any, Any, None]) -> None:
-        """Make a change of the state that is finished once begun, even if the caller is cancelled."""
+        """Run a change of the state to its end, even if the caller is cancelled."""
         task = asyncio.create_task(change)
         self._changes.add(task)
         task.add_done_callback(self._changes.discard)
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
-            task.add_done_callback(self._report_failure)  # the caller is gone and cannot get the error any more
+            task.add_done_callback(self._report_failure)  # the cancelled caller cannot get the error
             raise
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do ``work`` beside, for as long as the session lasts. Its failure is logged and is an ``error`` event."""
+        """Run ``work`` in a task until the session ends. A failure is logged and emitted as an ``error`` event."""
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         task.add_done_callback(self._report_failure)
 
     def end_background(self) -> None:
-        """Cancel what is done beside."""
+        """Cancel the background tasks."""
         for task in self._background:
             task.cancel()
 
     def _report_failure(self, task: asyncio.Task[None]) -> None:
         error = log_failure(task)
-        # a stop that was asked for is no failure, nor is what a task raises because it was cancelled
+        # neither a requested stop nor an error of a cancelled task is a failure
         if error is not None and not self.stop.wanted.is_set() and not task.cancelling():
             self.events.emit("error", as_ovm_error(error))
 
 
 def log_failure(task: asyncio.Task[Any]) -> BaseException | None:
-    """Log what a task raised that nothing waits for any more, and return it."""
+    """Log and return the error of a task that nothing awaits."""
     if task.cancelled() or (error := task.exception()) is None:
         return None
     log.error("a background task failed", exc_info=error)
@@ -186,12 +188,12 @@ def log_failure(task: asyncio.Task[Any]) -> BaseException | None:
 
 
 def as_ovm_error(error: BaseException) -> OVMError:
-    """Return an error that listeners can get, whatever was raised."""
+    """Return ``error`` as an OVMError, for listeners."""
     return error if isinstance(error, OVMError) else OVMError(f"internal error: {error!r}")
 
 
 async def overtake(tasks: Iterable[asyncio.Task[None] | None]) -> None:
-    """Cancel tasks that something else replaces, and wait until they have ended."""
+    """Cancel tasks that another one replaces, and wait until they have ended."""
     overtaken = {task for task in tasks if task is not None}
     for task in overtaken:
         task.cancel()

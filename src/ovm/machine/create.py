@@ -1,4 +1,4 @@
-"""How a machine is made: from options to an object that can be started."""
+"""Create a machine: from options to an object that can be started."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ async def create_linux_ovm(
     progress: prepare.Progress | None = None,
     **more: Any,
 ) -> OVM:
-    """A machine under QEMU: inputs checked, files copied or unpacked, keys made. Nothing is started yet.
+    """Create a machine under QEMU: check inputs, copy or unpack files, create keys. This starts nothing.
 
     Args:
         options: :class:`ovm.Options`, or a mapping with its names or the seed's camelCase ones.
-        progress: Called with a file's name, the bytes done and the bytes in all while files are copied.
-        **more: Options by keyword, on top of ``options``.
+        progress: Called with a file's name, the bytes done and the total bytes while files are copied.
+        **more: Options by keyword; they override ``options``.
 
     Raises:
-        InputError: something given cannot be used; nothing was touched.
+        InputError: an option or file cannot be used; nothing was changed.
         InUseError: another process owns one of the directories.
-        SpaceError: the disk is too small; says what is needed.
+        SpaceError: the disk is too small; says how much is needed.
     """
     return await _create(Options.of(options, **more), "qemu", progress)
 
@@ -40,21 +40,20 @@ async def create_darwin_ovm(
     progress: prepare.Progress | None = None,
     **more: Any,
 ) -> OVM:
-    """A machine under vfkit: inputs checked, files copied or unpacked, keys made. Nothing is started yet.
+    """Create a machine under vfkit: check inputs, copy or unpack files, create keys. This starts nothing.
 
-    ``gvproxy`` and ``vfkit`` are those of ``origin_path``, else the ones that are installed. /Users, /var/folders
-    and /private are shared unless ``mounts`` says otherwise.
+    ``gvproxy`` and ``vfkit`` default to the installed ones, ``mounts`` to /Users, /var/folders and /private.
 
     Args:
         options: :class:`ovm.Options`, or a mapping with its names or the seed's camelCase ones.
-        progress: Called with a file's name, the bytes done and the bytes in all while files are copied.
-        **more: Options by keyword, on top of ``options``.
+        progress: Called with a file's name, the bytes done and the total bytes while files are copied.
+        **more: Options by keyword; they override ``options``.
 
     Raises:
-        InputError: something given cannot be used, a path that vfkit's command line cannot carry for one; nothing
-            was touched.
+        InputError: an option or file cannot be used, such as a path that vfkit's command line cannot express;
+            nothing was changed.
         InUseError: another process owns one of the directories.
-        SpaceError: the disk is too small; says what is needed.
+        SpaceError: the disk is too small; says how much is needed.
     """
     return await _create(Options.of(options, **more), "vfkit", progress)
 

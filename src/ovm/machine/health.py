@@ -1,4 +1,4 @@
-"""Whether a running machine is well: what can be seen of it on the way from the host to podman."""
+"""Health checks of a running machine: podman, the guest, and the data disk."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ from ovm.paths import TargetPaths
 from ovm.process.threads import in_thread
 
 TIMEOUT_S = 10.0
-"""How long podman and the guest may each take to answer."""
+"""Timeout for podman and for the guest, each."""
 LOW_MIB = 256
-"""Less room than that, for the guest or for its data disk on the host, is told."""
+"""Less free space than this, in the guest or on the host, is a health problem."""
 ENOUGH_MIB = 32
+"""Free space on the host at which a guest that was paused for lack of it resumes."""
 NUMBER_MAX = 1 << 53
-"""Of what a guest reports: more than any disk has bytes, and no more than JSON can carry."""
+"""Largest number accepted in a guest's report: more bytes than any disk has, and exact in JSON."""
 _SHOWN_BYTES = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one look at a machine has found."""
+    """Result of one health check."""
 
     health: Health
     reachable: bool
-    """Whether anything of it answered; if not, its network may be to blame."""
+    """Whether podman or the guest answered; if neither did, the network may be the cause."""
 
 
 async def look(session: Session) -> Look:
-    """Ask podman by way of the user's own socket, and the guest over ssh."""
+    """Check podman through the user's socket, the guest over ssh, and the host's free space."""
     room = await in_thread(partial(_room, TargetPaths(session.options.target_dir).data_disk))
     found = Health(checked_at=time.time(), host_free_bytes=room.free_bytes)
     problems = [room.problem] if room.problem else []
@@ -66,10 +67,10 @@ async def _guest(session: Session) -> Health:
 
 
 def parse(report: bytes) -> Health:
-    """What the guest says of its data disk.
+    """Parse the guest's report on its data disk.
 
     Raises:
-        GuestError: it is no such report.
+        GuestError: the report is malformed.
     """
     try:
         size, free, mode, errors = report.split()
@@ -80,7 +81,7 @@ def parse(report: bytes) -> Health:
         raise _not_understood(report)
     problems = []
     if mode == b"ro":
-        problems.append("the data disk is read-only: its file system has met an error")
+        problems.append("the data disk is read-only because of a file system error")
     if error_count:
         problems.append(f"the data disk has counted {error_count} errors")
     if size_bytes and free_bytes < LOW_MIB * MIB:
@@ -89,11 +90,11 @@ def parse(report: bytes) -> Health:
 
 
 def _not_understood(report: bytes) -> GuestError:
-    return GuestError(f"the guest's report on its data disk is not understood: {report[:_SHOWN_BYTES]!r}")
+    return GuestError(f"the guest's report on its data disk is malformed: {report[:_SHOWN_BYTES]!r}")
 
 
 async def has_room(options: Options) -> bool:
-    """Whether the host has enough for a guest that it had none for to go on."""
+    """Return whether the host has enough space again to resume a guest that was paused for lack of it."""
     room = await in_thread(partial(_room, TargetPaths(options.target_dir).data_disk))
     return room.free_bytes is None or room.free_bytes >= ENOUGH_MIB * MIB
 
@@ -105,12 +106,12 @@ class _Room:
 
 
 def _room(data_disk: Path) -> _Room:
-    """What the data disk can still grow into on the host."""
+    """Return the host's free space for the data disk to grow into."""
     try:
         there, disk = os.statvfs(data_disk.parent), data_disk.stat()
     except OSError as error:
-        return _Room(None, f"{data_disk} cannot be looked at: {error.strerror}")
-    if not there.f_blocks:  # some network file systems do not tell
+        return _Room(None, f"cannot check {data_disk}: {error.strerror}")
+    if not there.f_blocks:  # some network file systems do not report sizes
         return _Room(None)
     free, missing = there.f_bavail * there.f_frsize, disk.st_size - disk.st_blocks * 512
     if free >= min(LOW_MIB * MIB, missing):

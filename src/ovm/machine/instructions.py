@@ -1,4 +1,4 @@
-"""What a guest is told at its next boot, whatever way it is told."""
+"""The boot configuration of a guest, independent of how it is delivered."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ovm.paths import KeyPaths, TargetPaths
 from ovm.trust.files import advice, read_file
 
 CONTENT_MAX_BYTES = 16 << 20
-"""Of a certificate file or a key; a bundle of all the world's authorities has less than 1 MiB."""
+"""Largest size of a certificate file or a key; a bundle of all public CAs has less than 1 MiB."""
 
 
 def boot_config(
     options: Options, *, channel_key: str, blocked_host_ports: tuple[int, ...] = ()
 ) -> bootconfig.BootConfig:
-    """Everything the guest is told at its next boot."""
+    """Return the configuration for the guest's next boot."""
     keys = KeyPaths(options.ssh_key_dir)
     machine = data.load_machine(TargetPaths(options.target_dir))
     return configure(
@@ -38,7 +38,7 @@ def boot_config(
 
 
 def configure(options: Options, **identity: Any) -> bootconfig.BootConfig:
-    """What ``options`` tell a guest, and its ``identity``: the fields of :class:`BootConfig` that no option is for."""
+    """Return the boot configuration of ``options``, with the :class:`BootConfig` fields that have no option."""
     agent = {"SSH_AUTH_SOCK": ssh.AGENT_SOCKET} if options.ssh_agent else {}
     return bootconfig.BootConfig(
         hostname=options.hostname,
@@ -48,14 +48,14 @@ def configure(options: Options, **identity: Any) -> bootconfig.BootConfig:
         environment={**agent, **options.environment},
         ca_certificates={f"{n:02}-{path.stem}.crt": content(path) for n, path in enumerate(options.ca_certificates)},
         mounts=tuple((bootconfig.share_tag(n), m.guest_path, m.read_only) for n, m in enumerate(options.mounts)),
-        foreign_arch=options.foreign_arch and not options.rosetta,  # which does the same, faster
+        foreign_arch=options.foreign_arch and not options.rosetta,  # Rosetta does the same, faster
         rosetta=vfkit.ROSETTA_TAG if options.rosetta else "",
         **identity,
     )
 
 
 def content(path: Path) -> bytes:
-    """Read a file that the guest is given whole.
+    """Read a file whose content goes to the guest.
 
     Raises:
         FileError: it cannot be read.
@@ -67,12 +67,12 @@ def content(path: Path) -> bytes:
 
 
 def _key(path: Path) -> str:
-    """The text of one of our ssh keys."""
+    """Return the text of one of the machine's ssh keys."""
     return content(path).decode(errors="replace")
 
 
 def host_timezone() -> str:
-    """The host's IANA zone; empty if it cannot be told."""
+    """Return the host's IANA zone; empty if it cannot be determined."""
     link = os.path.realpath("/etc/localtime")
     _, found, zone = link.partition("/zoneinfo/")
     if found:
@@ -84,7 +84,7 @@ def host_timezone() -> str:
 
 
 def search_domains() -> tuple[str, ...]:
-    """The host's DNS search domains."""
+    """Return the host's DNS search domains."""
     try:
         lines = Path("/etc/resolv.conf").read_text(encoding="utf-8").splitlines()
     except OSError:

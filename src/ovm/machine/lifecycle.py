@@ -1,4 +1,4 @@
-"""The life of a machine: one task from the first step of a start to its ``close``, which decides about restarts."""
+"""The life of a machine: one task runs it from the start to its ``close``, and decides about restarts."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Lifecycle:
         return self._keeper is None or self._keeper.done()
 
     async def start(self, *, resume: bool, timeout_s: float, progress: Progress | None) -> None:
-        """As :meth:`ovm.OVM.start` promises."""
+        """Start the machine, as :meth:`ovm.OVM.start` documents."""
         if not self.is_over:
-            raise StateError(f"the machine is {self._context.spoken()} already", hint="stop() it first")
+            raise StateError(f"the machine is already {self._context.spoken()}", hint="call stop() first")
         self._context.stop = StopRequest()
         self._context.progress = [] if progress is None else [progress]
         self._context.not_resumed = ""
         directory = self._context.prepared.options.target_dir
-        # one look at a name; to wait for a thread here would let a second start in
+        # in this thread, although it looks at the disk: an await here would let a second start in
         restoring = resume and is_there(TargetPaths(directory))
         self._begin(VMState.RESTORING if restoring else VMState.STARTING)
         started = asyncio.get_running_loop().create_future()
@@ -51,11 +51,11 @@ class Lifecycle:
             await asyncio.shield(started)
         except asyncio.CancelledError:
             self._keeper.cancel()
-            await asyncio.wait({self._keeper})  # else a caller that is gone would leave helpers that still end
+            await asyncio.wait({self._keeper})  # otherwise helpers could outlive the cancelled call
             raise
 
     async def stop(self, *, force: bool, timeout_s: float, progress: Progress | None) -> None:
-        """As :meth:`ovm.OVM.stop` promises."""
+        """Stop the machine, as :meth:`ovm.OVM.stop` documents."""
         keeper = self._keeper
         if keeper is None or keeper.done():
             return
@@ -70,7 +70,7 @@ class Lifecycle:
         if force:
             stop.forced.set()
         if first:
-            # in the next turn of the loop: a task that is cancelled before its first step never ends its start
+            # in the next turn of the loop: a task cancelled before its first step would never settle the start's future
             asyncio.get_running_loop().call_soon(self._cancel_start, keeper)
         await self.wait_ended("the machine could not be stopped cleanly")
 
@@ -79,15 +79,15 @@ class Lifecycle:
             keeper.cancel()
 
     async def wait_closed(self) -> None:
-        """As :meth:`ovm.OVM.wait_closed` promises."""
+        """Wait until the machine is closed, as :meth:`ovm.OVM.wait_closed` documents."""
         if self._keeper is not None:
             await asyncio.wait({self._keeper})
 
     async def wait_ended(self, failure: str) -> None:
-        """Wait until it is over.
+        """Wait until the run has ended.
 
         Raises:
-            StopError: ``failure``; a helper could not be ended.
+            StopError: with the message ``failure``: a helper could not be ended.
         """
         keeper = self._keeper
         assert keeper is not None
@@ -96,13 +96,13 @@ class Lifecycle:
             raise StopError(failure) from error
 
     def _begin(self, state: VMState = VMState.STARTING) -> None:
-        """Leave Stopped, with nothing of an earlier run."""
+        """Leave Stopped, and reset what an earlier run recorded."""
         self._context.begin_boot()
         self._pause.begin()
         self._context.to(state)
 
     async def _keep(self, started: asyncio.Future[None], *, resume: bool, timeout_s: float) -> None:
-        """Run the machine, and run it again for as long as :func:`next_step` says so."""
+        """Run the machine, and run it again while :func:`next_step` decides so."""
         history = History(may_restart=self._context.prepared.options.network_loss == "restart")
         while True:
             outcome = await Run(
@@ -114,7 +114,7 @@ class Lifecycle:
                 resume=resume,
                 kernel_was_retried=history.kernel_was_retried,
             ).outcome()
-            resume = False  # of what comes after this run, nothing resumes from what is saved now
+            resume = False  # no later run may resume the state that is saved now
             step = next_step(outcome, history)
             history = history.after(step, outcome.at)
             match step:
@@ -128,12 +128,12 @@ class Lifecycle:
                     self._context.not_resumed = str(outcome.error)
                 case NextStep.RESTART:
                     self._close(outcome, started)
-                    log.warning("starting again, because the network was lost")
+                    log.warning("restarting the machine: the network was lost")
                     started = asyncio.get_running_loop().create_future()
             self._begin()
 
     def _close(self, outcome: Outcome, started: asyncio.Future[None]) -> None:
-        """Tell the listeners and start()'s caller how it ended; raises what a requested stop failed of."""
+        """Report the outcome to listeners and to start()'s caller; raise the error of a requested stop."""
         error, stopped = outcome.error, outcome.ending is Ending.STOPPED
         if error is not None and not stopped:
             self._context.events.emit("error", as_ovm_error(error))
@@ -145,4 +145,4 @@ class Lifecycle:
             started.cancel()
         else:
             started.set_exception(error)
-            started.exception()  # start() may have been cancelled meanwhile and never look
+            started.exception()  # mark as retrieved: a cancelled start() never awaits it

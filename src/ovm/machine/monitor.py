@@ -1,4 +1,4 @@
-"""What is done for a machine while it runs: it is looked at, and a network that dies is brought back."""
+"""Monitoring of a running machine: health checks, and repair of a lost network."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from ovm.wire.error import WireError
 log = logging.getLogger(__name__)
 
 FIRST_LOOK_S = 2.0
-"""When a machine that has just become ready is looked at; until then it has other things to do."""
+"""Delay of the first health check after ready; the guest is busy until then."""
 LOOK_S = 60.0
 LOOK_AGAIN_S = 5.0
-"""Between two looks at a machine that is not well."""
+"""Interval of health checks while there is a health problem."""
 GIVEN_UP_AFTER = 2
-"""So many looks at a machine that nothing answers from, and its gvproxy is asked whether it hangs."""
+"""Number of health checks without any answer, after which gvproxy is checked for a hang."""
 HEAL_TIMEOUT_S = 30.0
-"""From gvproxy's death until the guest is reached by way of another one."""
+"""Timeout of one attempt to replace gvproxy and reach the guest through the new one."""
 HEAL_ATTEMPTS = 3
 
 
 class Monitor:
-    """Looks after one session."""
+    """Monitors one session."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Monitor:
         look_again_s: float = LOOK_AGAIN_S,
     ) -> None:
         self.health = Health()
-        """What the last look has found, or what is known since."""
+        """Result of the last health check, with problems reported since."""
         self._session = session
         self._driver = driver
         self._is_running = is_running
@@ -56,28 +56,28 @@ class Monitor:
         self._look_wanted = asyncio.Event()
 
     async def look(self) -> health.Look:
-        """Look now; whoever listens hears of a change."""
+        """Run a health check now; report a change to listeners."""
         look = await health.look(self._session)
         if self._is_running() and not self._is_healing:
             self._update(look.health)
         return look
 
     def set_problems(self, *problems: str) -> None:
-        """Replace the problems by what is known without a look; none if none is given."""
+        """Replace the health problems without a check; clear them if none is given."""
         self._update(replace(self.health, problems=problems))
 
     def _update(self, now: Health) -> None:
         before, self.health = self.health, now
         if before.problems != now.problems:
-            log.warning("health: %s", "; ".join(now.problems) or "well again")
+            log.warning("health: %s", "; ".join(now.problems) or "no problems any more")
             self._changed(now)
 
     def look_soon(self) -> None:
-        """Do not wait for the next look's turn."""
+        """Run the next health check without waiting for its interval."""
         self._look_wanted.set()
 
     async def keep_looking(self) -> None:
-        """For ever: a look each minute, sooner at what is not well. A gvproxy that hangs is ended, to be replaced."""
+        """Check health each minute, more often while there is a problem; end a gvproxy that hangs. Never returns."""
         await asyncio.sleep(self._first_look_s)
         unreachable = 0
         while True:
@@ -86,7 +86,7 @@ class Monitor:
                 with contextlib.suppress(WireError):
                     await self._session.network.settle()
                 if unreachable >= GIVEN_UP_AFTER and self._driver.can_replug and await self._gvproxy_hangs():
-                    log.warning("neither podman nor the guest answers, nor does gvproxy, which is replaced")
+                    log.warning("podman, the guest and gvproxy do not answer; replacing gvproxy")
                     await self._session.network.end()
                     unreachable = 0
             self._look_wanted.clear()
@@ -95,28 +95,28 @@ class Monitor:
                     await self._look_wanted.wait()
 
     async def _gvproxy_hangs(self) -> bool:
-        """Whether it is gvproxy that does not answer; a guest that is slow answers later, by way of this gvproxy."""
+        """Return whether gvproxy itself hangs; if only the guest is slow, it answers later through this gvproxy."""
         network = self._session.network
         suspect = network.child
-        # it may die, and another take its place, while it is asked
+        # it may die and be replaced during the query
         return not await network.answers() and not self._is_healing and network.child is suspect and suspect.running
 
     async def heal(self, gvproxy: Child) -> list[PortError]:
-        """Another gvproxy for one that died; returns the ports that could not be opened again.
+        """Replace a gvproxy that died; return the ports that could not be opened again.
 
         Raises:
-            HelperExited: there is none to be had: how the last one died.
+            HelperExited: gvproxy could not be replaced; says how the old one ended.
         """
         self._is_healing = True
         error = await gvproxy.exited("running")
         log.warning("the network is lost: %s", error)
-        self.set_problems(f"the network is being brought back: {error.message} ({error.exit_reason})")
+        self.set_problems(f"the network is being restored: {error.message} ({error.exit_reason})")
         for attempt in range(1, HEAL_ATTEMPTS + 1):
             try:
                 async with asyncio.timeout(HEAL_TIMEOUT_S):
                     lost = await self._session.restore_network(reach=self._is_running())
             except (OVMError, TimeoutError) as trouble:
-                log.warning("the network could not be brought back: %s", str(trouble) or "no answer in time")
+                log.warning("could not restore the network: %s", str(trouble) or "no answer in time")
                 if attempt == HEAL_ATTEMPTS:
                     raise error from trouble
             else:

@@ -1,4 +1,4 @@
-"""How a run of a machine ended, and what is done next."""
+"""The outcome of a run of a machine, and the next step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 RESTART_AGAIN_S = 60.0
-"""A machine whose network is lost again so soon after a restart is not restarted once more."""
+"""If the network is lost again within this time of a restart, the machine is not restarted."""
 
 
 class Ending(Enum):
@@ -27,30 +27,30 @@ class Ending(Enum):
 
 
 class NextStep(Enum):
-    """What is done after a run."""
+    """The step after a run."""
 
     END = auto()
     RETRY_KERNEL = auto()
     """Boot again, as part of the same start."""
     BOOT_INSTEAD = auto()
-    """Boot what could not be resumed, as part of the same start."""
+    """Boot a guest that could not be resumed, as part of the same start."""
     RESTART = auto()
-    """Begin a start of its own, because the network was lost."""
+    """Begin a new start, because the network was lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended."""
+    """The outcome of a run."""
 
     ending: Ending
     at: float
-    """When, on the monotonic clock."""
+    """Time on the monotonic clock."""
     error: BaseException | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What was done after earlier runs, since the user's start."""
+    """The steps after earlier runs, since the user's start."""
 
     may_restart: bool
     """Whether the options allow a restart after the network was lost."""
@@ -58,7 +58,7 @@ class History:
     restarted_at: float = -math.inf
 
     def after(self, step: NextStep, at: float) -> History:
-        """Return the history with ``step``, done at ``at``."""
+        """Return the history with ``step`` taken at ``at``."""
         match step:
             case NextStep.RETRY_KERNEL:
                 return replace(self, kernel_was_retried=True)
@@ -69,7 +69,7 @@ class History:
 
 
 def next_step(outcome: Outcome, history: History) -> NextStep:
-    """Decide what is done after a run."""
+    """Decide the step after a run."""
     match outcome.ending:
         case Ending.KERNEL_FELL if not history.kernel_was_retried:
             return NextStep.RETRY_KERNEL

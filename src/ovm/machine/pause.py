@@ -1,4 +1,4 @@
-"""Pauses, resumes and suspends a machine, also for the host's sleep, and sets the guest's clock after each."""
+"""Pause, resume and suspend: at a user's request or for the host's sleep; a resume also sets the guest's clock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ovm.model.states import VMState
 class PauseControl:
     """Pauses and resumes a machine, one change at a time.
 
-    Each is finished once begun, even if its caller is cancelled.
+    A change that has begun completes even if its caller is cancelled.
     """
 
     def __init__(self, context: Context) -> None:
@@ -24,65 +24,65 @@ class PauseControl:
         self._syncing: asyncio.Task[ClockSync] | None = None
         self._saving: asyncio.Task[None] | None = None
         self._asleep = False
-        """Whether the host's sleep has paused it, or is about to."""
+        """Whether the host's sleep has paused the machine, or is about to."""
         self.is_suspended = False
-        """Whether the guest's state is saved, so that there is nothing to shut down."""
+        """Whether the guest's state is saved, so that no shutdown is needed."""
 
     def begin(self) -> None:
-        """Forget what was so in an earlier run."""
+        """Reset what an earlier run recorded."""
         self._asleep = self.is_suspended = False
 
     async def pause(self) -> None:
-        """As :meth:`ovm.OVM.vm_pause` promises."""
+        """Pause the machine, as :meth:`ovm.OVM.vm_pause` documents."""
         self._asleep = False
         await self._context.run_to_end(self._pause())
 
     async def resume(self) -> None:
-        """As :meth:`ovm.OVM.vm_resume` promises."""
+        """Resume the machine, as :meth:`ovm.OVM.vm_resume` documents."""
         self._asleep = False
         await self._context.run_to_end(self._resume())
 
     async def resume_unasked(self) -> None:
-        """Resume without the user's request: the host's sleep still counts as what has paused the guest."""
+        """Resume without a user's request: if the host's sleep paused the guest, it is still recorded as the cause."""
         await self._context.run_to_end(self._resume())
 
     async def suspend(self, timeout_s: float) -> None:
-        """Save the guest's state, and have the run end."""
+        """Save the guest's state and end the run."""
         await self._context.run_to_end(self._suspend(timeout_s))
 
     async def give_up_saving(self) -> None:
-        """End a save that is under way; what it has written is not kept."""
+        """Cancel a save in progress; what it has written is deleted."""
         if self._saving is not None and not self.is_suspended:
             self._saving.cancel()
             await asyncio.wait({self._saving})
 
     async def clocksync(self) -> ClockSync:
-        """As :meth:`ovm.OVM.clocksync` promises."""
+        """Set the guest's clock, as :meth:`ovm.OVM.clocksync` documents."""
         session = self._context.require_managed("clocksync")
         result = await session.sync_clock()
         self._context.in_background(session.kick_chrony())
         return result
 
     async def before_sleep(self) -> None:
-        """A guest that runs into the host's sleep wakes with a clock that is wrong, and on macOS may hang."""
+        """Pause the guest: one that runs during the host's sleep wakes with a wrong clock, and on macOS may hang."""
         if self._asleep or self._context.state in {VMState.RUNNING, VMState.RESUMING}:
-            self._asleep = True  # before: who waits for us may give up, the pause goes on
+            self._asleep = True  # before the await: the caller may give up waiting, but the pause continues
             await self._context.run_to_end(self._pause())
 
     async def after_wake(self) -> None:
-        """What its user had paused stays paused."""
+        """Resume the guest unless its user had paused it, and set its clock."""
         ran = self._context.state is VMState.RUNNING
         if self._asleep:
-            await self._context.run_to_end(self._resume())  # behind a pause that may still be under way
+            await self._context.run_to_end(self._resume())  # waits for a pause that may still be in progress
             self._asleep = False
         session = self._context.session
         if ran and self._context.state is VMState.RUNNING and session is not None and session.profile.engine:
             await self.clocksync()
         if self._context.monitor is not None:
-            self._context.monitor.look_soon()  # a gvproxy may hang since, or a network be another
+            self._context.monitor.look_soon()  # gvproxy may hang, or the network may have changed
 
     async def _pause(self) -> None:
-        if self._syncing is not None:  # after a resume; its guest is not to run for that alone
+        if self._syncing is not None:  # the sync of a resume must not delay the pause
             self._syncing.cancel()
         async with self._turn:
             if self._context.state is VMState.PAUSED:
@@ -95,7 +95,7 @@ class PauseControl:
                 if self._context.state is VMState.PAUSING:
                     self._context.to(VMState.RUNNING)
                 raise
-            if self._context.state is not VMState.PAUSING:  # it was stopped, say, or failed meanwhile
+            if self._context.state is not VMState.PAUSING:  # it was stopped or failed meanwhile
                 self._context.refuse("vm_pause")
             self._context.to(VMState.PAUSED)
             self._context.events.emit("vmPause")
@@ -108,7 +108,7 @@ class PauseControl:
                 if await session.vm.state() not in {VMState.PAUSING, VMState.PAUSED}:
                     return
                 self._context.require_running("vm_resume")
-                self._context.to(VMState.PAUSED)  # by a pause that was given up, and came about after all
+                self._context.to(VMState.PAUSED)  # a pause was given up, but the hypervisor paused after all
                 self._context.events.emit("vmPause")
             self._context.to(VMState.RESUMING)
             try:
@@ -126,7 +126,7 @@ class PauseControl:
             finally:
                 self._context.events.emit("vmResume")
                 if self._context.monitor is not None:
-                    # not before: a look keeps the guest from telling its time at once
+                    # not before: a health check would delay the guest's answer about its clock
                     self._context.monitor.look_soon()
 
     async def _sync_after_resume(self, session: Session) -> None:
@@ -146,7 +146,7 @@ class PauseControl:
             before = self._context.state
             self._context.to(VMState.SAVING)
             self._saving = asyncio.current_task()
-            self._context.end_background()  # its tasks would connect again
+            self._context.end_background()  # before the save: its tasks would reconnect
             try:
                 await save(session, runs=before is VMState.RUNNING, timeout_s=timeout_s)
             except BaseException as error:
@@ -154,7 +154,9 @@ class PauseControl:
                     self._context.to(before)
                     self._context.look_after(session)
                     if session.profile.engine and before is VMState.RUNNING:
-                        self._context.in_background(session.settle())  # which may not have been done
+                        self._context.in_background(
+                            session.settle()
+                        )  # a suspend soon after ready may have cancelled it
                 if isinstance(error, asyncio.CancelledError):
                     raise StateError("suspend: the machine was stopped meanwhile") from None
                 raise

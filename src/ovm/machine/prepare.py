@@ -1,4 +1,4 @@
-"""Everything before the first start: inputs checked, then files, keys and disks made ready."""
+"""Preparation of a machine: check inputs, then create files, keys and disks."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ if TYPE_CHECKING:
     from ovm.host.programs import Helper
 
 PREPARE_LOCK_WAIT_S = 60.0
-"""Another create on the same directory is waited for; a running machine is not, and it is said who owns it."""
+"""Time to wait for another create on the same directory; a running machine is reported at once, with its owner."""
 
 Progress = Callable[[str, int, int], object]
 Hypervisor = Literal["qemu", "vfkit"]
 
 
 class Choice(Protocol):
-    """A hypervisor that was checked and will do."""
+    """A hypervisor that has passed its checks."""
 
     async def driver(self, files: install_files.Files) -> Driver:
-        """Return what starts it, once its files are installed.
+        """Return the driver for the installed ``files``.
 
         Raises:
-            UnsupportedError: the accelerator that was asked for does not work with this kernel.
+            UnsupportedError: the requested accelerator does not work with this kernel.
         """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What a machine is to be made of; every input was checked, and nothing was made yet."""
+    """The checked inputs of a machine, before anything is created."""
 
     options: Options
     """As given, and with the helpers that were found."""
@@ -66,7 +66,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """What a start needs and does not change."""
+    """A start's inputs, which it does not change."""
 
     options: Options
     """As given, and with the helpers that were found."""
@@ -75,27 +75,27 @@ class Prepared:
 
 
 def locked_directories(options: Options) -> list[Path]:
-    """What one machine owns alone."""
+    """Return the directories that belong to one machine only."""
     return [options.target_dir, options.socket_dir, options.log_dir]
 
 
 async def choose(options: Options, hypervisor: Hypervisor) -> Plan:
-    """Check every input and choose what the machine runs under. Reads only: nothing is made, changed or removed.
+    """Check every input and choose the hypervisor. Changes nothing, except that it caches the result of a KVM probe.
 
-    The one thing kept is what was found out about KVM, in the cache. What only the owner of the directories can see
-    (another owner, a full disk, damage to the data disk or inside an archive), :func:`install` raises.
+    :func:`install` raises what only the owner of the directories can detect: another owner, a full disk, damage to
+    the data disk or inside an archive.
 
     Raises:
-        InputError: something given cannot be used.
+        InputError: an option or file cannot be used.
     """
     return await _CHOICES[hypervisor](options)
 
 
 async def install(plan: Plan, progress: Progress | None = None) -> Prepared:
-    """Put files, keys and disks where the machine uses them.
+    """Create the machine's files, keys and disks.
 
     Raises:
-        InputError: something given cannot be used after all; no file of the machine was replaced.
+        InputError: an option or file cannot be used; no file of the machine was replaced.
         InUseError: another process owns one of the directories.
         SpaceError: the disk is too small.
     """
@@ -106,7 +106,7 @@ async def install(plan: Plan, progress: Progress | None = None) -> Prepared:
 async def _choose_qemu(options: Options) -> Plan:
     PROFILES[options.guest].check_hypervisor(vsock=QEMUDriver.vsock)
     if options.rosetta:
-        raise UnsupportedError("rosetta is Apple's and comes with vfkit", hint="leave it out")
+        raise UnsupportedError("rosetta requires vfkit on macOS", hint="remove the option rosetta")
     arch = hypervisors.host_arch()
     await asyncio.to_thread(paths.check_socket_paths, options.socket_dir)
     options = await with_helpers(options, "gvproxy")
@@ -126,7 +126,7 @@ async def _choose_vfkit(options: Options) -> Plan:
         macos.check_host(macos.this_host(), rosetta=options.rosetta)
     arch = hypervisors.host_arch()
     if options.accelerator not in {"auto", "hvf"}:
-        raise UnsupportedError(f"accelerator {options.accelerator} does not exist on macOS", hint="use auto")
+        raise UnsupportedError(f"accelerator {options.accelerator} does not exist on macOS", hint="use auto or hvf")
     await asyncio.to_thread(paths.check_socket_paths, options.socket_dir, vfkit.LOCAL_SOCKET_LONGEST)
     shared = [mount.host_path for mount in options.mounts]
     vfkit.check_paths(
@@ -153,10 +153,10 @@ class _QEMUChoice:
     emulator: accel.Emulator
     virtiofsd: Virtiofsd | None
     answer: accel.Answer | None
-    """``None`` for a packed kernel: QEMU can try it only once it is unpacked."""
+    """``None`` for a compressed kernel: QEMU can try it only after it is unpacked."""
 
     async def driver(self, files: install_files.Files) -> Driver:
-        """Return the QEMU that was chosen."""
+        """Return the driver for the chosen QEMU."""
         answer = self.answer or await _accelerator(self.options, self.emulator, files.kernel)
         return QEMUDriver(emulator=self.emulator, answer=answer, virtiofsd=self.virtiofsd)
 
@@ -167,7 +167,7 @@ class _VfkitChoice:
     arch: hypervisors.Arch
 
     async def driver(self, files: install_files.Files) -> Driver:
-        """Return the vfkit that was installed."""
+        """Return the driver for the installed vfkit."""
         assert files.vfkit is not None
         return vfkit.VfkitDriver(program=files.vfkit, version=self.version, arch=self.arch)
 
@@ -177,10 +177,10 @@ async def _accelerator(options: Options, emulator: accel.Emulator, kernel: Path)
 
 
 async def with_helpers(options: Options, *names: str) -> Options:
-    """``options`` with the helpers of these names that are installed, where none is given.
+    """Return ``options``, completed with the installed helpers of these names.
 
     Raises:
-        HelperError: there is none that will do.
+        HelperError: a helper is missing or unsuitable.
     """
     from ovm.host import programs
 
@@ -199,14 +199,14 @@ async def with_helpers(options: Options, *names: str) -> Options:
 
 
 def _identity(helper: Helper) -> str:
-    """Changes when another program lies there."""
+    """Return a version string that changes when the program file is replaced."""
     status = helper.path.stat()
     return f"{show_version(helper.version)} {status.st_size} {status.st_mtime_ns}"
 
 
 async def _make_all(options: Options, progress: Progress | None) -> install_files.Files:
     await in_thread(partial(make_directories, options))
-    # the keys may be shared by several machines, so they are owned only while they are made
+    # several machines may share the keys, so their directory is locked only while the keys are created
     alone = [*locked_directories(options), options.ssh_key_dir]
     async with lock.hold(alone, wait_s=PREPARE_LOCK_WAIT_S, brief=True), asyncio.TaskGroup() as tasks:
         files = tasks.create_task(_make_files(options, progress))
@@ -217,7 +217,7 @@ async def _make_all(options: Options, progress: Progress | None) -> install_file
 async def _make_files(
     options: Options, progress: Progress | None = None, *, force: bool = False, without_data: bool = False
 ) -> install_files.Files:
-    """One after the other: both sweep away what a dead run has left half-written in the directory."""
+    """Create files, then disks. Not in parallel: both delete partial files that a dead run left in the directory."""
     target = TargetPaths(options.target_dir)
     files = await install_files.prepare(
         options.origin_path,
@@ -240,7 +240,7 @@ def _check(options: Options, arch: hypervisors.Arch) -> None:
     )
     for mount in options.mounts:
         if not mount.host_path.is_dir():
-            raise FileError(f"mounts: {mount.host_path} is not a directory", hint="only folders can be shared")
+            raise FileError(f"mounts: {mount.host_path} is not a directory", hint="share a folder")
     for certificate in options.ca_certificates:
         if b"-----BEGIN CERTIFICATE-----" not in instructions.content(certificate):
             raise FileError(f"ca_certificates: {certificate} is not a PEM certificate")
@@ -267,16 +267,16 @@ async def _check_emulator(options: Options, arch: hypervisors.Arch) -> tuple[acc
     if virtiofsd.is_c and os.geteuid() != 0:
         raise HelperError(
             f"{virtiofsd.program} shares folders for root only",
-            hint="install the newer virtiofsd (a package of its own from Debian 13 on), or start without mounts",
+            hint="install the newer virtiofsd (a separate package since Debian 13), or start without mounts",
         )
     return emulator, virtiofsd
 
 
 def check_files(files: install_files.Files) -> None:
-    """See that nobody has taken a file away since it was put there.
+    """Check that no installed file was deleted since.
 
     Raises:
-        FileError: says which is missing.
+        FileError: a file is missing; names it.
     """
     for path in (files.gvproxy, files.kernel, files.initrd, files.rootfs, files.vfkit):
         if path is not None and not path.is_file():
@@ -284,11 +284,11 @@ def check_files(files: install_files.Files) -> None:
 
 
 def make_directories(options: Options) -> None:
-    """Make the four directories, private to this user.
+    """Create the four directories; those of sockets and keys are private to this user.
 
     Raises:
-        FileError: one cannot be made.
-        UntrustedError: another user made one, or could change it.
+        FileError: a directory cannot be created.
+        UntrustedError: another user created a directory, or could change it.
     """
     for directory in (options.target_dir, options.log_dir):
         directories.make(directory)
@@ -297,7 +297,7 @@ def make_directories(options: Options) -> None:
 
 
 def remember_ready(options: Options) -> None:
-    """From now on the data disk is never to be formatted."""
+    """Record that the data disk was in use, so that it is never formatted."""
     target = TargetPaths(options.target_dir)
     machine = data.load_machine(target)
     if not machine.data_ever_ready:

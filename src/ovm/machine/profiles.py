@@ -1,6 +1,6 @@
-"""The kinds of guest, and how the host treats each: its devices, its network, what it is told, how it is reached.
+"""The kinds of guest: devices, network, boot configuration and connections of each.
 
-A caller asks the profile, and never which kind it is. To a new kind of guest this module is all that changes.
+A caller uses the profile's methods and never checks the kind. A new kind of guest changes only this module.
 """
 
 from __future__ import annotations
@@ -31,88 +31,88 @@ from ovm.text.printable import GuestText
 log = logging.getLogger(__name__)
 
 POWER_OFF = ("systemctl", "start", "--no-block", "--job-mode=replace-irreversibly", "poweroff.target")
-"""What ``systemctl poweroff`` does where there is no logind to ask, which the guest has not."""
+"""The equivalent of ``systemctl poweroff`` without logind, which the guest does not have."""
 ATTACHED = "/usr/lib/ovm/attached"
-"""Tells the guest that published ports are served, so that containers may start."""
+"""Program that reports to the guest that published ports are served, so that containers may start."""
 HEALTH = "/usr/lib/ovm/health"
-"""Tells of the data disk in one line: its size and what is free in bytes, ``rw`` or ``ro``, errors it has counted."""
+"""Program that reports the data disk in one line: size and free bytes, ``rw`` or ``ro``, number of errors."""
 NOT_FOUND = 127
-"""What a shell says of a program that is not there: the guest's image is an older one."""
+"""A shell's exit status for a missing program: the guest's image is older."""
 FIREWALLED = ("inet", "netdev")
-"""The families of the guest's two firewall tables."""
+"""Families of the guest's two firewall tables."""
 PODMAN_SOCKET = "/run/podman/podman.sock"
-"""Of root's podman in the guest."""
+"""Socket of root's podman in the guest."""
 PODMAN_GUEST_PORT = 58125
 NETWORK_VSOCK_PORT = 1024
 ANSWER_TIMEOUT_S = 60.0
 
 _OUR_PROGRAMS = ("dns", "ssh_agent", "foreign_arch")
-"""Options that programs of ours carry out in the guest."""
+"""Options that need ovm's own programs in the guest."""
 
 
 class Profile:
-    """A guest that says when it is ready and has no sshd; what another kind has or does otherwise, it overrides."""
+    """A bare guest: it reports ready and has no sshd. Other kinds override what differs."""
 
     name: ClassVar[GuestProfile] = "bare"
     engine: ClassVar[bool] = False
-    """Whether sshd and podman answer in it."""
+    """Whether the guest runs sshd and podman."""
     reports_boot: ClassVar[bool] = True
-    """Whether it reports its first steps, so that long silence means that its kernel hangs."""
+    """Whether the guest reports its first boot steps, so that a long silence means that its kernel hangs."""
     rootfs_is_btrfs: ClassVar[bool] = False
     power_off: ClassVar[Sequence[str]] = ()
-    """The command that shuts it down; empty if it has its power button alone."""
+    """The command that shuts the guest down; empty if only its power button does."""
 
-    # -- what it is made of
+    # -- options and devices
 
     def check_hypervisor(self, *, vsock: bool) -> None:
         """Refuse a hypervisor that this guest cannot run under.
 
         Raises:
-            UnsupportedError: it cannot.
+            UnsupportedError: the guest cannot run under it.
         """
 
     def check_options(self, options: Options) -> None:
-        """Refuse options that this guest cannot carry out; reads only.
+        """Refuse options that this guest does not support; changes nothing.
 
         Raises:
-            OptionError: says which.
+            OptionError: an option is not supported; names it.
         """
         self._refuse(options, _OUR_PROGRAMS)
         if options.mounts:
-            raise OptionError("a bare guest mounts nothing", hint="give it none: mounts=[]")
+            raise OptionError("a bare guest cannot mount host folders", hint="use mounts=[]")
 
     def _refuse(self, options: Options, names: Sequence[str]) -> None:
         if given := [name for name in names if getattr(options, name)]:
             raise OptionError(
-                f"{' and '.join(given)} cannot be had with guest={self.name!r}",
-                hint='use guest="ovm", or leave it out',
+                f"guest={self.name!r} does not support {' and '.join(given)}",
+                hint=f'use guest="ovm", or remove {" and ".join(given)}',
             )
 
     def fit(self, spec: VMSpec, initrd: Path, target: TargetPaths, sockets: SocketPaths) -> VMSpec:
-        """Return ``spec`` with the devices of this guest, whose image has ``initrd``; as it is, it suits most."""
+        """Return ``spec`` adapted to this guest, whose image has ``initrd``; unchanged for most kinds."""
         return spec
 
     def wire(self, card: Card) -> Wire:
-        """How its frames reach gvproxy under a hypervisor that hands them over by ``card``."""
+        """Return how the guest's frames reach gvproxy under a hypervisor with this network ``card``."""
         return card
 
     def gvproxy_reads(self, keys: KeyPaths) -> Sequence[Path]:
-        """The user's files that gvproxy must read for it."""
+        """Return the user's files that gvproxy must be able to read."""
         return ()
 
     async def open_podman(
         self, network: Network, sockets: SocketPaths, options: Options, *, first: int = PODMAN_PORT_FIRST
     ) -> int | None:
-        """Open podman's socket on the host, and its port from ``first`` up if it can be opened before the boot.
+        """Open podman's socket on the host, and its port from ``first`` up if that is possible before the boot.
 
-        Returns that port.
+        Returns the port, if one was opened.
 
         Raises:
-            PortError: none is free.
+            PortError: no port is free.
         """
         return None
 
-    # -- what it is told
+    # -- boot configuration
 
     @contextlib.asynccontextmanager
     async def told(
@@ -124,17 +124,17 @@ class Profile:
         blocked_ports: tuple[int, ...],
         asked: Callable[[], None],
     ) -> AsyncIterator[None]:
-        """Have each boot find its instructions, until this is left.
+        """Provide the boot configuration to each boot, until this context is left.
 
         Args:
-            options: Of the machine.
-            initrd: Of the guest's image.
-            channel_key: What its messages begin with; empty where nobody else can send any.
-            blocked_ports: TCP ports of the host that nobody in the guest may reach.
-            asked: Called at each boot, by guests that ask for their instructions.
+            options: The machine's options.
+            initrd: The initrd of the guest's image.
+            channel_key: Prefix of the guest's messages; empty if no other program can connect to the channel.
+            blocked_ports: TCP ports of the host that no program in the guest may reach.
+            asked: Called at each boot, for guests that request their configuration.
 
         Raises:
-            FileError: they cannot be read or written, or the boot would cost the data disk.
+            FileError: a file cannot be read or written, or the boot would destroy the data disk.
         """
 
         def write() -> None:
@@ -144,17 +144,17 @@ class Profile:
         await in_thread(write)
         yield
 
-    # -- how it is reached, once it has said that it is ready
+    # -- connections, after the guest has reported ready
 
     async def until_reachable(self, ssh: SSH) -> None:
-        """Wait until sshd answers, where the guest's ready does not say that it does.
+        """Wait until sshd answers, if the guest reports ready before its sshd is.
 
         Raises:
-            GuestError: it does not answer.
+            GuestError: sshd does not answer.
         """
 
     async def connect(self, ssh: SSH, options: Options, podman_port: int | None) -> int | None:
-        """Connect over ssh, and forward podman's port if nothing else does; returns podman's port.
+        """Connect over ssh, and forward podman's port if gvproxy does not; return podman's port.
 
         Raises:
             GuestError: sshd does not answer.
@@ -164,33 +164,33 @@ class Profile:
         return podman_port
 
     def clock(self, ssh: SSH) -> Clock:
-        """Return what sets its clock."""
+        """Return the setter of the guest's clock."""
         return Clock(ssh)
 
     def publish(self, ssh: SSH, decide: Decide) -> None:
-        """Have ``decide`` open and close the ports that podman announces over ``ssh``."""
+        """Call ``decide`` for each port that podman announces over ``ssh``, to open or close it."""
 
     async def let_containers_start(self, ssh: SSH) -> None:
-        """Report that published ports are served. Best effort: a guest that hears nothing starts containers later."""
+        """Report that published ports are served. Best effort: without the report the guest starts containers later."""
 
     async def block_port(self, ssh: SSH, port: int) -> None:
-        """Have its firewall block a TCP port of the host, besides those it was told of at boot.
+        """Block a TCP port of the host in the guest's firewall, in addition to those blocked at boot.
 
         Raises:
-            GuestError: it does not.
+            GuestError: the firewall did not accept the rule.
         """
 
     async def disk_report(self, ssh: SSH, *, timeout_s: float) -> bytes | None:
-        """What it reports of its data disk; ``None`` if it answers, but has no report.
+        """Return the guest's report on its data disk; ``None`` if it answers without a report.
 
         Raises:
-            GuestError: it does not answer.
+            GuestError: the guest does not answer.
         """
         return None
 
 
 class OVMGuest(Profile):
-    """Our image: it has our programs below /usr/lib/ovm, the clock's, the publisher's, the firewall."""
+    """ovm's image, with its programs below /usr/lib/ovm and its firewall."""
 
     name = "ovm"
     engine = True
@@ -198,48 +198,48 @@ class OVMGuest(Profile):
     power_off = POWER_OFF
 
     def check_options(self, options: Options) -> None:
-        """Every option is one for this guest."""
+        """Accept every option."""
 
     async def open_podman(
         self, network: Network, sockets: SocketPaths, options: Options, *, first: int = PODMAN_PORT_FIRST
     ) -> int | None:
-        """A port of the guest's own is behind both."""
+        """Forward both to podman's port in the guest."""
         await network.expose_socket(sockets.made_by_gvproxy(sockets.podman), PODMAN_GUEST_PORT)
         if not options.podman_tcp:
             return None
         return (await network.pick(PODMAN_GUEST_PORT, first=first)).host_port
 
     def publish(self, ssh: SSH, decide: Decide) -> None:
-        """Its publisher connects to a port that the ssh connection listens on."""
+        """Receive ports from the guest's publisher, which connects to a port forwarded over ssh."""
         Publisher(ssh, decide)
 
     async def let_containers_start(self, ssh: SSH) -> None:
-        """By a program of ours."""
+        """Run ovm's program in the guest."""
         try:
             told = await ssh.exec([ATTACHED], timeout_s=ANSWER_TIMEOUT_S)
         except OVMError as error:
-            log.warning("the guest could not be told to start its containers: %s", error.message)
+            log.warning("could not let the guest start its containers: %s", error.message)
         else:
             if told.exit_status != 0:
-                log.warning("the guest did not take us for its manager: %s", GuestText(told.stderr))
+                log.warning("the guest did not accept this manager: %s", GuestText(told.stderr))
 
     async def block_port(self, ssh: SSH, port: int) -> None:
-        """In both of its firewall's tables."""
+        """Block the port in both tables of the firewall."""
         added = "; ".join(f"add element {family} ovm blocked_host_ports {{ {port} }}" for family in FIREWALLED)
         told = await ssh.exec(["nft", added], timeout_s=ANSWER_TIMEOUT_S)
         if told.exit_status != 0:
-            raise GuestError(f"the guest's firewall did not take a port: {GuestText(told.stderr)}")
+            raise GuestError(f"the guest's firewall did not block port {port}: {GuestText(told.stderr)}")
 
     async def disk_report(self, ssh: SSH, *, timeout_s: float) -> bytes | None:
-        """By a program of ours, which older images do not have."""
+        """Run ovm's program in the guest, which older images do not have."""
         answer = await ssh.exec([HEALTH], timeout_s=timeout_s)
         return None if answer.exit_status == NOT_FOUND else answer.stdout
 
 
 class CoreGuest(Profile):
-    """An image of the seed's time: it asks for a shell command on vsock 1025 and brings its network over vsock 1024.
+    """An image of the seed: it requests a shell command on vsock 1025 and connects its network over vsock 1024.
 
-    It has none of our programs.
+    It has none of ovm's programs.
     """
 
     name = "ovm-core"
@@ -249,18 +249,18 @@ class CoreGuest(Profile):
     power_off = POWER_OFF
 
     def check_hypervisor(self, *, vsock: bool) -> None:
-        """It needs vsock."""
+        """Require vsock."""
         if not vsock:
-            raise UnsupportedError("ovm-core guests want vfkit", hint='use create_darwin_ovm, or guest="ovm"')
+            raise UnsupportedError("ovm-core guests require vfkit", hint='use create_darwin_ovm, or guest="ovm"')
 
     def check_options(self, options: Options) -> None:
-        """All that it is told must fit into one command, with keys that are as long as ours will be."""
+        """Check that the configuration fits into one command, with placeholder keys of the real length."""
         self._refuse(options, _OUR_PROGRAMS)
         keys = {"authorized_key": "k" * 84, "host_key": "k" * 400, "host_key_public": "k" * 90}
         ovm_core.shell_command(instructions.configure(options, **keys, machine_id="", channel_key="k" * 32))
 
     def fit(self, spec: VMSpec, initrd: Path, target: TargetPaths, sockets: SocketPaths) -> VMSpec:
-        """It formats its second disk at every boot, and keeps images and containers on its third."""
+        """Add a scratch disk, which the guest formats at every boot, before the data disk; add the vsock channels."""
         rootfs, *others = spec.disks
         return dataclasses.replace(
             spec,
@@ -275,17 +275,17 @@ class CoreGuest(Profile):
         )
 
     def wire(self, card: Card) -> Wire:
-        """The guest itself connects to gvproxy."""
+        """Use the guest's own connection to gvproxy."""
         return "channel"
 
     def gvproxy_reads(self, keys: KeyPaths) -> Sequence[Path]:
-        """Gvproxy's tunnel to podman is an ssh connection of its own."""
+        """Return the user's key, because gvproxy's tunnel to podman is an ssh connection."""
         return (keys.user_key,)
 
     async def open_podman(
         self, network: Network, sockets: SocketPaths, options: Options, *, first: int = PODMAN_PORT_FIRST
     ) -> int | None:
-        """The guest has podman's socket alone; :meth:`connect` forwards a port to it."""
+        """Tunnel to podman's socket; podman has no port in this guest, so :meth:`connect` forwards one to it."""
         key = KeyPaths(options.ssh_key_dir).user_key
         await network.expose_tunnel(sockets.made_by_gvproxy(sockets.podman), PODMAN_SOCKET, key)
         return None
@@ -300,7 +300,7 @@ class CoreGuest(Profile):
         blocked_ports: tuple[int, ...],
         asked: Callable[[], None],
     ) -> AsyncIterator[None]:
-        """By a server; and its scratch disk is empty, without what the last start left on it."""
+        """Serve the configuration as a shell command, with a new, empty scratch disk."""
         target = TargetPaths(options.target_dir)
 
         def prepare() -> bytes:
@@ -314,22 +314,22 @@ class CoreGuest(Profile):
             yield
 
     async def until_reachable(self, ssh: SSH) -> None:
-        """Its ready does not wait for its network."""
+        """Wait for sshd: the guest reports ready before its network is."""
         await ssh.reach()
 
     async def connect(self, ssh: SSH, options: Options, podman_port: int | None) -> int | None:
-        """Podman's port is forwarded over ssh; a new connection opens it again by itself."""
+        """Forward podman's port over ssh; a new connection forwards it again."""
         await ssh.connect()
         if options.podman_tcp and podman_port is None:
             return await ssh.forward_port(PODMAN_PORT_FIRST, PODMAN_SOCKET)
         return podman_port
 
     def clock(self, ssh: SSH) -> Clock:
-        """By commands that its image has."""
+        """Set the clock with commands of the image."""
         return Clock(ssh, helper=CORE_HELPER, kick=CORE_KICK, good_enough_s=CORE_GOOD_ENOUGH_S)
 
     async def disk_report(self, ssh: SSH, *, timeout_s: float) -> bytes | None:
-        """It has none, and is only asked for a sign of life."""
+        """Only check that the guest answers; it has no report."""
         await ssh.exec(["true"], timeout_s=timeout_s)
         return None
 

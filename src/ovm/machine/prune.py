@@ -1,4 +1,4 @@
-"""Room given back: podman removes what nothing uses, and the host gets the blocks that the guest has freed."""
+"""Prune: podman removes unused data, and the host gets back the blocks that the guest has freed."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from ovm.wire.error import WireError
 log = logging.getLogger(__name__)
 
 PRUNE_TIMEOUT_S = 900.0
-"""Podman removes layer by layer, with much to do on a full disk."""
+"""Podman removes layer by layer, which takes long on a full disk."""
 TRIM_TIMEOUT_S = 300.0
 
 _PRUNE = "/v4.0.0/libpod/system/prune"
 _MAKE_ROOM = "[ ! -x /usr/lib/ovm/reserve ] || /usr/lib/ovm/reserve give"
-"""On a full disk podman cannot even remove; only our own guests keep something for that."""
+"""On a full disk podman cannot remove anything; ovm's own guests keep a reserve for that."""
 _TRIM = (
-    "sync; fstrim -v /var/lib/containers; status=$?; "  # without the sync, what was freed last is not free yet
+    "sync; fstrim -v /var/lib/containers; status=$?; "  # without the sync, the blocks freed last are not trimmed
     "[ ! -x /usr/lib/ovm/reserve ] || /usr/lib/ovm/reserve take; exit $status"
 )
 _TRIMMED = re.compile(rb"(?<![-\d])(\d{1,18}) bytes\)? trimmed")
 _Bytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
-"""A size that podman may be believed, and that JSON can carry."""
+"""A plausible size, which is exact in JSON."""
 
 
 class _Item(msgspec.Struct, rename="pascal"):
-    """One thing that podman has tried to remove."""
+    """One item that podman has tried to remove."""
 
     id: str = ""
     name: str = ""
@@ -46,13 +46,13 @@ class _Item(msgspec.Struct, rename="pascal"):
 
     @property
     def failure(self) -> str:
-        """Why it is still there; empty if it is gone."""
+        """Why the item was not removed; empty if it was."""
         reason = self.err or self.error
         return str(GuestText(f"{self.id or self.name}: {reason}")) if reason else ""
 
 
 class _Report(msgspec.Struct):
-    """Podman's answer; what it did not find is null."""
+    """Podman's answer; a kind without items is null."""
 
     pods: Sequence[_Item] | None = msgspec.field(default=None, name="PodPruneReport")
     containers: Sequence[_Item] | None = msgspec.field(default=None, name="ContainerPruneReports")
@@ -62,18 +62,18 @@ class _Report(msgspec.Struct):
 
 
 async def prune(podman_socket: Path, ssh: SSH, *, everything: bool = False, volumes: bool = False) -> Pruned:
-    """Have podman remove what nothing uses, and give the host back what that frees in ``data.img``.
+    """Remove unused data with podman, and return the freed space in ``data.img`` to the host.
 
-    Containers that do not run, pods and networks nobody is in, and images without a name go.
+    Removes stopped containers, unused pods and networks, and untagged images.
 
     Args:
         podman_socket: Podman's API.
-        ssh: The way into its guest.
-        everything: Every image that no container uses goes too.
-        volumes: So do volumes that no container uses, with what is in them.
+        ssh: The connection to its guest.
+        everything: Also remove every image that no container uses.
+        volumes: Also remove volumes that no container uses, with their contents.
 
     Raises:
-        GuestError: the guest cannot be reached, or podman did not do it.
+        GuestError: the guest cannot be reached, or podman failed.
     """
     await ssh.exec(["sh", "-c", _MAKE_ROOM], timeout_s=TRIM_TIMEOUT_S)
     asked = f"{_PRUNE}?all={_go(everything)}&volumes={_go(volumes)}"
@@ -84,12 +84,12 @@ async def prune(podman_socket: Path, ssh: SSH, *, everything: bool = False, volu
     except WireError as error:
         raise GuestError(f"podman could not prune: {error.message}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise GuestError(f"podman's answer to a prune makes no sense: {GuestText.of(error)}") from tamed(error)
+        raise GuestError(f"podman's answer to a prune is malformed: {GuestText.of(error)}") from tamed(error)
     return _summary(report, await trim(ssh))
 
 
 async def trim(ssh: SSH) -> int | None:
-    """Tell the host what is free in the guest's file system: how many bytes, or ``None`` if that cannot be done.
+    """Trim the guest's file system; return the trimmed bytes, or ``None`` if that failed.
 
     Raises:
         GuestError: the guest cannot be reached.
@@ -97,7 +97,7 @@ async def trim(ssh: SSH) -> int | None:
     ended = await ssh.exec(["sh", "-c", _TRIM], timeout_s=TRIM_TIMEOUT_S)
     found = _TRIMMED.search(ended.stdout)
     if ended.exit_status != 0 or not found:
-        log.warning("the guest's free room could not be given back: %s", GuestText(ended.stderr))
+        log.warning("could not return the guest's free space to the host: %s", GuestText(ended.stderr))
         return None
     return int(found[1])
 

@@ -1,4 +1,4 @@
-"""Waits until the guest is ready, and fails as soon as it cannot become so."""
+"""Wait until the guest is ready, and fail as soon as it cannot become ready."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ovm.process.supervise import race
 
 
 class Readiness:
-    """How one run gets its guest ready, at its first boot and at each reboot."""
+    """Gets the guest of one run ready, at the first boot and at each reboot."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Readiness:
         """Whether the guest's kernel crashed or hung before its first message."""
 
     async def boot(self, session: Session) -> None:
-        """Wait for the ready of a guest that boots; what can wait is begun after it."""
+        """Wait until a booting guest is ready; then start the background work that can wait."""
         try:
             await race(
                 self._boot_or_fall(session),
@@ -45,7 +45,7 @@ class Readiness:
                 stage="boot",
                 timeout_s=self._timeout_s,
                 evidence=session.console_log,
-                hint=f"the guest's console is in {session.console_log}",
+                hint=f"read the guest's console in {session.console_log}",
             )
         except HelperExited as noticed:
             raise await self._collaborators.explain(session, noticed, self._reports.guest_powered_off) from None
@@ -69,11 +69,11 @@ class Readiness:
             told = first_error(error)
             if not isinstance(told, OVMError):
                 raise
-            raise Unfit(f"the guest did not go on: {told}") from error
+            raise Unfit(f"the guest could not resume: {told}") from error
         for port in lost:
             self._context.events.emit("error", port)
         if session.profile.engine:
-            self._context.in_background(session.settle())  # it may have been suspended before it was
+            self._context.in_background(session.settle())  # the suspend may have cancelled it
 
     async def _boot_or_fall(self, session: Session) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -90,21 +90,21 @@ class Readiness:
         return lost
 
     async def _halt(self, session: Session) -> NoReturn:
-        """Fail as soon as the hypervisor stops the guest before it is ready: nobody could resume it.
+        """Fail as soon as the hypervisor stops the guest before it is ready: a machine that starts cannot be resumed.
 
         Raises:
-            StartError: always; with the last lines of the hypervisor's log.
+            StartError: always; has the end of the hypervisor's log.
         """
         raise await halt_error(session, *await self._reports.halted.get())
 
     async def _fall(self, session: Session) -> NoReturn:
-        """Fail when the guest resets itself before its ready: it would do so again and again.
+        """Fail when the guest resets itself before it is ready: it would reset again and again.
 
-        Unless it was its kernel, before anything of ours ran: QEMU 7.2's TCG, emulating two processors, was seen to
-        trip over an instruction that the kernel was patching, and once in a thousand boots to hang.
+        A kernel that crashes or hangs before the guest's first message is retried once. QEMU 7.2's TCG with two CPUs
+        can fail on an instruction that the kernel is patching, and hangs about once in a thousand boots.
 
         Raises:
-            StartError: always; with the guest's console.
+            StartError: always; has the end of the guest's console.
         """
         reset, why = self._reports.was_reset, "the guest reset itself before it was ready"
         is_first_boot = self._context.session is None
@@ -121,7 +121,7 @@ class Readiness:
         raise await boot_error(session, why)
 
     def _with_trouble(self, late: NotReadyError) -> NotReadyError:
-        """Return ``late`` with what the hypervisor has reported that may be the cause."""
+        """Return ``late`` with the hypervisor's report of a possible cause."""
         if not self._reports.trouble:
             return late
         return NotReadyError(

@@ -1,4 +1,4 @@
-"""Whether a machine can live on without a helper that has died, and how its network is brought back."""
+"""Decide whether a machine can survive the death of a helper, and restore its network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class NetworkRepair:
-    """Replaces the gvproxy of one run whenever it dies, where the hypervisor can do with another one."""
+    """Replaces a gvproxy that dies during one run, if the hypervisor can connect to a new one."""
 
     def __init__(self, context: Context, reports: Reports, collaborators: Collaborators) -> None:
         self._context = context
@@ -27,10 +27,10 @@ class NetworkRepair:
         """Whether gvproxy died and could not be replaced."""
 
     async def can_heal(self, session: Session, culprit: Child) -> bool:
-        """Return whether the machine can live on; one whose guest powered itself off need not.
+        """Return whether the machine can survive; false if the guest powered itself off.
 
         Raises:
-            HelperExited: it cannot.
+            HelperExited: the machine cannot survive.
         """
         if culprit is session.network.child:
             if self._context.prepared.driver.can_replug:
@@ -42,23 +42,23 @@ class NetworkRepair:
         raise await culprit.exited("running")
 
     async def was_the_cause(self, session: Session, gvproxy: Child) -> bool:
-        """Return whether a reboot failed because ``gvproxy`` died, and the machine can live on.
+        """Return whether a reboot failed because ``gvproxy`` died, and the machine can survive.
 
         Raises:
             HelperExited: gvproxy died and cannot be replaced.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._collaborators.blame_wait_s):
-                await gvproxy.wait()  # its death may be noticed after what it made fail
+                await gvproxy.wait()  # its death may be noticed after the failure it caused
         if gvproxy.running or await self._collaborators.blame(session, gvproxy) is not gvproxy:
             return False
         return await self.can_heal(session, gvproxy)
 
     async def heal(self, gvproxy: Child) -> None:
-        """Replace a gvproxy that died; each port that could not be opened again is an ``error`` event.
+        """Replace a gvproxy that died; emit an ``error`` event for each port that could not be opened again.
 
         Raises:
-            HelperExited: there is none to be had.
+            HelperExited: gvproxy could not be replaced.
         """
         assert self._context.monitor is not None
         try:

@@ -1,4 +1,4 @@
-"""What the hypervisor reports during one run of a machine, handed to whatever waits for it."""
+"""Reports of the hypervisor during one run of a machine, delivered to the tasks that wait for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ovm.process.child import Child
 log = logging.getLogger(__name__)
 
 HALTS = frozenset({Happening.FAILED, Happening.OUT_OF_SPACE})
-"""The hypervisor has stopped the guest on its own account."""
+"""Reports that the hypervisor has stopped the guest by itself."""
 _TROUBLE = HALTS | {Happening.DISK_ERROR}
 
 
@@ -26,9 +26,9 @@ class Reports:
         self._last_report_wait_s = last_report_wait_s
         self._powered_off = asyncio.Event()
         self.trouble = ""
-        """What was reported that may keep the guest from its ready or its shutdown; empty if nothing."""
+        """The last report that may keep the guest from getting ready or shutting down; empty if there is none."""
         self.while_running: asyncio.Queue[tuple[Happening, str]] = asyncio.Queue()
-        """What concerns a guest that was ready."""
+        """Reports on a guest that was ready."""
         self._begin_boot()
 
     def _begin_boot(self) -> None:
@@ -38,7 +38,7 @@ class Reports:
         """A halt before the guest's first ready."""
 
     async def guest_powered_off(self, ended: Child) -> bool:
-        """Return whether the guest itself did it; a QEMU that somebody terminated ends with the same status."""
+        """Return whether the guest powered itself off; a terminated QEMU ends with the same exit status."""
         if ended.process.returncode != 0:
             return False
         with contextlib.suppress(TimeoutError):
@@ -47,7 +47,7 @@ class Reports:
         return self._powered_off.is_set()
 
     def hear(self, what: Happening, words: str) -> None:
-        """Take a report of the hypervisor."""
+        """Handle a report of the hypervisor."""
         self._note_trouble(what, words)
         if what in HALTS:
             self._note_halt(what, words)
@@ -58,7 +58,7 @@ class Reports:
         self.while_running.put_nowait((what, words))
 
     def _note_trouble(self, what: Happening, words: str) -> None:
-        if what is Happening.DISK_ERROR and not self.trouble:  # once is enough: there may be one for each request
+        if what is Happening.DISK_ERROR and not self.trouble:  # log it once: there may be one for each request
             log.warning("%s; the guest runs on", words)
         if what is Happening.RESUMED:
             self.trouble = ""
@@ -66,7 +66,7 @@ class Reports:
             self.trouble = words
 
     def _note_halt(self, what: Happening, words: str) -> None:
-        # also reported as while_running, because the guest may be ready before the boot notices
+        # while_running has it too, because the guest may get ready before the boot notices
         if self._context.session is None:
             self.halted.put_nowait((what, words))
         if self._context.state is VMState.STOPPING:
@@ -77,13 +77,13 @@ class Reports:
     def _is_reboot(self) -> bool:
         """Return whether a reset begins a boot of a guest that was ready; then the machine is starting."""
         session = self._context.session
-        # One reboot makes several resets, at their own pace on a slow host: the kernel tries every way it knows,
-        # and SeaBIOS, run a second time, starts over. So a boot that has not said a word yet has not fallen.
+        # One reboot makes several resets, slowly on a slow host: the kernel tries every method it has, and SeaBIOS
+        # starts over when it runs a second time. So a reset before a reboot's first message is not a crash.
         if self._context.state is VMState.STARTING and (session is None or session.channel.stages):
             self.was_reset.set()
         if session is None or self._context.state is not VMState.RUNNING:
-            return False  # on its way out, a reset changes nothing for us
+            return False  # a machine that is ending ignores a reset
         self._begin_boot()
-        session.channel.expect_boot()  # now, not later: its first line may be the next thing to arrive
+        session.channel.expect_boot()  # before any await: the boot's first message may arrive next
         self._context.to(VMState.STARTING)
         return True

@@ -53,7 +53,7 @@ class Run:
         )
 
     async def outcome(self) -> Outcome:
-        """Run the machine to its end; it is stopped then."""
+        """Run the machine until it is stopped."""
         error: BaseException | None = None
         cancelled = False
         try:
@@ -64,7 +64,7 @@ class Run:
                 error = StartError("the machine was stopped before it was ready")
         except BaseExceptionGroup as group:
             error = first_error(group)
-        except Exception as failure:  # noqa: BLE001 - told to start()'s caller or to the listeners
+        except Exception as failure:  # noqa: BLE001 - reported to start()'s caller or to the listeners
             error = failure
             if isinstance(failure, OSError) and not self._ready.done():
                 error = StartError(f"a file or socket cannot be used: {failure}")
@@ -116,7 +116,7 @@ class Run:
                     collaborators=collaborators,
                 ).until_the_end()
             finally:
-                # also when the event loop itself is ending: it waits for us
+                # also when the event loop is ending, which waits for this task
                 await self._shut_down(session)
 
     def _boot_instead(self, why: str) -> None:
@@ -135,10 +135,10 @@ class Run:
         context.look_after(session)
 
     async def _shut_down(self, session: Session) -> None:
-        """Shut the guest down; of one whose state is saved, only the power is cut."""
-        # first: a save that ended later would resume a guest that is asked to shut down, or keep a state it has left
+        """Shut the guest down; if its state is saved, only cut its power."""
+        # first: a save that ended later would resume a guest during its shutdown, or keep an outdated state
         await self._pause.give_up_saving()
-        self._context.end_background()  # before the guest closes connections, which its tasks would open again
+        self._context.end_background()  # before the guest closes connections, which these tasks would reopen
         if self._pause.is_suspended:
             await self._collaborators.cut_power(session)
             return

@@ -1,4 +1,4 @@
-"""One running machine, from its boot to its end: what can be asked of it, and what its podman asks of us."""
+"""One running machine, from its boot to its end: operations on it, and requests of its podman."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ PING = "/libpod/_ping"
 PING_TIMEOUT_S = 60.0
 REACH_AGAIN_S = 0.2
 REATTACH_S = 2.0
-"""Between two tries to reach a guest that does not answer; it may be paused, or rebooting."""
+"""Retry interval for a guest that does not answer; it may be paused, or rebooting."""
 
 
 @dataclass(kw_only=True)
 class Session:
-    """The parts of a running machine, and what is open for it on the host."""
+    """The parts of a running machine, and its open host ports."""
 
     options: Options
     network: Network
@@ -52,18 +52,18 @@ class Session:
     podman_port: int | None
     guard: Child
     helpers_changed: Callable[[], object]
-    """To be called when a helper has been replaced, and is what it is to be."""
+    """Called when a helper was replaced and the new one is up."""
     console_log: Path
     console_read: int = 0
-    """Bytes of it that were there when the guest was last ready."""
+    """Size of the console log when the guest was last ready."""
     initrd_is_read: bool = True
-    """Whether the guest needs ``boot.initrd`` no more once it is ready."""
+    """Whether a ready guest no longer needs ``boot.initrd``."""
     facts: dict[str, str] = field(default_factory=dict)
-    """What the guest's memory goes with, should it be kept; empty where it cannot."""
+    """The facts recorded with a saved state; empty if the machine cannot be suspended."""
 
     @property
     def forwards(self) -> dict[tuple[str, str], Forward]:
-        """The host ports that are open for the user and for containers."""
+        """The host ports open for the user and for containers."""
         return self.network.forwards
 
     @property
@@ -73,28 +73,28 @@ class Session:
 
     @property
     def profile(self) -> Profile:
-        """What can be counted on in the guest."""
+        """The profile of the guest."""
         return PROFILES[self.options.guest]
 
     async def attach(self) -> None:
-        """After the guest's ready: until podman answers through the user's own socket, and ports are published.
+        """Wait until podman answers through the user's socket, and connect over ssh so that ports are published.
 
         Raises:
-            GuestError: the guest cannot be reached after all.
+            GuestError: the guest cannot be reached, although it reported ready.
         """
         await self.profile.until_reachable(self.ssh)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._until_ping(give_up_s=PING_TIMEOUT_S))
-            tasks.create_task(self._connect())  # published ports are announced over this connection
+            tasks.create_task(self._connect())  # podman announces published ports over this connection
 
     async def _connect(self) -> None:
         self.podman_port = await self.profile.connect(self.ssh, self.options, self.podman_port)
 
     async def ping(self, *, timeout_s: float = PING_TIMEOUT_S) -> None:
-        """Ask podman for a sign of life, by way of the user's own socket.
+        """Check that podman answers through the user's socket.
 
         Raises:
-            GuestError: it gave none within ``timeout_s`` seconds.
+            GuestError: podman did not answer within ``timeout_s`` seconds.
         """
         async with http.connect(self.sockets.podman) as podman:
             try:
@@ -103,36 +103,36 @@ class Session:
                 raise GuestError(f"podman does not answer: {error.message}") from error
 
     async def keep_attached(self) -> None:
-        """For ever: whenever the connection is lost, make it anew, or published ports would no longer be heard of."""
+        """Reconnect whenever the ssh connection is lost, because podman announces ports over it. Never returns."""
         while True:
             await self.ssh.wait_lost()
             try:
                 await self.ssh.connect()
             except OVMError as error:
-                log.info("not attached to the guest: %s", error.message)
+                log.info("could not reconnect to the guest: %s", error.message)
                 await asyncio.sleep(REATTACH_S)
 
     async def restore_network(self, *, reach: bool = True) -> list[PortError]:
-        """Give the running guest another gvproxy, after the last one died; containers do not notice.
+        """Start a new gvproxy for the running guest, after the last one died; containers keep running.
 
-        Without ``reach`` a guest that boots or is paused is not waited for: it is reached once it runs.
+        Without ``reach``, do not wait for the guest, which boots or is paused.
 
         Returns the ports that could not be opened again; they are closed now.
 
         Raises:
-            StartError: gvproxy does not come up.
-            PortError: ssh's or podman's own way could not be opened again.
-            GuestError: the guest cannot be led to it, or does not answer by way of it.
+            StartError: gvproxy does not start.
+            PortError: the port of ssh or podman could not be opened again.
+            GuestError: the guest cannot be connected to the new gvproxy, or does not answer through it.
         """
         await self.network.begin_again()
         self.helpers_changed()
         # only now: the hypervisor connects to the new gvproxy's socket
         await self.vm.replug(self.sockets.network_card)
-        # before anything is reached: these connections went by the gvproxy that has died, and would not say so
+        # before anything is reached: these connections went through the dead gvproxy, and would not report an error
         await self.ssh.close()
         await self.clock.close()
         reach = reach and self.profile.engine
-        if reach:  # before podman can be reached, its containers' ports are to be heard of again
+        if reach:  # before podman can be reached, its announcements of ports must arrive again
             await self.network.reopen_port(self.ssh.port)
             await self.ssh.reach()
         lost = await self.network.reopen()
@@ -141,7 +141,7 @@ class Session:
         return lost
 
     async def open_again(self, forwards: Iterable[Forward]) -> list[PortError]:
-        """Open what was open when the guest was suspended; returns what could not be."""
+        """Open the ports that were open when the guest was suspended; return the errors of those that fail."""
         lost = []
         for forward in forwards:
             try:
@@ -153,10 +153,10 @@ class Session:
     async def reach_again(self, *, known_ssh_port: int | None) -> None:
         """After a resume, wait until the guest is connected, its clock is set, and podman answers.
 
-        ``known_ssh_port`` is the host's port of sshd that the guest's firewall keeps everybody in it from.
+        ``known_ssh_port`` is the host port of sshd that the guest's firewall already blocks.
 
         Raises:
-            GuestError: it cannot be reached.
+            GuestError: the guest cannot be reached.
         """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._until_ping())
@@ -185,7 +185,7 @@ class Session:
                 await asyncio.sleep(REACH_AGAIN_S)
 
     async def publish(self, wanted: Forward, opened: bool) -> None:
-        """Open or close what podman announces, within the policy: loopback unless ``-p`` names an address.
+        """Open or close a port that podman announces, on ``publish_address`` unless ``-p`` names an address.
 
         Raises:
             PortError: the port is taken or may not be bound.
@@ -194,13 +194,13 @@ class Session:
         forward = msgspec.structs.replace(wanted, host_address=address)
         known = self.forwards.get(forward.key)
         if opened:
-            if not self.network.keeps(forward):  # podman repeats itself after a restart
+            if not self.network.keeps(forward):  # podman announces its ports again after a restart
                 await self.network.expose(forward)
         elif known is not None and known.purpose == "container":
             await self.network.unexpose(known)
 
     async def export(self, host_port: int, guest_port: int, protocol: Protocol, address: str) -> Forward:
-        """Lead a host port, any free one for 0, to a port of the guest; raises PortError."""
+        """Forward a host port, or any free one for 0, to a guest port; raises PortError."""
         if host_port == 0:
             return await self.network.pick(guest_port, protocol=protocol, address=address, listed=True)
         forward = Forward(protocol=protocol, host_address=address, host_port=host_port, guest_port=guest_port)
@@ -209,47 +209,49 @@ class Session:
         return forward
 
     async def unexport(self, host_port: int, protocol: Protocol, address: str) -> None:
-        """Close what :meth:`export` opened; raises PortError."""
+        """Close a port that :meth:`export` opened; raises PortError."""
         forward = Forward(protocol=protocol, host_address=address, host_port=host_port, guest_port=0)
         known = self.forwards.get(forward.key)
         if known is None or known.purpose != "export":
-            exported = ", ".join(f"{f.protocol} {f.local}" for f in self.forwards.values()) or "nothing"
-            raise PortError(f"{protocol} port {forward.local} is not exported", hint=f"exported: {exported}")
+            exported = ", ".join(f"{f.protocol} {f.local}" for f in self.forwards.values()) or "none"
+            raise PortError(
+                f"{protocol} port {forward.local} is not exported", hint=f"use one of the open ports: {exported}"
+            )
         await self.network.unexpose(known)
 
     async def guest_was_reset(self) -> None:
-        """Forget what died with the last boot. Containers that start again announce their ports again."""
-        await self.ssh.close()  # first: whoever waits for an answer of the old guest must learn that none will come
+        """Close the connections and container ports of the last boot. Containers that start again announce theirs."""
+        await self.ssh.close()  # first: a caller that waits for an answer of the old boot must fail
         await self.clock.close()
         for forward in [f for f in self.forwards.values() if f.purpose == "container"]:
             with contextlib.suppress(PortError):
                 await self.network.unexpose(forward)
 
     async def sync_clock(self) -> ClockSync:
-        """Set the guest's clock, and have chrony look at its servers without waiting for it."""
+        """Set the guest's clock."""
         result = await self.clock.sync()
-        log.debug("clock was %s off", spoken(result.offset_before_s))
+        log.debug("the guest's clock was %s off", spoken(result.offset_before_s))
         return result
 
     async def settle(self) -> None:
-        """What can wait until the machine is ready."""
+        """Do the work that can wait until the machine is ready."""
         await self.profile.let_containers_start(self.ssh)
         try:
             await self.sync_clock()
         except OVMError as error:
-            log.warning("the guest's clock could not be set: %s", error.message)
+            log.warning("could not set the guest's clock: %s", error.message)
         await self.kick_chrony()
 
     async def kick_chrony(self) -> None:
-        """Best effort: a host without a network has no time servers either."""
+        """Have chrony query its servers. Best effort: a host without a network cannot reach them."""
         with contextlib.suppress(OVMError):
             await self.clock.kick_chrony()
 
 
 @contextlib.asynccontextmanager
 async def open_session(session: Session) -> AsyncIterator[Session]:
-    """Have ``session`` publish what podman announces; its connections are closed on the way out."""
-    # before the first connect, which begins with what podman's announcements need
+    """Publish the ports that podman announces; close the connections of ``session`` on exit."""
+    # before the first connect, which sets up the listener for podman's announcements
     session.profile.publish(session.ssh, session.publish)
     try:
         yield session

@@ -1,4 +1,4 @@
-"""From a virtual machine that runs to none: ask the guest to power off, ask louder, cut the power."""
+"""Shutdown of a virtual machine: request a power-off, press the power button, cut the power."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from ovm.process.threads import in_thread
 log = logging.getLogger(__name__)
 
 POWER_BUTTON_AFTER_S = 15.0
-"""When a guest that was asked over ssh and is still there hears the power button too, and how often."""
+"""Time after the request over ssh until the power button is pressed, and between two presses."""
 POWER_BUTTON_RETRY_S = 2.0
 POWER_BUTTON_TRIES = 5
-"""How often in a row a button may be out of reach before the power is cut."""
+"""Number of consecutive failed presses after which the power is cut."""
 FORCE_TIMEOUT_S = 5.0
 DISK_TROUBLE = re.compile(r"I/O error|BTRFS(?: error| critical|: error)|EXT4-fs error")
-"""What the guest's kernel writes to the console when a disk has failed it."""
+"""Console lines of the guest's kernel about a failed disk."""
 CONSOLE_LINES = 100
-"""How far from the end of the console a disk's failure is looked for."""
+"""Number of last console lines to search for a failed disk."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shutdown:
-    """How a guest is to be shut down."""
+    """Parameters of a shutdown."""
 
     tell: Callable[[str], None]
-    """Called with each step, in words for people."""
+    """Called with each step, as text for people."""
     force_wanted: asyncio.Event
     trouble: Callable[[], str] = str
-    """What the hypervisor has reported that may keep the guest from it; empty if nothing."""
+    """Returns the hypervisor's report that may explain a failed shutdown; empty if there is none."""
     timeout_s: float = STOP_TIMEOUT_S
 
 
 async def cut_power(session: Session) -> None:
-    """End a paused guest whose state is saved; nothing is requested of it."""
-    # before the power is cut: whoever waits for a helper's end must not take this one for a failure
+    """Cut the power of a paused guest whose state is saved."""
+    # before the power is cut: tasks that wait for the end of a helper must not take it for a failure
     for child in session.children:
         child.expected = True
     await session.vm.force_stop()
@@ -55,10 +55,10 @@ async def cut_power(session: Session) -> None:
 
 
 async def shut_down(session: Session, how: Shutdown) -> None:
-    """Ask, ask louder, cut the power. The helpers that hang on the hypervisor may end with it."""
+    """Shut the guest down, or cut its power. Helpers that depend on the hypervisor may end with it."""
     try:
         await _shut_down(session, how)
-    except asyncio.CancelledError:  # the event loop is ending in the midst of it: what was begun is finished
+    except asyncio.CancelledError:  # the event loop is ending: complete the shutdown first
         await _shut_down(session, how)
         raise
 
@@ -77,16 +77,16 @@ async def _shut_down(session: Session, how: Shutdown) -> None:
         await asyncio.wait({gone, force}, timeout=how.timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if not gone.done():
             if force.done() and not asking.done():
-                reason = how.trouble() or "as was asked"
+                reason = how.trouble() or "as requested"
             else:
                 reason = f"it has not shut down within {how.timeout_s:g} s"
                 if force.done():
-                    reason = "it cannot be asked to shut down"
+                    reason = "no shutdown request reaches it"
                 if trouble := how.trouble() or await _disk_trouble(session):
                     reason = f"{reason}; {trouble}"
             log.warning("cutting the guest's power after %.1f s: %s", time.monotonic() - began, reason)
             how.tell(f"cutting the guest's power: {reason}")
-            asking.cancel()  # before: it would press the button of a hypervisor that is ending
+            asking.cancel()  # before the power is cut: it would press the button of a hypervisor that is ending
             await vm.force_stop()
             await asyncio.wait({gone}, timeout=FORCE_TIMEOUT_S)
         elif vm.child.process.returncode != 0:
@@ -94,27 +94,27 @@ async def _shut_down(session: Session, how: Shutdown) -> None:
     finally:
         for task in (gone, force, asking):
             task.cancel()
-        await asyncio.wait({gone, force, asking})  # none of them may still use the session that is closed next
+        await asyncio.wait({gone, force, asking})  # await all: the session is closed next, and none may still use it
 
 
 async def _disk_trouble(session: Session) -> str:
-    """What the guest's console says of a disk that failed since it was ready; empty if nothing."""
+    """Return the console's last message about a disk that failed since the guest was ready; empty if none."""
     console = await in_thread(partial(logs.tail, session.console_log, CONSOLE_LINES, since=session.console_read))
     told = [line for line in console if DISK_TROUBLE.search(line)]
-    return f"the guest's console says: {told[-1]}" if told else ""
+    return f"the guest's console shows: {told[-1]}" if told else ""
 
 
 async def _ask_to_power_off(session: Session, how: Shutdown) -> None:
-    """Until the guest is gone; gives up, and wants the power cut, if there is no way to ask."""
+    """Request a power-off until cancelled; if no request reaches the guest, have its power cut."""
     with contextlib.suppress(OVMError):
-        await session.vm.resume()  # a paused guest hears nothing
+        await session.vm.resume()  # a paused guest cannot react
     if (command := session.profile.power_off) and not how.force_wanted.is_set():
-        how.tell("asking the guest to shut down")
+        how.tell("requesting the guest to shut down")
         with contextlib.suppress(OVMError):
             await session.ssh.exec(command, timeout_s=POWER_BUTTON_AFTER_S)
             await asyncio.sleep(POWER_BUTTON_AFTER_S)
     unheard = 0
-    while unheard < POWER_BUTTON_TRIES:  # a press that comes before the guest listens is lost
+    while unheard < POWER_BUTTON_TRIES:  # press repeatedly: a press before the guest listens is lost
         how.tell("pressing the guest's power button")
         unheard = 0 if await session.vm.request_stop() else unheard + 1
         await asyncio.sleep(POWER_BUTTON_AFTER_S if not unheard else POWER_BUTTON_RETRY_S)

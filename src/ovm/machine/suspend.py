@@ -1,7 +1,7 @@
 """A machine's saved state: what is recorded with it, when it matches, and how a start resumes it.
 
-A memory is good for one future of the data disk it was saved beside. So it is bound to everything it was made of, and
-removed for good before anything runs on that disk again.
+A saved state matches only the data disk as it was when the state was saved. So the record has a digest or identity of
+everything the machine used, and the state is deleted before anything runs on that disk again.
 """
 
 from __future__ import annotations
@@ -35,36 +35,35 @@ NO_ROOM_BYTES = 8 * 1024 * 1024
 
 DATA_DISK = "the data disk"
 _TOLD_ANEW = frozenset({"blocked-host-ports", "channel-key", "format-data"})
-"""Of the boot configuration: what a guest that goes on is told in another way, or need not know any more."""
+"""Parts of the boot configuration that a resumed guest gets in another way, or does not need."""
 _SUPERBLOCK = slice(64 * 1024, 68 * 1024)
-"""Of btrfs: it changes with every transaction."""
+"""Position of the btrfs superblock, which changes with every transaction."""
 
 
 def check(prepared: prepare.Prepared) -> None:
-    """Refuse a machine whose memory cannot be kept.
+    """Refuse a machine that cannot be suspended.
 
     Raises:
-        UnsupportedError: says why.
+        UnsupportedError: the machine cannot be suspended; says why.
     """
     if not prepared.driver.can_suspend:
         raise UnsupportedError(
-            "vfkit cannot suspend a machine: it has no call that saves one, although Apple's framework has "
-            "(crc-org/vfkit#449)",
-            hint="pause it, or stop it",
+            "vfkit cannot suspend a machine: it does not offer this function of Apple's framework (crc-org/vfkit#449)",
+            hint="pause or stop the machine",
         )
     if mounts := prepared.options.mounts:
         folders = ", ".join(str(mount.host_path) for mount in mounts)
         raise UnsupportedError(
-            f"a machine that shares a folder ({folders}) cannot be suspended: what virtiofsd knows of it would be lost",
-            hint="pause it, stop it, or take its mounts away",
+            f"a machine that shares a folder ({folders}) cannot be suspended: the state of virtiofsd cannot be saved",
+            hint="pause or stop the machine, or remove its mounts",
         )
 
 
 def facts(prepared: prepare.Prepared, spec: VMSpec) -> dict[str, str]:
-    """What a memory of this machine goes with, by name, but for the data disk; reads files.
+    """Return the facts that a saved state must match, by name, except the data disk; reads files.
 
     Raises:
-        FileError: a file of it cannot be read.
+        FileError: a file of the machine cannot be read.
     """
     if not prepared.driver.can_suspend or spec.shares:
         return {}
@@ -109,12 +108,12 @@ class Recall:
         self.record: Suspended | None = None
 
     async def look(self, target: TargetPaths, now: Mapping[str, str]) -> None:
-        """Take what is there, if it goes with ``now``; a thread reads the whole of it meanwhile. Else remove it.
+        """Take the saved state if it matches ``now``, and let a thread verify all of it; otherwise delete it.
 
         The caller holds the directory's lock.
 
         Raises:
-            FileError: it cannot be removed.
+            FileError: the saved state cannot be deleted.
         """
         self._target = target
         if not self._wanted or not await in_thread(lambda: saved_state.is_there(target)):
@@ -130,21 +129,21 @@ class Recall:
 
     @property
     def ssh_port(self) -> int | None:
-        """Sshd's on the host, as the guest knows it."""
+        """The host port of sshd that the guest's firewall blocks."""
         return self.record.ssh_port if self.record else None
 
     @property
     def podman_port(self) -> int | None:
-        """Podman's on the host, as the guest knows it."""
+        """The host port of podman that the guest's firewall blocks."""
         return self.record.podman_port if self.record else None
 
     @property
     def forwards(self) -> tuple[Forward, ...]:
-        """What was open on the host."""
+        """The forwards that were open on the host."""
         return tuple(msgspec.convert(f, Forward) for f in self.record.forwards) if self.record else ()
 
     async def is_whole(self) -> bool:
-        """Whether there is a memory, and every byte of it is what was written."""
+        """Return whether there is a saved state, verified to the last byte."""
         if self.record is not None and self._checking is not None:
             try:
                 await asyncio.shield(self._checking)
@@ -153,17 +152,17 @@ class Recall:
         return self.record is not None
 
     async def load(self, session: Session, *, timeout_s: float) -> None:
-        """Give it to the guest that waits for it. It is gone for good before that may run, for the disk will change.
+        """Load the saved state into the waiting guest, and delete it before the guest runs and changes the disk.
 
         Raises:
-            OVMError: the hypervisor does not take it.
+            OVMError: the hypervisor could not load it.
         """
         assert self._target is not None
         await session.vm.load(self._fd, timeout_s=timeout_s)
         await in_thread(lambda target=self._target: saved_state.discard(target))  # type: ignore[misc]
 
     async def give_up(self, why: str) -> None:
-        """Remove it, and say why."""
+        """Delete the saved state, and report why."""
         assert self._target is not None
         log.warning("could not resume (%s); booting instead", why)
         self.record = None
@@ -171,7 +170,7 @@ class Recall:
         self._given_up(why)
 
     async def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._checking is not None:
             await asyncio.wait({self._checking})
             self._checking.exception()
@@ -192,21 +191,21 @@ def _take(target: TargetPaths, now: Mapping[str, str]) -> tuple[Suspended, int]:
 
 
 async def save(session: Session, *, runs: bool, timeout_s: float) -> None:
-    """Save the guest's state; it is paused then. After a failure nothing is saved, and a guest that ran runs.
+    """Save the guest's state, which pauses it. After a failure nothing is saved, and a guest that ran runs again.
 
     Raises:
-        SpaceError: the disk is too small for it.
-        FileError: it cannot be written.
-        GuestError: the hypervisor cannot do it.
+        SpaceError: the disk has no room for the saved state.
+        FileError: the saved state cannot be written.
+        GuestError: the hypervisor could not save the state.
         HelperExited: the hypervisor ended.
     """
     target = TargetPaths(session.options.target_dir)
     if runs and session.profile.engine:
         await _sync(session)
-    # the guest is to see that they end: whatever it still believes to be connected is in the way of the next
+    # before the state is saved: the resumed guest would keep dead connections, which block new ones
     await session.clock.close()
     await session.ssh.close()
-    opened: list[NewFile] = []  # also what is opened while we are being cancelled
+    opened: list[NewFile] = []  # a list: the thread may open the file while this task is being cancelled
     try:
         await in_thread(lambda: opened.append(saved_state.new_memory(target)))
         (memory,) = opened
@@ -219,18 +218,18 @@ async def save(session: Session, *, runs: bool, timeout_s: float) -> None:
                 await session.vm.resume()
         if full and isinstance(error, GuestError):
             raise SpaceError(
-                f"the disk with {target.directory} has no room for the guest's memory",
-                hint=f"up to {session.options.memory_mib} MiB are needed",
+                f"the disk with {target.directory} has no room for the machine's saved state",
+                hint=f"make room for up to {session.options.memory_mib} MiB",
             ) from error
         raise
 
 
 async def _sync(session: Session) -> None:
-    """Should the memory be lost, the guest's disk is to be worth the more."""
+    """Sync the guest's file systems, in case the saved state is lost."""
     try:
         await session.ssh.exec(["sync"], timeout_s=SYNC_TIMEOUT_S)
     except OVMError as error:
-        log.warning("the guest's file systems could not be synced before its memory is kept: %s", error.message)
+        log.warning("could not sync the guest's file systems before its state is saved: %s", error.message)
 
 
 def _keep(session: Session, target: TargetPaths, memory: NewFile) -> None:
@@ -246,7 +245,7 @@ def _keep(session: Session, target: TargetPaths, memory: NewFile) -> None:
 
 
 def _give_up(target: TargetPaths, opened: list[NewFile]) -> bool:
-    """Remove what was written, all at once: a cancel would come between. Returns whether the disk was full of it."""
+    """Delete what was written; return whether the disk was full. One call, so that a cancel cannot interrupt it."""
     room = os.statvfs(target.directory)
     for memory in opened:
         memory.discard()

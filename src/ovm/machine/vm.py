@@ -355,7 +355,7 @@ class OVM:
             SpaceError: the disk is too small; says how much is needed.
         """
         if not self._life.is_over:
-            raise StateError("the files of a running machine cannot be restored", hint="stop() it first")
+            raise StateError("the files of a running machine cannot be restored", hint="call stop() first")
         await prepare.reset(self.options, with_data=data)
 
     def on(self, name: EventName, listener: Listener) -> Callable[[], None]:

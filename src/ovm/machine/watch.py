@@ -1,4 +1,4 @@
-"""Watches a machine from its first ready until its end: helpers that die, guests that reboot, disks that are full."""
+"""Watch a machine from its first ready until its end, for dead helpers, reboots and full disks."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ class Watch:
         """The gvproxy that is being replaced."""
 
     async def until_the_end(self) -> None:
-        """Return once a stop is wanted or the guest powered off.
+        """Return once a stop was requested or the guest powered off.
 
         Raises:
-            OVMError: something else ended, and cannot be healed.
+            OVMError: a helper ended, and the machine cannot survive.
         """
         self._death = asyncio.create_task(first_exit(self._session.children))
         self._report = asyncio.create_task(self._reports.while_running.get())
@@ -64,7 +64,7 @@ class Watch:
             while True:
                 waits = {task for task in (stop, *self._tasks()) if task is not None}
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                if stop.done():  # first: what else has ended is no failure of a machine that is to stop
+                if stop.done():  # first: other ends are no failure once a stop was requested
                     return
                 if self._death.done() and not await self._survives(self._death.result()):
                     return
@@ -86,12 +86,12 @@ class Watch:
         return self._death, self._report, self._rebooting, self._healing
 
     async def _survives(self, noticed: Child) -> bool:
-        """A helper has died: begin to heal what can be healed. Returns whether the machine lives on."""
+        """Handle the death of a helper: start a repair if possible. Return whether the machine survives."""
         culprit = await self._collaborators.blame(self._session, noticed)
-        if culprit in self._session.children:  # else a reboot has replaced it meanwhile
+        if culprit in self._session.children:  # otherwise a reboot has replaced it already
             if not await self._repair.can_heal(self._session, culprit):
                 return False
-            if self._rebooting is None or self._rebooting.done():  # a reboot heals it itself, in its own order
+            if self._rebooting is None or self._rebooting.done():  # a reboot repairs it itself, in its own order
                 self._dead, self._healing = culprit, asyncio.create_task(self._repair.heal(culprit))
         self._death = asyncio.create_task(first_exit(c for c in self._session.children if c is not culprit))
         return True
@@ -113,7 +113,7 @@ class Watch:
 
     async def _act_on(self, what: Happening, words: str) -> None:
         if what is Happening.REBOOTED:
-            # the reboot restores the network anew: two at once would end each other's gvproxy
+            # the reboot restores the network again: two repairs at once would end each other's gvproxy
             await overtake((self._rebooting, self._healing))
             self._rebooting = asyncio.create_task(self._reboot(self._dead))
             self._dead = self._healing = None
@@ -124,18 +124,18 @@ class Watch:
             self._halt(what, words)
 
     async def _reboot(self, dead_gvproxy: Child | None) -> None:
-        """The guest has reset itself. A gvproxy that dies meanwhile is replaced, as ``dead_gvproxy`` is at first."""
+        """Handle a reboot of the guest. Replace ``dead_gvproxy`` first, and each gvproxy that dies meanwhile."""
         self._context.begin_boot()
         if panic := await find_panic(self._session):
             self._context.events.emit("error", panic)
         try:
-            # before the ports are closed: while gvproxy is being replaced, that would wait for it
+            # before the ports are closed: closing them would wait for the new gvproxy
             if dead_gvproxy is not None:
                 await self._repair.heal(dead_gvproxy)
             await self._session.guest_was_reset()
             await self._boot_by_any_gvproxy()
         except Exception:
-            self._context.stop.forced.set()  # there is nothing in it to shut down
+            self._context.stop.forced.set()  # a guest that has not booted cannot shut down
             raise
         self._context.to(VMState.RUNNING)
         self._context.events.emit("ready")
@@ -153,11 +153,11 @@ class Watch:
             await self._repair.heal(gvproxy)
 
     def _halt(self, what: Happening, words: str) -> None:
-        """The hypervisor has stopped the guest on its own account."""
+        """Handle a guest that its hypervisor has stopped by itself."""
         self._context.to(VMState.ERROR)
-        hint = "stop() it; the log of the hypervisor may tell more"
+        hint = "call stop(), then read the hypervisor's log"
         if what is Happening.OUT_OF_SPACE:
-            hint = "make room on the host's disk: it goes on by itself then, or at once after vm_resume()"
+            hint = "make room on the host's disk; the machine then resumes by itself, or at once with vm_resume()"
         error = GuestError(f"the virtual machine was stopped by its hypervisor: {words}", hint=hint)
         self._context.events.emit("error", error)
         if self._context.monitor is not None:
@@ -166,7 +166,7 @@ class Watch:
             self._context.in_background(self._resume_with_room())
 
     async def _resume_with_room(self) -> None:
-        """Resume once the host has room for what the guest wants to write, unless the user resumes or stops it."""
+        """Resume the guest once the host has room for its writes, unless the user resumes or stops it first."""
         while self._context.state is VMState.ERROR:
             if await health.has_room(self._context.prepared.options):
                 with contextlib.suppress(OVMError):
