@@ -306,7 +306,7 @@ async def test_a_kernel_that_hangs_before_its_first_word_is_given_a_second_try(
     with (machine.ovm.options.target_dir / "data.img").open("r+b") as disk:
         disk.write(b"hang")  # which the guest takes away before it does it
     await machine.ovm.start()
-    assert "the guest's kernel has said nothing for 20 s" in caplog.text
+    assert "the guest's kernel has sent no message for 20 s" in caplog.text
     assert machine.transitions == ["Starting", "Stopped", "Starting", "Running"]
     assert machine.events == ["ready"]
     await machine.ovm.stop()

@@ -25,7 +25,7 @@ LOOK_S = 60.0
 LOOK_AGAIN_S = 5.0
 """Interval of health checks while there is a health problem."""
 GIVEN_UP_AFTER = 2
-"""Number of health checks without any answer, after which gvproxy is checked for a hang."""
+"""Number of consecutive health checks without any answer after which gvproxy is checked for a hang."""
 HEAL_TIMEOUT_S = 30.0
 """Timeout of one attempt to replace gvproxy and reach the guest through the new one."""
 HEAL_ATTEMPTS = 3
@@ -105,9 +105,9 @@ class Monitor:
         """Replace a gvproxy that died; return the ports that could not be opened again.
 
         Raises:
-            HelperExited: gvproxy could not be replaced; says how the old one ended.
+            HelperExited: gvproxy could not be replaced; has how the old one ended.
         """
-        self._is_healing = True
+        self._is_healing = True  # before the await: a health check must not run during the repair
         error = await gvproxy.exited("running")
         log.warning("the network is lost: %s", error)
         self.set_problems(f"the network is being restored: {error.message} ({error.exit_reason})")

@@ -154,9 +154,8 @@ class PauseControl:
                     self._context.to(before)
                     self._context.look_after(session)
                     if session.profile.engine and before is VMState.RUNNING:
-                        self._context.in_background(
-                            session.settle()
-                        )  # a suspend soon after ready may have cancelled it
+                        # the suspend may have cancelled it
+                        self._context.in_background(session.settle())
                 if isinstance(error, asyncio.CancelledError):
                     raise StateError("suspend: the machine was stopped meanwhile") from None
                 raise

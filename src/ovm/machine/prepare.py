@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ovm.host.programs import Helper
 
 PREPARE_LOCK_WAIT_S = 60.0
-"""Time to wait for another create on the same directory; a running machine is reported at once, with its owner."""
+"""Time to wait for another create on the same directory; for a running machine the wait is shorter."""
 
 Progress = Callable[[str, int, int], object]
 Hypervisor = Literal["qemu", "vfkit"]
@@ -305,7 +305,7 @@ def remember_ready(options: Options) -> None:
 
 
 async def reset(options: Options, *, with_data: bool) -> None:
-    """Recreate every file from its origin, and the data disk if asked; delete a saved state.
+    """Recreate every file from its origin, and the data disk if requested; delete a saved state.
 
     Raises as :func:`choose` and :func:`install` do.
     """

@@ -115,7 +115,7 @@ class Readiness:
             except TimeoutError:
                 if not session.channel.stages:
                     reset.set()
-                    why = f"the guest's kernel has said nothing for {self._collaborators.first_word_s:g} s"
+                    why = f"the guest's kernel has sent no message for {self._collaborators.first_word_s:g} s"
         await reset.wait()
         self.kernel_fell = not session.channel.stages
         raise await boot_error(session, why)

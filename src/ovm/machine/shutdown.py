@@ -109,7 +109,7 @@ async def _ask_to_power_off(session: Session, how: Shutdown) -> None:
     with contextlib.suppress(OVMError):
         await session.vm.resume()  # a paused guest cannot react
     if (command := session.profile.power_off) and not how.force_wanted.is_set():
-        how.tell("requesting the guest to shut down")
+        how.tell("requesting a shutdown of the guest")
         with contextlib.suppress(OVMError):
             await session.ssh.exec(command, timeout_s=POWER_BUTTON_AFTER_S)
             await asyncio.sleep(POWER_BUTTON_AFTER_S)

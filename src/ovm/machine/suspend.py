@@ -97,7 +97,7 @@ def _compare(before: Mapping[str, str], now: Mapping[str, str]) -> None:
 
 
 class Recall:
-    """The saved state that a start resumes, until something speaks against it."""
+    """The saved state that a start resumes, until it is given up."""
 
     def __init__(self, *, wanted: bool, given_up: Callable[[str], object]) -> None:
         self._wanted = wanted
@@ -212,6 +212,7 @@ async def save(session: Session, *, runs: bool, timeout_s: float) -> None:
         await session.vm.save(memory.fd, timeout_s=timeout_s)
         await in_thread(lambda: _keep(session, target, memory))
     except BaseException as error:
+        # before the guest runs again and changes the disk that the saved state belongs to
         full = await in_thread(lambda: _give_up(target, opened))
         if runs and session.vm.child.running:
             with contextlib.suppress(OVMError):

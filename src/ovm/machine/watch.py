@@ -158,7 +158,7 @@ class Watch:
         hint = "call stop(), then read the hypervisor's log"
         if what is Happening.OUT_OF_SPACE:
             hint = "make room on the host's disk; the machine then resumes by itself, or at once with vm_resume()"
-        error = GuestError(f"the virtual machine was stopped by its hypervisor: {words}", hint=hint)
+        error = GuestError(f"the hypervisor stopped the guest: {words}", hint=hint)
         self._context.events.emit("error", error)
         if self._context.monitor is not None:
             self._context.monitor.set_problems(error.message)
