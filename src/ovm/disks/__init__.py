@@ -1,1 +1,1 @@
-"""The files a machine is made of: which must be made anew, and how they get there whole."""
+"""The files of a machine: deciding which to replace, and replacing them atomically."""
