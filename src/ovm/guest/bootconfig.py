@@ -50,7 +50,7 @@ class BootConfig:
     rosetta: str = ""
     """Tag under which the guest mounts Rosetta, Apple's translator of x86_64 programs."""
     channel_key: str = ""
-    """Key that opens a connection to the boot channel where every process in the guest could connect."""
+    """Key that each connection to the boot channel must send, if every process in the guest can connect."""
     format_data: bool = False
     """Whether the guest may format the data disk, if that also has no signature."""
 

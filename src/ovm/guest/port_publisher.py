@@ -112,7 +112,7 @@ class Publisher:
         self._waiting: dict[int, _Knock] = {}
         self._asking: asyncio.Task[None] | None = None
         self._serving: set[asyncio.Task[None]] = set()
-        self._warn = Sparing(log.warning, "refused port announcements")
+        self._warn = Sparing(log.warning, "refused port requests")
         ssh.on_connect(self._listen)
 
     async def _listen(self, ssh: SSH) -> None:
@@ -122,7 +122,7 @@ class Publisher:
         if older := self._waiting.pop(from_port, None):  # its client closed it; otherwise the port would not be free
             older.writer.close()
         if len(self._waiting) >= WAITING_MAX:
-            self._warn("port announcement refused: too many waiting connections")
+            self._warn("port request refused: too many waiting connections")
             writer.close()
             return
         self._waiting[from_port] = _Knock(reader, writer, from_port)
@@ -136,7 +136,7 @@ class Publisher:
                 told = await self._ssh.exec([PEER, *(str(k.from_port) for k in asked)], timeout_s=PEER_TIMEOUT_S)
                 peers = told.stdout.splitlines() or [b""] * len(asked)
             except OVMError as error:
-                self._warn(f"{len(asked)} port announcements refused: {error.message}")
+                self._warn(f"{len(asked)} port requests refused: {error.message}")
                 for knock in asked:
                     self._refuse(knock, Refused(500, error.message))
                 continue
@@ -146,7 +146,7 @@ class Publisher:
                 else:
                     who = GuestText(peer) if peer else "an unknown process"
                     refusal = Refused(403, f"only podman may publish ports, not {who}")
-                    self._warn(f"port announcement refused: {refusal}")
+                    self._warn(f"port request refused: {refusal}")
                     self._refuse(knock, refusal)
                     await asyncio.sleep(0)  # let other tasks run between a thousand refusals
 
@@ -187,7 +187,7 @@ class Publisher:
             except h11.RemoteProtocolError as error:
                 status, words = 400, str(error)
             if status != 200:
-                self._warn(f"port announcement refused: {GuestText(words)}")
+                self._warn(f"port request refused: {GuestText(words)}")
             writer.write(_answer(status, words))
             await writer.drain()
 

@@ -49,7 +49,7 @@ EMULATED_CPU: dict[Arch, str] = {
     "aarch64": "max,pauth-impdef=on",
 }
 """CPU models without features that are slow to emulate. A kernel copies and clears pages with ``rep movsb`` if the CPU
-reports it as fast, but TCG emulates it byte by byte. The architected cipher for pointers doubles the boot time."""
+reports it as fast, but TCG emulates it byte by byte. Architected pointer authentication doubles the boot time."""
 
 _PANIC = b"Unable to mount root fs"
 

@@ -221,6 +221,7 @@ class QEMU:
         if await self.state() is VMState.RUNNING:
             # Frames that the card sent while the hub had no other port stay queued and block all later ones. A new
             # port does not flush the queue (net/hub.c in QEMU), a stop does (net_vm_change_state_handler in net/net.c).
+            # Both commands are sent at once, so a cancellation in between cannot leave the guest stopped.
             await asyncio.gather(self._execute("stop"), self._execute("cont"))
 
     async def save(self, memory: int, *, timeout_s: float) -> None:
@@ -262,7 +263,7 @@ class QEMU:
             raise GuestError(f"QEMU did not finish {command} within {timeout_s:g} s") from None
 
     async def _migrated(self, command: str) -> None:
-        with self._qmp.listener("MIGRATION") as moves:
+        with self._qmp.listener("MIGRATION") as moves:  # before the command, or its last event could be missed
             await self._execute(command, uri=f"fd:{MEMORY}")
             async for move in moves:
                 match data(move).get("status"):
@@ -275,7 +276,7 @@ class QEMU:
 
     async def _take_back(self) -> None:
         """Cancel a running migration, so that the guest can be resumed."""
-        with self._qmp.listener("MIGRATION") as moves:
+        with self._qmp.listener("MIGRATION") as moves:  # before the query, or the end right after it could be missed
             told = await self._execute("query-migrate")
             if not isinstance(told, dict) or told.get("status") not in {"setup", "active", "device", "cancelling"}:
                 return
@@ -335,7 +336,7 @@ async def start(
         async with at_last(partial(child.end, grace_s=END_GRACE_S)):
             try:
                 await race(qmp.connect(ours), [child], stage="hypervisor", timeout_s=QMP_START_S, evidence=log_path)
-            except (QMPError, OSError) as error:  # QEMU closed the connection: give the guard time to report its exit
+            except (QMPError, OSError) as error:  # it closed the connection: wait until its exit is noticed
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(END_GRACE_S):
                         await child.wait()
