@@ -78,7 +78,7 @@ async def test_a_command_that_never_ends_its_output_is_ended(
 async def test_the_limit_is_told(sshd: sshds.Sshd, ssh: SSH) -> None:
     """B7: the error says which command it was, and how much is taken."""
     sshd.serve = Flood("stdout").serve
-    with pytest.raises(GuestError, match=f"'/usr/lib/ovm/health' gave more than {ANSWER_MAX_BYTES} bytes"):
+    with pytest.raises(GuestError, match=f"'/usr/lib/ovm/health' printed more than {ANSWER_MAX_BYTES} bytes"):
         await ssh.exec([profiles.HEALTH], timeout_s=20)
 
 

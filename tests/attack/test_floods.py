@@ -140,7 +140,7 @@ def test_a_flood_of_warnings_is_counted(monkeypatch):
     for number in range(100_000):
         tell(f"line {number}")
     assert told[: sparing.LINES_MAX] == [f"line {number}" for number in range(sparing.LINES_MAX)]
-    assert told[sparing.LINES_MAX :] == ["noise: more of them in 60 s are counted, not logged"]
+    assert told[sparing.LINES_MAX :] == ["noise: further ones within 60 s are counted, not logged"]
     now += sparing.PERIOD_S
     tell("later")
     assert told[sparing.LINES_MAX + 1 :] == ["later", f"noise: {100_000 - sparing.LINES_MAX} were not logged"]

@@ -128,5 +128,5 @@ def test_its_own_directory_is_its_own(short_path: Path) -> None:
     assert (sockets.gvproxy / "precious").read_text() == "precious"
     sockets.gvproxy.rename(short_path / "elsewhere")
     sockets.gvproxy.symlink_to("elsewhere")
-    with pytest.raises(FileError, match="net is a link"):
+    with pytest.raises(FileError, match="net is a symbolic link"):
         lay_out(sockets)

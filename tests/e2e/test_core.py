@@ -139,7 +139,7 @@ async def test_a_data_disk_that_lost_its_file_system_is_not_formatted(options: d
     machine = await under.create(options)
     machine_json = machine.options.target_dir / "machine.json"
     machine_json.write_text(machine_json.read_text().replace("false", "true"))
-    with pytest.raises(ovm.FileError, match="no btrfs any more"):
+    with pytest.raises(ovm.FileError, match="no longer holds a btrfs"):
         await machine.start()
     assert machine.state is ovm.VMState.STOPPED
 

@@ -60,7 +60,7 @@ async def test_the_guest_says_that_it_cannot_go_on(machines: tiny.Machines) -> N
     m = await machines("m", "fatal=data-damaged")
     error = await failure(m, machines)
     assert isinstance(error, ovm.GuestRefused)
-    assert error.message == "the guest cannot go on: tiny cannot go on"
+    assert error.message == "the guest cannot boot: tiny cannot go on"
     assert error.stage == "data-damaged"
     assert "btrfs restore" in error.hint
 

@@ -178,8 +178,8 @@ def foreign_memory(m: tiny.Machine) -> None:
 
 
 DAMAGES: dict[Callable[[tiny.Machine], None], str] = {
-    cut_memory: "the memory is damaged",
-    flip_memory: "the memory is damaged",
+    cut_memory: "the saved state is damaged",
+    flip_memory: "the saved state is damaged",
     lose_memory: "memory.suspended cannot be read",
     cut_record: "suspended.json is damaged",
     other_version: "written by another version of ovm",

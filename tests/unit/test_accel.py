@@ -75,7 +75,7 @@ async def test_anything_else_is_a_failure_with_its_reason(emulator, kernel, scri
 async def test_a_guest_that_stalls_is_given_up(emulator, kernel, tmp_path):
     """A vCPU that stands still is given up at the deadline, and nothing of it is left."""
     answer = await probe("kvm", emulator(f"echo $$ > {tmp_path}/pid; exec sleep 60"), kernel, timeout_s=0.1)
-    assert answer == Answer("tcg", "a guest stalls under kvm")
+    assert answer == Answer("tcg", "a test boot under kvm stalled")
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
@@ -149,7 +149,7 @@ async def test_no_device_needs_no_probe(emulator, kernel, tmp_path, monkeypatch)
     ("failure", "words"),
     [
         (FileNotFoundError(), "there is no /dev/kvm"),
-        (PermissionError(13, "Permission denied"), "/dev/kvm cannot be opened: Permission denied; the group kvm may"),
+        (PermissionError(13, "Permission denied"), "/dev/kvm cannot be opened: Permission denied; join the group kvm"),
         (OSError(6, "No such device or address"), "/dev/kvm cannot be opened: No such device or address"),
     ],
 )
@@ -173,7 +173,7 @@ async def test_forced_kvm_that_does_not_work_is_unsupported(emulator, kernel, tm
 async def test_tcg_is_never_probed(emulator, kernel, tmp_path):
     """Who asks for tcg gets it."""
     answer = await choose("tcg", emulator(PANIC), kernel=kernel, cache_dir=tmp_path / "cache")
-    assert answer == Answer("tcg", "asked for")
+    assert answer == Answer("tcg", "requested")
     assert runs(tmp_path) == 0
 
 

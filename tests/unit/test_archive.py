@@ -72,13 +72,13 @@ def renamed(name: bytes) -> bytes:
         pytest.param(zipped(method=zipfile.ZIP_LZMA), "compression method 14", id="lzma"),
         pytest.param(central(zipped(), METHOD, 99, 2), "compression method 99", id="unknown method"),
         pytest.param(zipped(b""), "is empty", id="empty"),
-        pytest.param(central(zipped(), SIZE, 0xFFFFFFFE, 4), "which cannot be", id="impossible ratio"),
-        pytest.param(central(zipped(method=0), SIZE, 512, 4), "which cannot be", id="stored size lies"),
-        pytest.param(zipped()[:-30], "not a whole zip", id="cut behind"),
-        pytest.param(zipped()[40:], "not a whole zip|cannot be read", id="cut in front"),
-        pytest.param(central(zipped(), HEADER_OFFSET, 7, 4), "no file where", id="offset lies"),
-        pytest.param(central(zipped(), PACKED_SIZE, 1 << 20, 4), "cut short", id="packed size lies"),
-        pytest.param(b"PK\3\4 not really", "not a whole zip", id="no zip"),
+        pytest.param(central(zipped(), SIZE, 0xFFFFFFFE, 4), "which is impossible", id="impossible ratio"),
+        pytest.param(central(zipped(method=0), SIZE, 512, 4), "which is impossible", id="stored size lies"),
+        pytest.param(zipped()[:-30], "not a complete zip", id="cut behind"),
+        pytest.param(zipped()[40:], "not a complete zip|cannot be read", id="cut in front"),
+        pytest.param(central(zipped(), HEADER_OFFSET, 7, 4), "no file at the offset", id="offset lies"),
+        pytest.param(central(zipped(), PACKED_SIZE, 1 << 20, 4), "truncated", id="packed size lies"),
+        pytest.param(b"PK\3\4 not really", "not a complete zip", id="no zip"),
     ],
 )
 def test_a_hostile_archive_is_refused(tmp_path, content, words):
@@ -116,11 +116,11 @@ def test_an_archive_gives_back_what_was_packed(tmp_path, content, method):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        pytest.param(central(zipped(), CRC, 0, 4), "check sum", id="sum"),
+        pytest.param(central(zipped(), CRC, 0, 4), "checksum", id="sum"),
         pytest.param(central(zipped(), SIZE, len(IMAGE) + 1, 4), "instead of the 69633", id="larger"),
         pytest.param(central(zipped(), SIZE, len(IMAGE) - 1, 4), "more than the 69631", id="smaller"),
-        pytest.param(central(zipped(), PACKED_SIZE, 80, 4), "cut short", id="packed smaller"),
-        pytest.param(central(zipped(), PACKED_SIZE, 100, 4), "bytes behind its end", id="packed larger"),
+        pytest.param(central(zipped(), PACKED_SIZE, 80, 4), "truncated", id="packed smaller"),
+        pytest.param(central(zipped(), PACKED_SIZE, 100, 4), "extra bytes after its end", id="packed larger"),
         pytest.param(zipped().replace(b"rootfs.btrfs", b"rootfs.btrf\xff", 1), None, id="names differ"),
     ],
 )

@@ -151,7 +151,7 @@ def test_every_origin_must_be_a_file_with_content(origin, name, tmp_path):
         return origin
 
     refused(kind, f"{name}: .* is empty", changed(path.touch))
-    refused(kind, f"{name}: .* is a symbolic link to nothing", changed(lambda: path.symlink_to(tmp_path / "no")))
+    refused(kind, f"{name}: .* is a dangling symbolic link", changed(lambda: path.symlink_to(tmp_path / "no")))
     refused(kind, f"{name}: .* is not a regular file", changed(lambda: os.mkfifo(path)))
     refused(kind, f"{name}: .* is a directory", changed(path.mkdir))
     path.rmdir()
@@ -166,7 +166,7 @@ def test_an_unreadable_origin_is_named(origin, monkeypatch):
         origin.initrd.chmod(0)
     else:  # root may read anything
         monkeypatch.setattr(os, "access", lambda path, mode: path != origin.initrd)
-    refused(FileError, "initrd: .* cannot be read by you", origin)
+    refused(FileError, "initrd: .* is not readable for you", origin)
 
 
 def test_a_program_must_be_executable(origin):
@@ -191,7 +191,7 @@ def test_two_origins_must_not_become_one_file(origin, tmp_path):
 )
 def test_an_origin_must_not_take_a_name_of_ours(origin, name):
     """An origin file that has the name of one of ovm's own files in ``target_dir`` is refused."""
-    refused(FileError, "a file cannot be called", with_rootfs(origin, name, btrfs()))
+    refused(FileError, "is a reserved file name", with_rootfs(origin, name, btrfs()))
 
 
 # --- kernels
@@ -205,10 +205,10 @@ def test_an_origin_must_not_take_a_name_of_ours(origin, name):
         (gzip.compress(kernel("arm64"), mtime=0), "x86_64", "is an arm64 kernel, this host is x86_64"),
         (gzip.compress(kernel("x86_64"), mtime=0), "aarch64", "is an x86_64 kernel, this host is arm64"),
         (gzip.compress(kernel("x86_64"), mtime=0), "x86_64", "is a kernel compressed with gzip"),
-        (gzip.compress(bytes(4096), mtime=0), "arm64", r"\(gzip\) is damaged, or holds no kernel"),
-        (b"\x28\xb5\x2f\xfd" + bytes(600), "arm64", r"\(zstd\) is damaged, or holds no kernel"),
+        (gzip.compress(bytes(4096), mtime=0), "arm64", r"\(gzip\) is damaged, or is not a kernel"),
+        (b"\x28\xb5\x2f\xfd" + bytes(600), "arm64", r"\(zstd\) is damaged, or is not a kernel"),
         (b"MZ\0\0zimg" + bytes(600), "arm64", "compressed file .zboot"),
-        (b"MZ\0\0zimg\0\x10\0\0\0\x10\0\0" + bytes(600), "arm64", "is cut short: 616 bytes of 8192"),
+        (b"MZ\0\0zimg\0\x10\0\0\0\x10\0\0" + bytes(600), "arm64", "is truncated: 616 bytes of 8192"),
         (b"\xfd7zXZ\0" + bytes(600), "arm64", "compressed file .xz"),
         (b"\x1f\x8b\xff", "x86_64", "compressed file .gzip"),
         (b"\x7fELF" + bytes(600), "x86_64", "ELF file"),
@@ -254,7 +254,7 @@ def test_what_is_unpacked_loses_the_end_of_its_name(name, path, target):
 
 
 def test_an_architecture_without_machines_is_named(tmp_path):
-    with pytest.raises(UnsupportedError, match="no machines for riscv64"):
+    with pytest.raises(UnsupportedError, match="ovm does not support riscv64 guests"):
         plan.check_kernel(tmp_path, "riscv64")
 
 
@@ -268,7 +268,7 @@ def test_what_the_kernel_unpacks_is_an_initrd(origin, magic):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(b"hello", "is not an initrd"), (bytes.fromhex("04224d18"), "lz4 in a form")]
+    ("content", "words"), [(b"hello", "is not an initrd"), (bytes.fromhex("04224d18"), "uses an lz4 format")]
 )
 def test_anything_else_is_not(origin, content, words):
     origin.initrd.write_bytes(content)
@@ -283,8 +283,8 @@ def test_anything_else_is_not(origin, content, words):
     [
         (bytes(0x11000), "rootfs.btrfs is not a btrfs file system"),
         (b"x" * 512, "is not a btrfs file system"),
-        (btrfs(0x11001), "is 69633 bytes long, no multiple of 512"),
-        (btrfs(total=1 << 30), "is cut short: 69632 of 1073741824 bytes"),
+        (btrfs(0x11001), "is 69633 bytes long, not a multiple of 512"),
+        (btrfs(total=1 << 30), "is truncated: 69632 of 1073741824 bytes"),
         (zipped(), "is a zip archive"),
     ],
 )
@@ -301,12 +301,12 @@ def with_zip(origin: OriginPath, content: bytes) -> OriginPath:
 def test_a_bare_guest_takes_any_disk(origin):
     plan.check_origins(with_rootfs(origin, "disk", b"x" * 512), arch="x86_64", rootfs_must_be_btrfs=False)
     plan.check_origins(with_zip(origin, zipped(b"x" * 512)), arch="x86_64", rootfs_must_be_btrfs=False)
-    refused(FileError, "no multiple of 512", with_rootfs(origin, "disk", b"x"), rootfs_must_be_btrfs=False)
+    refused(FileError, "not a multiple of 512", with_rootfs(origin, "disk", b"x"), rootfs_must_be_btrfs=False)
     refused(FileError, "is empty", with_rootfs(origin, "disk", b""), rootfs_must_be_btrfs=False)
 
 
 def test_a_hostile_archive_is_refused_before_anything_is_unpacked(origin):
-    refused(ArchiveError, "not a whole zip", with_zip(origin, zipped()[:-30]))
+    refused(ArchiveError, "not a complete zip", with_zip(origin, zipped()[:-30]))
 
 
 # --- directories
@@ -332,6 +332,6 @@ def test_a_directory_must_be_writable(tmp_path, monkeypatch):
         monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(FileError, match=r"ssh_key_dir: .* cannot be written to"):
         plan.check_directories({"ssh_key_dir": tmp_path})
-    with pytest.raises(FileError, match=r"ssh_key_dir: .* cannot be made, .* is not writable"):
+    with pytest.raises(FileError, match=r"ssh_key_dir: .* cannot be created: .* is not writable"):
         plan.check_directories({"ssh_key_dir": tmp_path / "new"})
     tmp_path.chmod(0o700)

@@ -209,7 +209,7 @@ async def test_a_long_socket_directory_is_too_long_for_vfkit_sooner(mac, monkeyp
     assert doctor.check_socket_dir("darwin").status == "missing"
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/a b")
     monkeypatch.delenv("OVM_HOME")
-    assert "part of a URL" in doctor.check_socket_dir("darwin").detail
+    assert "as a URL" in doctor.check_socket_dir("darwin").detail
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ async def test_rubbish_is_an_error(sshd, clock, said):
     guest = GuestClock(1.0)
     guest.answer = lambda _request: said.encode() + b"\n"
     sshd.serve = guest.serve
-    with pytest.raises(GuestError, match="clock helper said") as caught:
+    with pytest.raises(GuestError, match="clock helper answered") as caught:
         await clock.sync()
     assert len(caught.value.message) < 300
 
@@ -188,7 +188,7 @@ async def test_a_silent_helper_is_given_up(sshd, clock, monkeypatch):
         await process.stdin.read()
 
     sshd.serve = silent
-    with pytest.raises(GuestError, match=r"said nothing for 0\.05 s"):
+    with pytest.raises(GuestError, match=r"did not answer within 0\.05 s"):
         await clock.sync()
     monkeypatch.setattr(clock_module, "ANSWER_TIMEOUT_S", 5.0)
     sshd.serve = GuestClock(1.0).serve

@@ -66,7 +66,7 @@ async def test_a_smaller_wish_is_answered_with_the_real_size(target):
 async def test_a_disk_that_was_cut_is_refused(target):
     await used(target)
     os.truncate(target.data_disk, 2 * MIB)
-    with pytest.raises(FileError, match=r"data\.img has been cut from 16777216 to 2097152 bytes"):
+    with pytest.raises(FileError, match=r"data\.img was truncated from 16777216 to 2097152 bytes"):
         await ensure_data_disk(target, 32)
     assert target.data_disk.stat().st_size == 2 * MIB
 

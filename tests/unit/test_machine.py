@@ -310,7 +310,7 @@ async def test_a_hypervisor_that_dies_in_a_start_is_told(vm, stage):
 @pytest.mark.parametrize(
     ("what", "words", "hint"),
     [
-        (Happening.FAILED, "QEMU has stopped it: internal-error", "read the hypervisor's log: "),
+        (Happening.FAILED, "QEMU stopped the guest: internal-error", "read the hypervisor's log: "),
         (Happening.OUT_OF_SPACE, "the disk ovm-data failed: No space left on device", "make room on the host's disk"),
     ],
 )
@@ -334,7 +334,7 @@ async def test_a_resumed_guest_that_is_stopped_is_not_waited_for(stage, options,
     TargetPaths(tmp_path / "target_dir").suspended.write_text("{}")
 
     async def go_on(_session, _recall, *, step):
-        stage.watcher(Happening.FAILED, "QEMU has stopped it: internal-error")
+        stage.watcher(Happening.FAILED, "QEMU stopped the guest: internal-error")
         stage.recalled = None
         await asyncio.Event().wait()
 
@@ -364,10 +364,10 @@ async def test_a_guest_that_is_stopped_in_a_reboot_is_not_waited_for(running, st
     stage.watcher(Happening.REBOOTED, "guest-reset")
     async with asyncio.timeout(5):
         await stage.booting.wait()
-        stage.watcher(Happening.FAILED, "QEMU has stopped it: internal-error")
+        stage.watcher(Happening.FAILED, "QEMU stopped the guest: internal-error")
         await closed.wait()
     assert [error.message for error in errors] == [
-        "the hypervisor stopped the guest before it was ready: QEMU has stopped it: internal-error"
+        "the hypervisor stopped the guest before it was ready: QEMU stopped the guest: internal-error"
     ]
     assert stage.said == ["reset", "forced"]
 

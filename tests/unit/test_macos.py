@@ -131,9 +131,9 @@ def test_no_signature_can_raise(xml):
 async def test_a_program_from_the_network_is_left_to_its_user(mac):
     """Refused with the command that lifts the mark, which is not lifted here, and the signature is not asked."""
     mac.tool("xattr", DOWNLOADED)
-    with pytest.raises(HelperError, match=r"vfkit came from the network") as refused:
+    with pytest.raises(HelperError, match=r"vfkit was downloaded") as refused:
         await mac.check()
-    assert refused.value.hint == f"if you trust it: xattr -d com.apple.quarantine {mac.vfkit}"
+    assert refused.value.hint == f"run this if you trust it: xattr -d com.apple.quarantine {mac.vfkit}"
     assert refused.value.log_tail == (DOWNLOADED.strip(),)
     assert mac.asked == ["xattr -p com.apple.quarantine vfkit"]
 
@@ -300,7 +300,7 @@ async def test_preflight_refuses_each_for_its_own_reason(mac):
         await mac.preflight(APPLE)
     mac.tool("codesign", ENTITLED)
     mac.xattr.write_text(f"#!/bin/sh\ncase $3 in */gvproxy) echo '{DOWNLOADED}' ;; esac\n")
-    with pytest.raises(HelperError, match="gvproxy came from the network"):
+    with pytest.raises(HelperError, match="gvproxy was downloaded"):
         await mac.preflight(APPLE)
 
 

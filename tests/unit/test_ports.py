@@ -133,7 +133,7 @@ async def test_nobody_else_is_obeyed(guest):
     guest.peer = "curl"
     status, words = await guest.post(EXPOSE, {"local": ":8080"})
     assert status == 403
-    assert "only podman may order ports, this was curl" in words
+    assert "only podman may publish ports, not curl" in words
     assert guest.decided == []
 
 

@@ -123,9 +123,9 @@ BOTH = [
     ("an initrd that is a directory", origin(initrd=lambda h: h.origins), FileError, "is a directory"),
     ("not an initrd", origin(initrd=lambda h: h.file("i", b"none")), FileError, "not an initrd"),
     ("not btrfs", origin(rootfs=lambda h: h.file("r", bytes(1024))), FileError, "not a btrfs file system"),
-    ("a cut rootfs", origin(rootfs=lambda h: h.file("r", btrfs()[:-1])), FileError, "no multiple of 512"),
+    ("a cut rootfs", origin(rootfs=lambda h: h.file("r", btrfs()[:-1])), FileError, "not a multiple of 512"),
     ("a damaged archive", origin(rootfs=lambda h: h.file("r.zip", b"PK")), ArchiveError, "r.zip"),
-    ("a reserved name", origin(initrd=lambda h: h.file("data.img", b"070701")), FileError, "cannot be called data.img"),
+    ("a reserved name", origin(initrd=lambda h: h.file("data.img", b"070701")), FileError, "is a reserved file name"),
     ("one name twice", origin(initrd=lambda h: h.file("KERNEL", b"070701")), FileError, "would both become"),
     ("no program", origin(gvproxy=lambda h: h.file("g", b"#!")), HelperError, "not executable"),
     ("an old gvproxy", origin(gvproxy=lambda h: h.program("g", "gvproxy version v0.7.3")), HelperError, "0.8.1 or"),
@@ -154,7 +154,7 @@ QEMU = [
     ("no ssh agent", option(ssh_agent=True), InputError, "agent"),
 ]
 VFKIT = [
-    ("an environment", option(guest="ovm-core", environment={"A": "b"}), OptionError, "to an ovm-core guest"),
+    ("an environment", option(guest="ovm-core", environment={"A": "b"}), OptionError, "guest does not support"),
     ("an agent", option(guest="ovm-core", ssh_agent=True), OptionError, "ssh_agent"),
     ("kvm", option(accelerator="kvm"), UnsupportedError, "does not exist on macOS"),
     ("a comma", option(log_dir="/tmp/never,made"), FileError, "comma"),

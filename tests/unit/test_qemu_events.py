@@ -179,9 +179,9 @@ def disk_error(**data: object) -> dict[str, object]:
             [disk_error(action="report")],
             (Happening.DISK_ERROR, "the disk ovm-data failed: No space left on device"),
         ),
-        ("io-error", [disk_error(action="ignore")], (Happening.FAILED, "QEMU has stopped it: io-error")),
-        ("internal-error", [], (Happening.FAILED, "QEMU has stopped it: internal-error")),
-        ("internal-error", [disk_error(action="stop")], (Happening.FAILED, "QEMU has stopped it: internal-error")),
+        ("io-error", [disk_error(action="ignore")], (Happening.FAILED, "QEMU stopped the guest: io-error")),
+        ("internal-error", [], (Happening.FAILED, "QEMU stopped the guest: internal-error")),
+        ("internal-error", [disk_error(action="stop")], (Happening.FAILED, "QEMU stopped the guest: internal-error")),
         ("paused", [], (Happening.PAUSED, "")),
     ],
 )
@@ -199,7 +199,7 @@ async def test_a_guest_that_stopped_before_we_were_connected_is_told(program, st
     told = asyncio.Queue()
     failed = program(FAKE.replace('status = "running"', 'status = "internal-error"', 1), python=True)
     async with asyncio.timeout(10), start(failed, told):
-        assert await told.get() == (Happening.FAILED, "QEMU has stopped it: internal-error")
+        assert await told.get() == (Happening.FAILED, "QEMU stopped the guest: internal-error")
 
 
 async def test_the_network_card_gets_another_wire(program, start, tmp_path):

@@ -71,7 +71,7 @@ async def test_a_guest_that_gives_up_says_what_to_do(channel, code):
     channel.hear(f"fatal {code} the superblock is gone")
     with pytest.raises(GuestRefused) as caught:
         await until_ready(channel)
-    assert caught.value.message == "the guest cannot go on: the superblock is gone"
+    assert caught.value.message == "the guest cannot boot: the superblock is gone"
     assert caught.value.stage == code
     assert caught.value.hint
 
@@ -79,7 +79,7 @@ async def test_a_guest_that_gives_up_says_what_to_do(channel, code):
 async def test_an_unknown_reason_is_a_reason(channel):
     """A fatal line with a code we do not know, or no words, ends the wait too."""
     channel.hear("fatal strange")
-    with pytest.raises(GuestRefused, match="the guest cannot go on: strange"):
+    with pytest.raises(GuestRefused, match="the guest cannot boot: strange"):
         await until_ready(channel)
 
 
@@ -175,7 +175,7 @@ async def test_what_is_not_understood_is_logged(channel, caplog):
     """A line that makes no sense can be found in the debug log, cut short."""
     with caplog.at_level(logging.DEBUG, "ovm.guest.boot_channel"):
         channel.hear("x" * 5000)
-    assert "not understood" in caplog.text
+    assert "unknown line" in caplog.text
     assert len(caplog.text) < 500
 
 

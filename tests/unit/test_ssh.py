@@ -197,7 +197,7 @@ async def test_another_host_key_is_refused(sshd, tmp_path):
     other = KeyPaths(tmp_path / "other")
     make_keys(other)
     client = sshd.client(other)
-    with pytest.raises(HostKeyMismatch, match="not this guest's"):
+    with pytest.raises(HostKeyMismatch, match="does not have this guest's host key"):
         await client.exec(["true"])
     assert sshd.commands == []
 
@@ -208,9 +208,9 @@ async def test_a_refused_key_says_what_to_do(sshd, tmp_path):
     make_keys(other)
     for path in (sshd.keys.host_key, public(sshd.keys.host_key)):
         (other.directory / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(GuestError, match="refused our key for root") as caught:
+    with pytest.raises(GuestError, match="rejected the ssh key of ovm for root") as caught:
         await sshd.client(other).exec(["true"])
-    assert "start the machine again" in caught.value.hint
+    assert "restart the machine" in caught.value.hint
 
 
 async def test_nobody_there_is_a_guest_error(guest_keys):
@@ -277,7 +277,7 @@ async def test_a_guest_may_refuse_to_listen(sshd, ssh, unused_port):
     """A guest that does not allow the forward is a GuestError that names the port."""
     sshd.may_listen = False
     await ssh.connect()
-    with pytest.raises(GuestError, match=f"listen on its port {unused_port}"):
+    with pytest.raises(GuestError, match=f"listen on the guest's port {unused_port}"):
         await ssh.listen_in_guest(unused_port, None, release=["true"])
 
 
@@ -312,5 +312,5 @@ async def test_a_guest_may_refuse_to_take_a_socket(sshd, ssh, short_path):
     """Then there is no connection: it would be one without what was asked for."""
     sshd.may_listen = False
     ssh.lend_socket(short_path / "ours.sock", "/lent.sock")
-    with pytest.raises(GuestError, match="listen at its /lent"):
+    with pytest.raises(GuestError, match="listen on the guest's /lent"):
         await ssh.connect()

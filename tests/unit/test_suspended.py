@@ -164,7 +164,7 @@ async def test_it_goes_with_no_other_disk(beside_a_disk: TargetPaths) -> None:
 async def test_damage_is_told(beside_a_disk: TargetPaths) -> None:
     with beside_a_disk.memory.open("r+b") as file:
         file.write(b"x")
-    assert await recalled(beside_a_disk, FACTS) == (False, ["the memory is damaged"])
+    assert await recalled(beside_a_disk, FACTS) == (False, ["the saved state is damaged"])
     assert not saved_state.is_there(beside_a_disk)
 
 

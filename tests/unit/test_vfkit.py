@@ -228,7 +228,7 @@ async def test_nobody_at_the_socket_is_an_error(short_path):
     """Not a hang, and a stop goes on."""
     async with http.connect(short_path / "none") as client:
         vfkit = Vfkit(SimpleNamespace(expected=False), client)
-        with pytest.raises(GuestError, match="cannot be asked"):
+        with pytest.raises(GuestError, match="vfkit did not report its state"):
             await vfkit.state()
         await vfkit.request_stop()
         await vfkit.force_stop()

@@ -70,6 +70,6 @@ async def test_a_program_that_is_none_is_told(group, short_path, tmp_path):
 async def test_a_socket_that_cannot_be_made_is_told(group, short_path, tmp_path):
     """A socket's place that is taken is a FileError that names it."""
     (short_path / "s").touch()
-    with pytest.raises(FileError, match="cannot be made: Address already in use"):
+    with pytest.raises(FileError, match="cannot be created: Address already in use"):
         async with virtiofsd.start(group, Virtiofsd(Path("v"), NEW), share("/", short_path / "s"), tmp_path / "l.log"):
             pass

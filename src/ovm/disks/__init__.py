@@ -1,1 +1,1 @@
-"""The files of a machine: which must be recreated, and how they are written atomically."""
+"""The files of a machine: deciding which to replace, and replacing them atomically."""

@@ -1,4 +1,4 @@
-"""A rootfs in a zip: one file, read straight through; nothing in the archive chooses a name or a place."""
+"""A rootfs in a zip: one file, read sequentially; no name or path in the archive is ever used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ovm.errors import ArchiveError
 
 SIZE_MAX_BYTES = 64 * 1024**3
 DEFLATE_RATIO_MAX = 1032
-"""More bytes than this never come out of one byte of deflate: a larger declared size is a lie."""
+"""The highest ratio that deflate can reach; a larger declared size is false."""
 
 _INPUT_BYTES = 64 * 1024
 _PIECE_BYTES = 1024 * 1024
@@ -23,17 +23,17 @@ _ENCRYPTED = 0x1 | 0x40 | 0x2000
 _PATCH = 0x20
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
-_PACK_ALONE = "pack the image alone: zip -X rootfs.btrfs.zip rootfs.btrfs (other tools add entries of their own)"
+_PACK_ALONE = "pack the image alone: zip -X rootfs.btrfs.zip rootfs.btrfs (other tools add their own entries)"
 _FETCH_AGAIN = "fetch or pack it again"
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Where the one file lies in its archive, and what the archive says of it."""
+    """Position and properties of the one file, as the archive declares them."""
 
     archive: Path
     offset: int
-    """Of its first compressed byte."""
+    """Position of the first compressed byte."""
     compressed: int
     size: int
     crc: int
@@ -41,10 +41,10 @@ class Member:
 
 
 def inspect(archive: Path) -> Member:
-    """The one file in ``archive``. Reads the directory only.
+    """Find the one file in ``archive``. Reads only the zip's directory.
 
     Raises:
-        ArchiveError: it is no zip, cut, hostile, or does not hold exactly one file.
+        ArchiveError: the archive is not a zip, truncated, hostile, or does not hold exactly one file.
     """
     try:
         _check_end(archive)
@@ -68,16 +68,16 @@ def inspect(archive: Path) -> Member:
         struct.error,
         OverflowError,
     ) as error:
-        raise ArchiveError(f"{archive} is not a whole zip archive: {error}", hint=_FETCH_AGAIN) from error
-    except OSError as error:  # an offset that lies makes seek fail; so does a disk that cannot be read
+        raise ArchiveError(f"{archive} is not a complete zip archive: {error}", hint=_FETCH_AGAIN) from error
+    except OSError as error:  # a false offset makes seek fail, and so does an unreadable disk
         raise ArchiveError(f"{archive} cannot be read: {error.strerror or error}", hint=_FETCH_AGAIN) from error
 
 
 def inflate(member: Member, source: BinaryIO) -> Iterator[bytes]:
-    """The file's content from the opened archive, in pieces; the last one has come only when sizes and sum agree.
+    """Yield the file's content from the opened archive, in pieces; finish normally only if size and checksum match.
 
     Raises:
-        ArchiveError: damaged, cut, or other than the archive's directory says.
+        ArchiveError: the file is damaged, truncated, or differs from the archive's directory.
     """
     from isal import igzip_lib, isal_zlib
 
@@ -90,12 +90,12 @@ def inflate(member: Member, source: BinaryIO) -> Iterator[bytes]:
                 raise _damaged(member, f"holds more than the {member.size} bytes it declares")
             crc = isal_zlib.crc32(piece, crc)
             yield piece
-    except igzip_lib.IsalError as error:  # type: ignore[misc]  # its stubs take the class for an instance
+    except igzip_lib.IsalError as error:  # type: ignore[misc]  # its stubs declare the class as an instance
         raise _damaged(member, f"cannot be unpacked: {error}") from error
     if size != member.size:
         raise _damaged(member, f"holds {size} bytes instead of the {member.size} it declares")
     if crc != member.crc:
-        raise _damaged(member, "does not have the check sum it declares")
+        raise _damaged(member, "does not match its checksum")
 
 
 def _inflated(member: Member, source: BinaryIO) -> Iterator[bytes]:
@@ -105,7 +105,7 @@ def _inflated(member: Member, source: BinaryIO) -> Iterator[bytes]:
     ended = False
     for data in _stored(member, source):
         if ended:
-            raise _damaged(member, "has bytes behind its end")
+            raise _damaged(member, "has extra bytes after its end")
         rest = data
         while True:
             piece: bytes = decoder.decompress(rest, _PIECE_BYTES)
@@ -118,9 +118,9 @@ def _inflated(member: Member, source: BinaryIO) -> Iterator[bytes]:
                 raise _damaged(member, "cannot be unpacked")
         ended = decoder.eof
     if not ended:
-        raise _damaged(member, "is cut short")
+        raise _damaged(member, "is truncated")
     if decoder.unused_data:
-        raise _damaged(member, "has bytes behind its end")
+        raise _damaged(member, "has extra bytes after its end")
 
 
 def _stored(member: Member, source: BinaryIO) -> Iterator[bytes]:
@@ -128,7 +128,7 @@ def _stored(member: Member, source: BinaryIO) -> Iterator[bytes]:
     while left:
         data = source.read(min(left, _INPUT_BYTES))
         if not data:
-            raise _damaged(member, "is cut short")
+            raise _damaged(member, "is truncated")
         left -= len(data)
         yield data
 
@@ -138,7 +138,7 @@ def _damaged(member: Member, what: str) -> ArchiveError:
 
 
 def _check_end(archive: Path) -> None:
-    """Zipfile takes an end that cannot be read for that of another kind of file."""
+    """Raise the OSError of an unreadable end; zipfile would report that the file is not a zip."""
     with archive.open("rb") as opened:
         opened.seek(max(opened.seek(0, 2) - 1, 0))
         opened.read(1)
@@ -159,19 +159,21 @@ def _check_member(archive: Path, member: zipfile.ZipInfo) -> None:
         raise ArchiveError(f"{archive} is encrypted", hint="pack it without a password")
     if member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED} or member.flag_bits & _PATCH:
         raise ArchiveError(
-            f"{archive} uses compression method {member.compress_type}", hint="pack it with deflate, zip's usual method"
+            f"{archive} uses compression method {member.compress_type}",
+            hint="pack it with deflate, the default",
         )
     if not member.file_size:
         raise ArchiveError(f"the file in {archive} is empty", hint=_PACK_ALONE)
     if member.file_size > SIZE_MAX_BYTES:
         raise ArchiveError(
-            f"{archive} declares a file of {member.file_size} bytes", hint=f"{SIZE_MAX_BYTES} bytes are the limit"
+            f"{archive} declares a file of {member.file_size} bytes",
+            hint=f"use an image of at most {SIZE_MAX_BYTES} bytes",
         )
     stored = member.compress_type == zipfile.ZIP_STORED
     most = member.compress_size * (1 if stored else DEFLATE_RATIO_MAX)
     if member.file_size > most or (stored and member.file_size != most):
         raise ArchiveError(
-            f"{archive} declares {member.file_size} bytes out of {member.compress_size}, which cannot be",
+            f"{archive} declares {member.file_size} bytes from {member.compress_size} compressed, which is impossible",
             hint="do not trust this archive",
         )
 
@@ -181,9 +183,9 @@ def _located(archive: Path, member: zipfile.ZipInfo) -> Member:
         opened.seek(member.header_offset)
         magic, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(opened.read(_LOCAL_HEADER.size))
         if magic != b"PK\3\4":
-            raise zipfile.BadZipFile("there is no file where its directory says")
+            raise zipfile.BadZipFile("no file at the offset in its directory")
         offset = member.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
         if offset + member.compress_size > opened.seek(0, 2):
-            raise zipfile.BadZipFile("it is cut short")
+            raise zipfile.BadZipFile("it is truncated")
     deflated = member.compress_type == zipfile.ZIP_DEFLATED
     return Member(archive, offset, member.compress_size, member.file_size, member.CRC, deflated)

@@ -1,6 +1,6 @@
-"""Bytes from one file to another, without filling in the holes.
+"""Copying between files, with holes kept as holes.
 
-The loops are generators that tell how far they are, so that whoever drives them can stop in between.
+The loops are generators that yield their progress, so the caller can stop them in between.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ BLOCK_BYTES = 4096
 _READ_BYTES = 1024 * 1024
 _FICLONE = 0x40049409
 _AT_FDCWD = -2
-"""macOS's."""
+"""The value on macOS."""
 _CLONE_NOOWNERCOPY = 2
 _ZEROS = bytes(_READ_BYTES)
 _ZERO_BLOCK = bytes(BLOCK_BYTES)
 _ELSEWHERE_ONLY = frozenset(
     {errno.EXDEV, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EACCES}
 )
-"""How kernels and sandboxes say that this way of copying is not for these two files."""
+"""Errors by which kernels and sandboxes reject a copy method for two files; another method may work."""
 
 
 def clone(source: int, target: int, path: Path) -> bool:
-    """Let ``target``, a new file open at ``path``, share the blocks of ``source``.
+    """Make ``target``, a new file open at ``path``, share the blocks of ``source``.
 
-    False where the file system cannot; then nothing has changed.
+    Returns False, and changes nothing, where the file system cannot.
     """
     how = _CLONERS.get(sys.platform)
     return how is not None and how(source, target, path)
 
 
 def clone_blocks(source: int, target: int, path: Path) -> bool:
-    """As Linux does it (btrfs, xfs, …): into an open file."""
+    """Clone into an open file, as Linux does (btrfs, xfs, …)."""
     del path
     try:
         fcntl.ioctl(target, _FICLONE, source)
@@ -59,13 +59,13 @@ def clone_blocks(source: int, target: int, path: Path) -> bool:
 
 
 def clone_by_name(source: int, target: int, path: Path) -> bool:
-    """As macOS does it (APFS): to a new name, which then takes the place of ``path`` and of what ``target`` is open on.
+    """Clone to a new name, as macOS does (APFS), then replace ``path`` with it and reopen ``target`` on it.
 
-    The clone has the origin's extended attributes, too.
+    The clone keeps the extended attributes of its origin.
     """
     beside = path.with_name(path.name + ".clone")
     if _fclonefileat(source, beside):
-        return False  # if it was for more than the file system's kind, the copy will tell
+        return False  # any other cause makes the plain copy fail, too, and is reported there
     try:
         if chflags := getattr(os, "chflags", None):
             chflags(beside, 0)  # the clone of a locked file is locked
@@ -88,7 +88,7 @@ _CLONERS: dict[str, Callable[[int, int, Path], bool]] = {"linux": clone_blocks, 
 
 
 def copy(source: int, target: int, size: int) -> Iterator[int]:
-    """Copy ``size`` bytes, holes as holes; yields how far it is, at last ``size`` unless the source ended before."""
+    """Copy ``size`` bytes, holes as holes; yield the bytes done, ``size`` at last unless the source ended early."""
     os.ftruncate(target, size)
     for start, end in data_ranges(source, size):
         at = start
@@ -102,7 +102,7 @@ def copy(source: int, target: int, size: int) -> Iterator[int]:
 
 
 def write(target: int, size: int, pieces: Iterable[bytes]) -> Iterator[int]:
-    """Write ``pieces``, ``size`` bytes in all, with holes for blocks of zeros; yields how far it is."""
+    """Write ``pieces``, ``size`` bytes in all, with holes for blocks of zeros; yield the bytes done."""
     os.ftruncate(target, size)
     for offset, data in data_runs(pieces):
         write_at(target, data, offset)
@@ -111,7 +111,7 @@ def write(target: int, size: int, pieces: Iterable[bytes]) -> Iterator[int]:
 
 
 def written_early(target: int, steps: Iterable[int]) -> Iterator[int]:
-    """The same ``steps``, how far ``target`` is, while the disk begins on what is there: less is left for the flush."""
+    """Yield ``steps``, the bytes done of ``target``, and start writeback early, so the flush has less left to do."""
     begun = 0
     for done in steps:
         if done - begun >= CHUNK_BYTES:
@@ -121,7 +121,7 @@ def written_early(target: int, steps: Iterable[int]) -> Iterator[int]:
 
 
 def data_runs(pieces: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """What of ``pieces`` is not blocks of zeros, as (offset, bytes); an empty run at each piece's end."""
+    """Yield ``pieces`` without blocks of zeros as (offset, bytes), and an empty run at each piece's end."""
     offset, rest = 0, b""
     for piece in pieces:
         whole = rest + piece if rest else piece
@@ -136,16 +136,16 @@ def data_runs(pieces: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """What of an open file is not holes, as (start, end)."""
+    """Yield the data ranges of an open file, between its holes, as (start, end)."""
     at = 0
     while at < size:
         try:
             start = os.lseek(fd, at, os.SEEK_DATA)
             end = os.lseek(fd, start, os.SEEK_HOLE)
         except OSError as error:
-            if error.errno == errno.ENXIO:  # a hole up to the end
+            if error.errno == errno.ENXIO:  # only a hole is left
                 return
-            start, end = at, size  # no holes on this file system
+            start, end = at, size  # this file system has no holes
         yield start, min(end, size)
         at = end
 
@@ -153,7 +153,7 @@ def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
 def _nonzero(data: bytes, end: int) -> Iterator[tuple[int, int]]:
     start = None
     for at in range(0, end, BLOCK_BYTES):
-        if data.startswith(_ZERO_BLOCK, at):  # compares in place, a slice would copy
+        if data.startswith(_ZERO_BLOCK, at):  # compares in place; a slice would copy
             if start is not None:
                 yield start, at
             start = None
@@ -177,7 +177,7 @@ def _copy_some(source: int, target: int, at: int, count: int) -> int:
 
 
 def _fclonefileat(source: int, path: Path) -> int:
-    """Clone ``source`` to ``path``, which does not exist; 0, or the number of the error."""
+    """Clone ``source`` to ``path``, which does not exist; return 0 or the errno."""
     import ctypes
 
     call = _libc().fclonefileat

@@ -1,7 +1,7 @@
-"""The data disk, which is never replaced, and what must be remembered about it.
+"""The data disk, which is never replaced, and the record about it.
 
-A data disk may be formatted only while machine.json says that it was never ready, so the record is kept on
-the careful side of the disk at every instant: it says "never" only once no used disk is there any more.
+A guest may format a data disk only while machine.json records that it was never ready. So the record must be safe at
+every instant: it says "never" only when no used disk exists any more.
 """
 
 from __future__ import annotations
@@ -28,44 +28,44 @@ MACHINE_MAX_BYTES = 16 << 10
 
 _PRIVATE = 0o600
 _NO_RECORD = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.EFBIG, errno.ELOOP, errno.EISDIR, errno.ENXIO})
-"""There is none, or what lies there is no record."""
+"""Errors that mean: no record, or something else at its path."""
 _BTRFS_MAGIC = b"_BHRfS_M"
 _BTRFS_MAGIC_AT = 0x10040
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """What must outlive the processes of a machine."""
+    """State of a machine that outlives its processes."""
 
     machine_id: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
     data_ever_ready: bool = False
-    """Whether the guest was ever ready with this data disk: if so, it must never be formatted."""
+    """Whether the guest was ever ready with this data disk; if so, the disk must never be formatted."""
     data_device_size: Annotated[int, msgspec.Meta(ge=0)] = 0
-    """Bytes the data disk had when last seen."""
+    """Last known size of the data disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class DataDisk:
-    """What ``ensure_data_disk`` found or made."""
+    """Result of ``ensure_data_disk``."""
 
     size_bytes: int
-    """The real size: larger than asked for if the disk was, because it never shrinks."""
+    """Actual size; may exceed the requested one, because the disk never shrinks."""
     created: bool = False
     grown: bool = False
 
 
 def load_machine(target: TargetPaths) -> Machine:
-    """What machine.json says.
+    """Load machine.json.
 
-    If it is missing or damaged: a new identity, and the disk counts as used if it holds anything. That
-    is kept by ``save_machine`` or ``ensure_data_disk``.
+    If it is missing or damaged, return a new identity, and treat the disk as used if it holds any data.
+    ``save_machine`` or ``ensure_data_disk`` writes that.
 
     Raises:
-        FileError: it is there and cannot be read.
+        FileError: it exists and cannot be read.
     """
     try:
         return msgspec.json.decode(read_file(target.machine, MACHINE_MAX_BYTES), type=Machine)
     except OSError as error:
-        if error.errno not in _NO_RECORD:  # it may be whole, and the identity in it is to be kept
+        if error.errno not in _NO_RECORD:  # it may be intact, and its identity must be kept
             raise FileError(f"{target.machine} cannot be read: {error.strerror}", hint="try again") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass
@@ -85,17 +85,17 @@ def save_machine(target: TargetPaths, machine: Machine) -> None:
 
 
 async def ensure_data_disk(target: TargetPaths, size_mib: int) -> DataDisk:
-    """Make the data disk be there, sparse and of at least ``size_mib``. An existing one only ever grows.
+    """Create the data disk, sparse, or grow it to at least ``size_mib``. It never shrinks.
 
     Raises:
-        FileError: it is no regular file, cannot be used, or somebody has cut it.
+        FileError: it is not a regular file, cannot be used, or was truncated.
         SpaceError: the file system cannot hold a file of that size.
     """
     return await in_thread(partial(_ensure, target, size_mib * MIB))
 
 
 async def remove_data(target: TargetPaths) -> None:
-    """Remove the data disk and all that is in it; the next one will be empty and may be formatted.
+    """Delete the data disk with its content; the next one is empty and may be formatted.
 
     Raises:
         FileError: it cannot be removed.
@@ -104,14 +104,14 @@ async def remove_data(target: TargetPaths) -> None:
 
 
 def make_scratch_disk(target: TargetPaths, size_mib: int) -> None:
-    """An empty sparse disk in place of whatever scratch disk was there.
+    """Replace the scratch disk with an empty sparse one.
 
     Raises:
-        FileError: it cannot be made.
+        FileError: it cannot be created.
         SpaceError: the file system cannot hold a file of that size.
     """
     disk = target.scratch_disk
-    with disk_errors(f"{disk} cannot be made"):
+    with disk_errors(f"{disk} cannot be created"):
         disk.unlink(missing_ok=True)
         fd = os.open(disk, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _PRIVATE)
         try:
@@ -121,10 +121,10 @@ def make_scratch_disk(target: TargetPaths, size_mib: int) -> None:
 
 
 def check_still_formatted(target: TargetPaths) -> None:
-    """Refuse a data disk that was in use and carries no file system any more, where the guest would make a new one.
+    """Reject a used data disk without a file system; a guest that formats such disks would format it.
 
     Raises:
-        FileError: it has none, or cannot be read.
+        FileError: it has no file system, or cannot be read.
     """
     if not load_machine(target).data_ever_ready:
         return
@@ -133,8 +133,8 @@ def check_still_formatted(target: TargetPaths) -> None:
         if disk.read(len(_BTRFS_MAGIC)) == _BTRFS_MAGIC:
             return
     raise FileError(
-        f"{target.data_disk} carries no btrfs any more; the guest would format it",
-        hint="put it back, or start over with reset_path(data=True)",
+        f"{target.data_disk} no longer holds a btrfs file system; the guest would format it",
+        hint="restore it, or start over with reset_path(data=True)",
     )
 
 
@@ -145,7 +145,8 @@ def _ensure(target: TargetPaths, wanted: int) -> DataDisk:
         machine = load_machine(target)
         created = not os.path.lexists(disk)
         if created:
-            sync_directory(target.directory)  # whoever removed it may not have seen to that
+            # its removal must be durable before the record allows formatting
+            sync_directory(target.directory)
             machine = msgspec.structs.replace(machine, data_ever_ready=False, data_device_size=0)
             save_machine(target, machine)
         size = _grow(disk, wanted, machine.data_device_size, create=created)
@@ -156,7 +157,7 @@ def _ensure(target: TargetPaths, wanted: int) -> DataDisk:
 
 
 def _grow(disk: Path, wanted: int, known: int, *, create: bool) -> int:
-    """The size before. A file that a crash left too short is merely grown by the next run."""
+    """Grow the disk and return its old size. If a crash leaves it too short, the next run grows it."""
     if not create and not stat.S_ISREG(disk.stat().st_mode):
         raise FileError(f"{disk} is not a regular file", hint="move it away")
     flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
@@ -165,12 +166,12 @@ def _grow(disk: Path, wanted: int, known: int, *, create: bool) -> int:
         size = os.fstat(fd).st_size
         if size < known:
             raise FileError(
-                f"{disk} has been cut from {known} to {size} bytes",
-                hint="put a whole copy back, or reset the machine with its data",
+                f"{disk} was truncated from {known} to {size} bytes",
+                hint="restore a complete copy, or reset the machine with its data",
             )
         if size < wanted:
             os.ftruncate(fd, wanted)
-        if max(size, wanted) > known:  # a run that was killed may have grown it and not come to this
+        if max(size, wanted) > known:  # a killed run may have grown it without syncing
             sync(fd)
     finally:
         os.close(fd)
@@ -184,7 +185,7 @@ def _remove(target: TargetPaths) -> None:
         target.data_disk.unlink(missing_ok=True)
         if target.directory.is_dir():
             sync_directory(target.directory)
-    # only now: a used disk must not meet a record that allows formatting it
+    # only after the removal is durable: a record that allows formatting must never meet a used disk
     machine = load_machine(target)
     if machine.data_ever_ready or machine.data_device_size:
         save_machine(target, msgspec.structs.replace(machine, data_ever_ready=False, data_device_size=0))
@@ -195,5 +196,5 @@ def _holds_anything(disk: Path) -> bool:
         return disk.stat().st_blocks > 0
     except FileNotFoundError:
         return False
-    except OSError:  # it cannot be looked at, so it may
+    except OSError:  # unknown, so assume that it does
         return True

@@ -1,7 +1,7 @@
 """A digest for files that are mostly holes.
 
-It is the SHA-256 of the SHA-256s of a file's pieces. A piece of zeros has always the same one, so a hole costs nothing:
-of a rootfs of 1 GiB that holds 250 MiB it takes a quarter of the time of a plain SHA-256.
+It is the SHA-256 of the SHA-256s of a file's pieces. All pieces of zeros share one SHA-256, so a hole costs nothing: a
+1 GiB rootfs with 250 MiB of data takes a quarter of the time of a plain SHA-256.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ from ovm.disks.copying import data_ranges
 PIECE_BYTES = 1024 * 1024
 
 PLAIN = "sha256:"
-"""What a digest begins with that is a file's plain SHA-256, known from elsewhere."""
+"""Prefix of a recorded digest that is a plain SHA-256, known from elsewhere."""
 
 _ZEROS = bytes(PIECE_BYTES)
 
 
 class Hash(Protocol):
-    """Of what it is fed with."""
+    """An incremental digest."""
 
     def update(self, data: bytes, /) -> None:
-        """Take in what comes next."""
+        """Add ``data``."""
 
     def hexdigest(self) -> str:
-        """Of everything."""
+        """Return the digest of all data so far."""
 
 
 def of_kind(recorded: str) -> Hash:
-    """What takes a digest of the kind of ``recorded``."""
+    """Create a hash of the same kind as the digest ``recorded``."""
     return hashlib.sha256() if recorded.startswith(PLAIN) else Digest()
 
 
 class Digest:
-    """Of what it is fed with, however that is cut."""
+    """The digest of pieces; independent of how the data is split between updates."""
 
     def __init__(self) -> None:
         self._of_pieces = hashlib.sha256()
         self._rest = b""
 
     def update(self, data: bytes) -> None:
-        """Take in what comes next."""
+        """Add ``data``."""
         whole = self._rest + data if self._rest else data
         end = len(whole) - len(whole) % PIECE_BYTES
         for at in range(0, end, PIECE_BYTES):
@@ -53,7 +53,7 @@ class Digest:
         self._rest = whole[end:]
 
     def hexdigest(self) -> str:
-        """Of everything, which is all there is."""
+        """Return the digest; no update may follow."""
         if self._rest:
             self._add(self._rest)
         self._rest = b""
@@ -69,7 +69,7 @@ def _of_zeros() -> bytes:
 
 
 def read(fd: int) -> Iterator[bytes]:
-    """What an open file holds, in pieces; holes are not read."""
+    """Yield the content of an open file in pieces, without reading holes."""
     size, at = os.fstat(fd).st_size, 0
     for start, end in data_ranges(fd, size):
         while at + PIECE_BYTES <= start:
@@ -77,7 +77,7 @@ def read(fd: int) -> Iterator[bytes]:
             at += PIECE_BYTES
         while at < end:
             data = os.pread(fd, PIECE_BYTES, at)
-            if not data:  # it has been cut meanwhile
+            if not data:  # truncated meanwhile
                 return
             yield data
             at += len(data)

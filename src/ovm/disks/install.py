@@ -1,16 +1,16 @@
-"""The origins, copied or unpacked to where a machine uses them.
+"""Install the origin files in a machine's directory, copied or unpacked.
 
-What a crash may leave, step by step (each is durable before the next begins):
+Each step is durable before the next begins. After a crash in step:
 
-1. all that will be needed is written in full under temporary names, the records of 2, 3 and 4 too: the next run
-   removes these. From here on nothing is written, only renamed, so no full disk can stop it half-way
-2. versions.json forgets the files about to be replaced (a forced run does this first of all, for what
-   it replaces is not to be trusted): the next run replaces them again
-3. the new files take their names, and digests.json with them: likewise
-4. versions.json records what they are
+1. write all files under temporary names, also the records of steps 2, 3 and 4: the next run deletes them. Later steps
+   only rename, so a full disk cannot interrupt them
+2. drop the files to be replaced from versions.json (a forced run does this first, because it does not trust the files
+   that it replaces): the next run replaces them again
+3. rename the new files and digests.json: the next run replaces them again
+4. record the new versions in versions.json
 
-So a recorded version always belongs to the whole file beside it and to its digest, and until 3 nothing is replaced at
-all. What a dead run has left is made durable before anything is built upon it: it may be gone after a power cut else.
+So a recorded version always matches the complete file and its digest, and step 3 is the first to replace a file.
+Before a run builds on what a crashed run left, it syncs the directory; a power cut could otherwise undo that.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from ovm.process.threads import ahead, in_thread
 from ovm.trust.atomic import NewFile, disk_errors, sweep, sync_directory, write_at, write_whole
 
 Progress = Callable[[str, int, int], object]
-"""Called in the event loop with a file's name in ``versions``, the bytes done and the bytes in all."""
+"""Called in the event loop with a file's name in ``versions``, the bytes done and the total bytes."""
 
 Unpacker = Callable[[BinaryIO], Iterator[bytes]]
-"""What the opened origin holds, in pieces."""
+"""Yields the unpacked content of the opened origin, in pieces."""
 
 PROGRAM_MODE = 0o755
 FILE_MODE = 0o644
 
 _MIB = 1024 * 1024
 STAMP_S = 0.02
-"""Seconds. Two changes within this time may bear the same one: until 6.13 Linux took a file's times from its timer."""
+"""Two changes within this time may get equal timestamps: before 6.13, Linux took file times from its timer tick."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Files:
-    """Where the files of a machine lie, whole and of the wanted version."""
+    """Paths of a machine's files, complete and of the requested version."""
 
     gvproxy: Path
     kernel: Path
@@ -70,14 +70,14 @@ async def prepare(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Files:
-    """Make every file be in ``target_dir`` in its wanted version: all of them or, if anything fails, none anew.
+    """Install every file in ``target_dir`` in its requested version; if one fails before publication, replace none.
 
-    ``origin`` has passed ``assets.check_origins``; the caller holds the directory's lock. ``sha256`` has the digests of
-    origins, as far as they are known.
+    ``origin`` has passed ``plan.check_origins``; the caller holds the directory's lock. ``sha256`` holds the known
+    digests of origins.
 
     Raises:
-        SpaceError: the file system has too little room.
-        FileError: an origin changes under the copy, a packed kernel is damaged, or a file cannot be read or written.
+        SpaceError: the file system has too little free space.
+        FileError: an origin changes during the copy, a packed kernel is damaged, or a file cannot be read or written.
         ArchiveError: the rootfs archive is damaged.
     """
     loop, stop = asyncio.get_running_loop(), Event()
@@ -96,7 +96,7 @@ async def prepare(
         await in_thread(partial(batch.begin, force=force), stop)
         await _at_once([work for copy in batch.copies for work in (copy.fill, copy.read)], stop)
         await in_thread(batch.stage)
-        await _at_once(batch.flushes(), stop)  # a file system takes what comes at once to the disk together
+        await _at_once(batch.flushes(), stop)  # concurrent flushes let the file system write all files together
         await in_thread(batch.publish)
     except BaseExceptionGroup as failed:
         first = failed.exceptions[0]
@@ -113,50 +113,49 @@ async def _at_once(works: Iterable[Callable[[], None]], stop: Event) -> None:
 
 
 class _StoppedError(Exception):
-    """The copy was told to stop."""
+    """The copy was cancelled."""
 
 
 @dataclass(slots=True)
 class _Copy:
-    """One file on its way."""
+    """One file being copied."""
 
     item: plan.Item
     source: int
     before: os.stat_result
     new: NewFile
     size: int
-    """Bytes it will have."""
+    """Final size in bytes."""
     unpack: Unpacker | None
     """``None`` for a plain copy."""
     sha256: str | None
-    """Of the origin, if it is known."""
+    """Digest of the origin, if known."""
     tell: Progress
     go_on: Callable[[], None]
-    """Raises if the copy was told to stop."""
+    """Raises if the copy was cancelled."""
     cloned: bool = False
     done: int = 0
-    """Bytes it has."""
+    """Bytes written so far."""
     digest: Digest = field(default_factory=Digest)
 
     def begin(self) -> None:
-        """Share the blocks of the origin where that can be done: then no room is needed."""
+        """Share the blocks of the origin where possible; that needs no space."""
         self.cloned = self.unpack is None and copying.clone(self.source, self.new.fd, self.new.path)
 
     def fill(self) -> None:
-        """Write the file in full."""
-        # closed at once: the error that ends the loop may keep the generators, and so the thread that unpacks
-        with self._disk_errors(), closing(self._steps()) as steps:
-            for done in copying.written_early(self.new.fd, steps):
+        """Write the whole file."""
+        with self._disk_errors():
+            for done in copying.written_early(self.new.fd, self._steps()):
                 self.done = done
                 self.tell(self.item.name, done, self.size)
 
     def flush(self) -> None:
-        """Make it durable."""
+        """Make the file durable."""
         with self._disk_errors():
             self.new.seal(PROGRAM_MODE if self.item.name in plan.HELPERS else FILE_MODE)
 
     def read(self) -> None:
-        """Take the digest of what is not unpacked, which passes us by; another thread's work, for it takes longer."""
+        """Hash the origin of a plain copy: :meth:`fill` does not see its data. Takes longer, so runs in parallel."""
         if self.unpack or self.sha256:
             return
         with disk_errors(f"{self.item.source} cannot be read"):
@@ -165,31 +164,31 @@ class _Copy:
                 self.digest.update(piece)
 
     def check_unchanged(self) -> None:
-        """What was written, and what was read, is what the origin holds now."""
+        """Reject the copy if the origin has changed since it was opened."""
         try:
             after = _identity(self.item.source.stat())
         except OSError:
             after = None
         if self.done != self.size or after != _identity(self.before):
             raise FileError(
-                f"{self.item.source} changed while it was being copied; nothing has been replaced",
-                hint="try again once it is written in full",
+                f"{self.item.source} changed during the copy; no file was replaced",
+                hint="try again once it is complete",
             )
 
     def made(self, version: str) -> Made:
-        """What is recorded of it."""
+        """Return the record of the file."""
         known = self.sha256 if not self.unpack else None
         taken = digest.PLAIN + known if known else self.digest.hexdigest()
         return Made(file=self.item.target, version=version, size=self.size, digest=taken)
 
     def most_room(self) -> int:
-        """Bytes it will take at most; holes take none."""
+        """Return the most bytes of disk space that the file can take; holes take none."""
         if self.cloned:
             return 0
         return self.size if self.unpack else min(self.before.st_blocks * 512, self.size)
 
     def room(self) -> int:
-        """Bytes it will take: what is packed tells only by being unpacked."""
+        """Return the bytes of disk space that the file takes; unpacks a packed origin to find out."""
         if not self.unpack:
             return self.most_room()
         needed = 0
@@ -225,7 +224,7 @@ class _Copy:
 
 
 class _Batch:
-    """The files to replace, from the decision to the record of it."""
+    """The files to replace, from the plan to the record in versions.json."""
 
     def __init__(
         self,
@@ -247,7 +246,7 @@ class _Batch:
         self._cleanup = ExitStack()
 
     def begin(self, *, force: bool) -> None:
-        """Decide, open what is to be copied, and see that there is room for it."""
+        """Decide what to replace, open the origins, and check the free space."""
         directory = self.target.directory
         with disk_errors(f"{directory} cannot be used"):
             directory.mkdir(parents=True, exist_ok=True)
@@ -268,7 +267,7 @@ class _Batch:
             self._recorded = Records(self._kept(), self._recorded.made)
 
     def stage(self) -> None:
-        """See that the origins are what was copied, and write the records of that."""
+        """Check that the origins have not changed, and write the records under temporary names."""
         if not self.copies:
             return
         for copy in self.copies:
@@ -280,11 +279,11 @@ class _Batch:
             self._stage("versions", self._versions())
 
     def flushes(self) -> list[Callable[[], None]]:
-        """What makes durable all that was written, in any order."""
+        """Return the functions that make all files durable; call them in any order."""
         return [*(partial(self._flush, record) for record in self._records.values()), *(c.flush for c in self.copies)]
 
     def publish(self) -> None:
-        """Let the new files take their names, and record their versions."""
+        """Rename the new files to their final names, and record their versions."""
         if not self.copies:
             return
         with self._disk_errors():
@@ -318,18 +317,18 @@ class _Batch:
         room = os.statvfs(self.target.directory)
         available = room.f_bavail * room.f_frsize
         if not room.f_blocks or sum(copy.most_room() for copy in self.copies) <= available:
-            return  # some network file systems do not tell
+            return  # some network file systems do not report their free space
         needed = sum(copy.room() for copy in self.copies)
         if needed > available:
             names = ", ".join(copy.item.name for copy in self.copies)
             raise SpaceError(
                 f"{names} need {-(-needed // _MIB)} MiB in {self.target.directory}, "
                 f"{available // _MIB} MiB are available",
-                hint="free some space, or choose a target_dir on another disk",
+                hint="free disk space, or choose a target_dir on another disk",
             )
 
     def _kept(self) -> dict[str, str]:
-        """What versions.json says of the files that are not replaced."""
+        """Return the recorded versions of the files that are not replaced."""
         names = {copy.item.name for copy in self.copies}
         return {name: version for name, version in self._recorded.versions.items() if name not in names}
 
@@ -356,7 +355,7 @@ class _Batch:
 
 
 def _packed(item: plan.Item) -> tuple[int, Unpacker] | None:
-    """The size of what an origin holds, and how it is unpacked; ``None`` if it is a plain file."""
+    """Return the unpacked size of an origin and its unpacker; ``None`` if it is a plain file."""
     if plan.is_archive(item.name, item.source):
         member = archive.inspect(item.source)
         return member.size, partial(archive.inflate, member)
@@ -366,13 +365,13 @@ def _packed(item: plan.Item) -> tuple[int, Unpacker] | None:
 
 
 def _settled(source: int, path: Path) -> os.stat_result:
-    """What an origin is now, so long after its last change that another one will show."""
+    """Return the status of an origin, long enough after its last change that a further one changes its timestamp."""
     status = os.fstat(source)
     if _is_fresh(status):
         time.sleep(STAMP_S)
         status = os.fstat(source)
     if _is_fresh(status):
-        raise FileError(f"{path} is being written", hint="try again once it is written in full")
+        raise FileError(f"{path} is being written", hint="try again once it is complete")
     return status
 
 

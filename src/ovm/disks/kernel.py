@@ -1,7 +1,7 @@
-"""What a kernel's file is, and the Image in a packed one.
+"""The format of a kernel file, and the Image in a compressed one.
 
-An arm64 kernel has to be an Image: it does not unpack itself, vfkit refuses every other form, and QEMU takes some of
-them. But distributions pack it: with gzip or zstd, or so in an EFI program that unpacks it (zboot).
+An arm64 kernel must be an Image: it does not unpack itself, vfkit rejects every other form, and QEMU accepts only
+some. But distributions compress it with gzip or zstd, also within an EFI program that unpacks it (zboot).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import BinaryIO, Protocol
 from ovm.errors import FileError
 
 FORMS = {"x86_64": (0x202, b"HdrS", "bzImage"), "arm64": (0x38, b"ARM\x64", "Image")}
-"""Of each architecture: where its kernel's magic is, the magic, what such a file is called."""
+"""By architecture: the offset of its kernel's magic number, the magic number, and the name of the format."""
 COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
     b"\x28\xb5\x2f\xfd": "zstd",
@@ -27,47 +27,47 @@ COMPRESSIONS = {
     b"\x5d\0\0": "lzma",
     b"\x89LZO\0": "lzo",
 }
-"""What the kernel's unpackers know, by how it begins."""
+"""The compressions that Linux can unpack, by magic number."""
 UNPACKED_HERE = frozenset({"gzip", "zstd"})
 SUFFIXES = frozenset({".gz", ".zst"})
-"""What the name of a packed kernel may end with and that of its Image does not."""
+"""Suffixes of a packed kernel's name, removed from the name of its Image."""
 IMAGE_MAX_BYTES = 512 * 1024 * 1024
 
 _HEAD_BYTES = 4096
 _INPUT_BYTES = 64 * 1024
 _PIECE_BYTES = 1024 * 1024
 _ZBOOT = struct.Struct("<2s2x4sII8x32s")
-"""MZ, zimg, where the payload is and its length, and what it is packed with."""
+"""MZ, zimg, the payload's offset and length, and its compression."""
 
 _FETCH_AGAIN = "fetch or build it again"
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Where in a file the packed Image is."""
+    """Position of the packed Image in a file."""
 
     path: Path
     compression: str
     offset: int
     length: int
-    """Of what is packed, in bytes."""
+    """Packed size in bytes."""
 
 
 def architecture(head: bytes) -> str | None:
-    """What processor the kernel that begins with ``head`` is for; ``None`` if that is no kernel."""
+    """Return the architecture of the kernel that begins with ``head``; ``None`` if it is not a kernel."""
     return next((arch for arch, (at, magic, _) in FORMS.items() if head[at : at + len(magic)] == magic), None)
 
 
 def compression(head: bytes) -> str | None:
-    """How the file that begins with ``head`` is packed; ``None`` if it is not."""
+    """Return the compression of the file that begins with ``head``; ``None`` if it is not compressed."""
     return next((name for magic, name in COMPRESSIONS.items() if head.startswith(magic)), None)
 
 
 def find_packed(path: Path) -> Packed | None:
-    """What is packed in ``path``, be it a kernel or not; ``None`` if there is nothing that can be unpacked here.
+    """Find packed content in ``path``, a kernel or not; ``None`` if ovm can unpack nothing there.
 
     Raises:
-        FileError: it cannot be read, or is cut short.
+        FileError: it cannot be read, or is truncated.
     """
     try:
         with path.open("rb") as opened:
@@ -76,7 +76,7 @@ def find_packed(path: Path) -> Packed | None:
             if is_zboot(head):
                 _, _, offset, payload, _ = _ZBOOT.unpack(head)
                 if offset + payload > length:
-                    raise FileError(f"{path} is cut short: {length} bytes of {offset + payload}", hint=_FETCH_AGAIN)
+                    raise FileError(f"{path} is truncated: {length} bytes of {offset + payload}", hint=_FETCH_AGAIN)
                 opened.seek(offset)
                 head, length = opened.read(_ZBOOT.size), payload
     except OSError as error:
@@ -86,12 +86,12 @@ def find_packed(path: Path) -> Packed | None:
 
 
 def is_zboot(head: bytes) -> bool:
-    """Whether the file that begins with ``head`` is an EFI program that unpacks a kernel."""
+    """Return whether the file that begins with ``head`` is an EFI program that unpacks a kernel."""
     return len(head) >= _ZBOOT.size and head[:2] == b"MZ" and head[4:8] == b"zimg"
 
 
 def packing(head: bytes) -> str | None:
-    """In words, how the kernel that begins with ``head`` is packed; ``None`` if it is not."""
+    """Describe the packing of the kernel that begins with ``head``; ``None`` if it is not packed."""
     if not is_zboot(head):
         return compression(head)
     method = _ZBOOT.unpack_from(head)[-1].split(b"\0")[0].decode("ascii", "replace")
@@ -99,7 +99,7 @@ def packing(head: bytes) -> str | None:
 
 
 def beginning(packed: Packed) -> bytes:
-    """The first bytes of what is packed; none where it is damaged."""
+    """Return the first unpacked bytes; none if the packed data is damaged."""
     pieces: list[bytes] = []
     try:
         with packed.path.open("rb") as source:
@@ -113,7 +113,7 @@ def beginning(packed: Packed) -> bytes:
 
 
 def unpacked_size(packed: Packed) -> int:
-    """Bytes of the Image, found out by unpacking it: what a file declares may be missing or a lie.
+    """Return the size of the Image, found by unpacking it: a declared size may be missing or false.
 
     Raises:
         FileError: as :func:`unpack` does.
@@ -123,10 +123,10 @@ def unpacked_size(packed: Packed) -> int:
 
 
 def unpack(packed: Packed, source: BinaryIO) -> Iterator[bytes]:
-    """The Image out of the opened file, in pieces; the last one has come only when its check sum, if any, agrees.
+    """Yield the Image from the opened file, in pieces; finish normally only if its checksum, if any, matches.
 
     Raises:
-        FileError: damaged, cut, or larger than any kernel.
+        FileError: the data is damaged, truncated, or larger than any kernel.
     """
     decoder, error_type = _decoder(packed.compression)
     source.seek(packed.offset)
@@ -137,23 +137,23 @@ def unpack(packed: Packed, source: BinaryIO) -> Iterator[bytes]:
             data = source.read(min(left, _INPUT_BYTES))
             left -= len(data)
             if not data:
-                raise _damaged(packed, "is cut short")
+                raise _damaged(packed, "is truncated")
         try:
             piece = decoder.decompress(data, _PIECE_BYTES)
         except error_type as error:
             raise _damaged(packed, f"cannot be unpacked: {error}") from error
         size += len(piece)
         if size > IMAGE_MAX_BYTES:
-            raise _damaged(packed, f"holds more than {IMAGE_MAX_BYTES} bytes, which is no kernel")
+            raise _damaged(packed, f"holds more than {IMAGE_MAX_BYTES} bytes, too many for a kernel")
         if piece:
             yield piece
     rest = decoder.unused_data
-    while not rest.strip(b"\0"):  # zeros may fill up a block; anything else is a second part, or no part of it
+    while not rest.strip(b"\0"):  # zeros may pad a block; anything else is a second stream or garbage
         rest = source.read(min(left, _INPUT_BYTES))
         left -= len(rest)
         if not rest:
             return
-    raise _damaged(packed, "has bytes behind its end")
+    raise _damaged(packed, "has extra bytes after its end")
 
 
 class _Decoder(Protocol):
@@ -170,7 +170,7 @@ def _decoder(method: str) -> tuple[_Decoder, type[Exception]]:
     if method == "gzip":
         from isal import igzip_lib
 
-        wrong: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]  # its stubs take it for an instance
+        wrong: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]  # its stubs declare the class as an instance
         return igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP), wrong
     if sys.version_info >= (3, 14):
         from compression import zstd

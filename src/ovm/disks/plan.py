@@ -1,4 +1,4 @@
-"""Check the given files before anything is changed, and decide which must be recreated. Only reads."""
+"""Check the given files before anything is changed, and decide which to replace. Only reads."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ovm.trust import directories
 from ovm.trust.atomic import TEMPORARY_PREFIX
 
 HELPERS = frozenset({"gvproxy", "vfkit"})
-"""The origins that are programs."""
+"""Origins that are programs."""
 
 SECTOR_BYTES = 512
 RECORD_MAX_BYTES = 64 * 1024
-"""A larger versions.json or digests.json is none of ours."""
+"""A larger versions.json or digests.json was not written by ovm."""
 
 Reason = Literal["forced", "missing", "version", "name"]
 
@@ -39,7 +39,7 @@ _RESERVED = TargetPaths.names() | {".", ".."}
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A file that must be recreated."""
+    """A file to replace."""
 
     name: str
     """Its key in ``versions``."""
@@ -58,10 +58,10 @@ def plan(
     names: Mapping[str, str] | None = None,
     force: bool = False,
 ) -> list[Item]:
-    """The files to replace: all when forced, else the missing ones and those recorded with another version or name.
+    """List the files to replace: all if forced, else the missing ones and those recorded with another version or name.
 
-    ``there`` holds the keys whose target is there, ``names`` what the recorded files are called, where that is known:
-    the version is about the file of that name, not about an older one that is there, too.
+    ``there`` holds the keys whose target exists, ``names`` the known names of the recorded files. A recorded version
+    describes the file of that name, not an older one that also exists.
     """
 
     def reason(name: str, target: str) -> Reason | None:
@@ -78,7 +78,7 @@ def plan(
 
 
 def recorded_versions(content: bytes) -> dict[str, str]:
-    """What a versions.json says; nothing if it is damaged or anything but strings by name."""
+    """Decode a versions.json; nothing if it is damaged or holds anything but strings by name."""
     import json
 
     if len(content) > RECORD_MAX_BYTES:
@@ -93,29 +93,29 @@ def recorded_versions(content: bytes) -> dict[str, str]:
 
 
 def is_archive(name: str, path: Path) -> bool:
-    """Whether the origin ``name`` is to be unpacked."""
+    """Return whether the origin ``name`` must be unpacked."""
     return name == "rootfs" and path.suffix.lower() == ".zip"
 
 
 def target_name(name: str, path: Path) -> str:
-    """What the origin ``name`` is called in ``target_dir``."""
+    """Return the name of the origin ``name`` in ``target_dir``."""
     packed_kernel = name == "kernel" and path.suffix.lower() in kernel.SUFFIXES
     return path.stem if packed_kernel or is_archive(name, path) else path.name
 
 
 def existing(targets: Mapping[str, Path]) -> set[str]:
-    """The keys of ``targets`` that are there: whole files, for none appears otherwise."""
+    """Return the keys of ``targets`` that exist. Such files are complete, because ovm writes them atomically."""
     return {name for name, path in targets.items() if _is_whole(path)}
 
 
 def check_origins(origin: OriginPath, *, arch: str | None = None, rootfs_must_be_btrfs: bool = True) -> None:
-    """Refuse what no machine can be made of. ``arch`` is the guest's, this host's if not given.
+    """Reject files that no machine can use. ``arch`` is the guest's, by default this host's.
 
     Raises:
         FileError: a file is missing, unreadable, of the wrong kind or for another architecture.
         HelperError: a program is missing or not executable.
         ArchiveError: the rootfs archive is damaged, hostile or holds no image.
-        UnsupportedError: there are no machines for this architecture.
+        UnsupportedError: ovm does not support this architecture.
     """
     origins = origin.named()
     for name, path in origins.items():
@@ -127,11 +127,11 @@ def check_origins(origin: OriginPath, *, arch: str | None = None, rootfs_must_be
 
 
 def check_directories(named: Mapping[str, Path]) -> None:
-    """Refuse directories, by the name of their option, that cannot be trusted or written to, or are something else.
+    """Reject directories, by option name, that are untrusted, not writable, or not directories.
 
     Raises:
-        FileError: says which, and why.
-        UntrustedError: another user made one, or could change it.
+        FileError: a path is not a directory, or not writable.
+        UntrustedError: another user owns one, or could change it.
     """
     for name, directory in named.items():
         directories.check(directory)
@@ -139,19 +139,19 @@ def check_directories(named: Mapping[str, Path]) -> None:
         if not nearest.is_dir():
             raise FileError(f"{name}: {nearest} is not a directory", hint="choose another, or move that file away")
         if not os.access(nearest, os.W_OK | os.X_OK):
-            what = "be written to" if nearest == directory else f"be made, {nearest} is not writable"
-            raise FileError(f"{name}: {directory} cannot {what}", hint="choose a directory of your own")
+            what = "be written to" if nearest == directory else f"be created: {nearest} is not writable"
+            raise FileError(f"{name}: {directory} cannot {what}", hint="choose a directory that you own")
 
 
 def check_kernel(path: Path, arch: str) -> None:
-    """Refuse what is no kernel for ``arch`` (as ``platform.machine()`` names it) that boots, unpacked if need be.
+    """Reject a file that is not a bootable kernel for ``arch`` (a name from ``platform.machine()``), packed or not.
 
     Raises:
-        FileError: no kernel, one for another architecture, damaged, or packed in a way that is not undone here.
-        UnsupportedError: there are no machines for ``arch``.
+        FileError: it is not a kernel, is for another architecture, damaged, or packed in an unsupported way.
+        UnsupportedError: ovm does not support ``arch``.
     """
     if (known := architectures.find(arch)) is None:
-        raise UnsupportedError(f"there are no machines for {arch}", hint=f"one of {', '.join(kernel.FORMS)}")
+        raise UnsupportedError(f"ovm does not support {arch} guests", hint=f"use one of {', '.join(kernel.FORMS)}")
     wanted = known.kernel
     form = kernel.FORMS[wanted][2]
     head = _head(path, 4096)
@@ -165,13 +165,13 @@ def check_kernel(path: Path, arch: str) -> None:
         return
     if packing := kernel.packing(head):
         if packed and wanted == "arm64":
-            raise FileError(f"{path} ({packing}) is damaged, or holds no kernel", hint="fetch or build it again")
+            raise FileError(f"{path} ({packing}) is damaged, or is not a kernel", hint="fetch or build it again")
         raise FileError(
             f"{path} is a kernel compressed with {packing}" if found else f"{path} is a compressed file ({packing})",
-            hint=f"give the {form}, plain or packed with gzip or zstd" if wanted == "arm64" else f"give the {form}",
+            hint=f"give the {form}, plain or compressed with gzip or zstd" if wanted == "arm64" else f"give the {form}",
         )
     if head[:4] == b"\x7fELF":
-        raise FileError(f"{path} is an ELF file, a vmlinux perhaps", hint=f"give the {form} built from it")
+        raise FileError(f"{path} is an ELF file, perhaps a vmlinux", hint=f"give the {form} built from it")
     if not found:
         raise FileError(f"{path} is not a Linux kernel for {wanted}", hint=f"give a {form}")
 
@@ -181,32 +181,33 @@ def _check_file(name: str, path: Path) -> None:
     try:
         status = path.stat()
     except FileNotFoundError:
-        what = "is a symbolic link to nothing" if path.is_symlink() else "does not exist"
+        what = "is a dangling symbolic link" if path.is_symlink() else "does not exist"
         raise kind(f"{name}: {path} {what}", hint="check the path") from None
     except OSError as error:
         raise kind(f"{name}: {path} cannot be read: {error.strerror}", hint="check the path") from error
     if stat.S_ISDIR(status.st_mode):
         raise kind(f"{name}: {path} is a directory", hint="give the file itself")
-    if not stat.S_ISREG(status.st_mode):  # opening a fifo would wait for ever
+    if not stat.S_ISREG(status.st_mode):  # opening a FIFO would block forever
         raise kind(f"{name}: {path} is not a regular file", hint="give a file")
     if not status.st_size:
         raise kind(f"{name}: {path} is empty", hint="fetch or build it again")
     if not os.access(path, os.R_OK):
-        raise kind(f"{name}: {path} cannot be read by you", hint=f"chmod u+r {path}")
+        raise kind(f"{name}: {path} is not readable for you", hint=f"run chmod u+r {path}")
     if name in HELPERS and not os.access(path, os.X_OK):
-        raise HelperError(f"{name}: {path} is not executable", hint=f"chmod +x {path}")
+        raise HelperError(f"{name}: {path} is not executable", hint=f"run chmod +x {path}")
 
 
 def _check_target_names(origins: Mapping[str, Path]) -> None:
     taken: dict[str, str] = {}
     for name, path in origins.items():
         target = target_name(name, path)
-        key = target.casefold()  # file systems of macOS do not tell case
+        key = target.casefold()  # macOS file systems ignore case
         if key in _RESERVED or key.startswith(TEMPORARY_PREFIX):
-            raise FileError(f"{name}: a file cannot be called {target}", hint="rename it, ovm uses that name itself")
+            raise FileError(f"{name}: {target} is a reserved file name", hint="rename it: ovm uses that name itself")
         if key in taken:
             raise FileError(
-                f"{taken[key]} and {name} would both become {target}", hint="rename one: they are copied to one place"
+                f"{taken[key]} and {name} would both become {target}",
+                hint="rename one: they are copied to the same directory",
             )
         taken[key] = name
 
@@ -214,10 +215,12 @@ def _check_target_names(origins: Mapping[str, Path]) -> None:
 def _check_initrd(path: Path) -> None:
     head = _head(path, 16)
     if head.startswith(_LZ4_FRAME):
-        raise FileError(f"{path} is lz4 in a form the kernel cannot unpack", hint="compress it with lz4 -l")
+        raise FileError(f"{path} uses an lz4 format that the kernel cannot unpack", hint="compress it with lz4 -l")
     if not head.startswith(_CPIO) and not kernel.compression(head):
         known = ", ".join(kernel.COMPRESSIONS.values())
-        raise FileError(f"{path} is not an initrd", hint=f"give a cpio archive (newc), plain or packed with {known}")
+        raise FileError(
+            f"{path} is not an initrd", hint=f"give a cpio archive (newc), plain or compressed with {known}"
+        )
 
 
 def _check_rootfs(path: Path, *, must_be_btrfs: bool) -> None:
@@ -228,17 +231,23 @@ def _check_rootfs(path: Path, *, must_be_btrfs: bool) -> None:
     else:
         head, size, kind = _head(path, _BTRFS_HEAD_BYTES), path.stat().st_size, FileError
         if head.startswith(_ZIP):
-            raise FileError(f"{path} is a zip archive", hint=f"rename it to {path.name}.zip and it will be unpacked")
+            raise FileError(f"{path} is a zip archive", hint=f"rename it to {path.name}.zip, so that ovm unpacks it")
     where = f"the file in {path}" if kind is ArchiveError else str(path)
     if size % SECTOR_BYTES:
-        raise kind(f"{where} is {size} bytes long, no multiple of {SECTOR_BYTES}", hint="it is cut or no disk image")
+        raise kind(
+            f"{where} is {size} bytes long, not a multiple of {SECTOR_BYTES}",
+            hint="fetch or build it again",
+        )
     if not must_be_btrfs:
         return
     if head[_BTRFS_MAGIC] != b"_BHRfS_M":
-        raise kind(f"{where} is not a btrfs file system", hint="give rootfs.btrfs, or it alone in rootfs.btrfs.zip")
+        raise kind(
+            f"{where} is not a btrfs file system",
+            hint="give rootfs.btrfs, or a rootfs.btrfs.zip of it alone",
+        )
     total = int.from_bytes(head[_BTRFS_TOTAL_BYTES], "little")
     if total > size:
-        raise kind(f"{where} is cut short: {size} of {total} bytes", hint="fetch or build it again")
+        raise kind(f"{where} is truncated: {size} of {total} bytes", hint="fetch or build it again")
 
 
 def _unpacked_head(member: archive.Member) -> bytes:

@@ -1,7 +1,8 @@
-"""What lies in ``target_dir``: of which version by versions.json, and with which content by digests.json.
+"""Records of the files in ``target_dir``: versions.json holds their versions, digests.json their digests.
 
-versions.json alone says that a file is whole. digests.json takes its name together with the files it describes, while
-versions.json knows none of them; so what it says of a file that versions.json knows is always about that very file.
+Only an entry in versions.json means that a file is complete. digests.json is renamed together with the files that it
+describes, while versions.json has no entry for them. So its entry for a file in versions.json always describes that
+file.
 """
 
 from __future__ import annotations
@@ -19,31 +20,31 @@ from ovm.trust.files import read_file
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
-    """A file as it was when it was made."""
+    """A file as it was installed."""
 
     file: str
     """Its name in ``target_dir``."""
     version: str
     size: int
     digest: str
-    """As :mod:`ovm.disks.digest` makes it, or ``sha256:`` and the one that was known."""
+    """Digest from :mod:`ovm.disks.digest`, or ``sha256:`` and a known SHA-256."""
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """Both records, by the files' names in ``versions``."""
+    """Both records, by the file's key in ``versions``."""
 
     versions: dict[str, str]
     made: dict[str, Made]
-    """Only of files that ``versions`` has, and in that version: what else digests.json says counts for nothing."""
+    """Entries of digests.json whose version matches ``versions``; others are ignored."""
 
     def names(self) -> dict[str, str]:
-        """The files' names in ``target_dir``, as far as they are known."""
+        """Return the known names of the files in ``target_dir``."""
         return {name: made.file for name, made in self.made.items()}
 
 
 def load(target: TargetPaths) -> Records:
-    """What is recorded; nothing where it is missing or damaged."""
+    """Load both records; a missing or damaged one is empty."""
     versions = plan.recorded_versions(_content(target.versions))
     try:
         # not msgspec.json: a name need not be UTF-8
@@ -54,7 +55,7 @@ def load(target: TargetPaths) -> Records:
 
 
 def encode(record: Mapping[str, str | Made]) -> bytes:
-    """What is written into versions.json (as the seed writes it, to the letter) or into digests.json."""
+    """Encode versions.json (byte for byte as the seed does) or digests.json."""
     return json.dumps(msgspec.to_builtins(record), indent=2).encode()
 
 

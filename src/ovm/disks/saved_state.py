@@ -1,8 +1,8 @@
-"""A suspended machine's saved state, from the suspend to the start that resumes it.
+"""The saved state of a suspended machine, until the start that resumes it.
 
-``memory.suspended`` is what the hypervisor wrote; ``suspended.json`` tells which machine it was, with a CRC-32 of each
-piece of the memory, and of itself. It is written last and removed first: a memory without it is nobody's. Of what
-describes another machine by now, or is not what was written, nothing is ever loaded.
+The hypervisor writes ``memory.suspended``. The record, ``suspended.json``, identifies the machine and holds a CRC-32 of
+each piece of the saved state and of itself. It is written last and deleted first: without it, a saved state is invalid.
+A saved state that is damaged or no longer matches the machine is never loaded.
 """
 
 from __future__ import annotations
@@ -26,44 +26,44 @@ _PRIVATE = 0o600
 
 
 class Unfit(Exception):
-    """The saved state cannot be resumed; the text says why."""
+    """The machine cannot resume from its saved state; the message is the reason."""
 
 
 class Suspended(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``suspended.json`` tells."""
+    """Content of ``suspended.json``."""
 
     format: int = FORMAT
     at: float
-    """When, in seconds since the epoch on the host's clock."""
+    """Time of the suspend: seconds since the epoch on the host's clock."""
     facts: dict[str, str]
-    """What the machine was made of: its memory goes with nothing else."""
+    """Identity of the machine's parts; the saved state matches no others."""
     ssh_port: int
     podman_port: int | None
     forwards: tuple[dict[str, str | int], ...]
-    """What was open on the host, in the words of :class:`ovm.Forward`."""
+    """Open forwards, with the fields of :class:`ovm.Forward`."""
     size: int
-    """Bytes of the memory file."""
+    """Size of the saved state in bytes."""
     pieces: tuple[int, ...]
-    """The CRC-32 of each of its pieces."""
+    """CRC-32 of each piece of the saved state."""
 
 
 def is_there(target: TargetPaths) -> bool:
-    """Return whether there is a saved state, valid or not."""
+    """Return whether a saved state exists, valid or not."""
     return os.path.lexists(target.suspended)
 
 
 def new_memory(target: TargetPaths) -> NewFile:
-    """An empty file for a hypervisor to write to; it gets its name by :func:`keep`.
+    """Create an empty file for the hypervisor to write to; :func:`keep` gives it its final name.
 
     Raises:
-        FileError: it cannot be made.
+        FileError: it cannot be created.
     """
     with disk_errors(f"{target.memory} cannot be written"):
         return NewFile(target.directory, target.memory.name)
 
 
 def keep(target: TargetPaths, memory: NewFile, **told: object) -> None:
-    """Make ``memory`` and the record of it durable; ``told`` are the fields of :class:`Suspended` but the last two.
+    """Make ``memory`` and its record durable; ``told`` are the fields of :class:`Suspended` except the last two.
 
     Raises:
         FileError: it cannot be written.
@@ -79,16 +79,16 @@ def keep(target: TargetPaths, memory: NewFile, **told: object) -> None:
 
 
 def encode(record: Suspended) -> bytes:
-    """A line of JSON, and one with its CRC-32."""
+    """Encode the record as a line of JSON and a line with its CRC-32."""
     line = msgspec.json.encode(record)
     return line + b"\n%08x\n" % _crc32(line)
 
 
 def load(target: TargetPaths) -> Suspended:
-    """The record.
+    """Load the record.
 
     Raises:
-        Unfit: it is not what was written, or of another version's.
+        Unfit: it is damaged, unreadable, or from another version of ovm.
     """
     try:
         line, end, crc = read_file(target.suspended, RECORD_MAX_BYTES).partition(b"\n")
@@ -106,10 +106,10 @@ def load(target: TargetPaths) -> Suspended:
 
 
 def open_memory(target: TargetPaths) -> int:
-    """A descriptor of the memory.
+    """Open the saved state and return its descriptor.
 
     Raises:
-        Unfit: it is not there.
+        Unfit: it cannot be opened.
     """
     try:
         return os.open(target.memory, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -118,21 +118,21 @@ def open_memory(target: TargetPaths) -> int:
 
 
 def check_memory(fd: int, record: Suspended) -> None:
-    """Compare every byte of the open memory with what was written.
+    """Check every byte of the open saved state against the record.
 
     Raises:
-        Unfit: it differs.
+        Unfit: it is damaged or unreadable.
     """
     try:
         whole = os.fstat(fd).st_size == record.size and tuple(_crcs(fd)) == record.pieces
     except OSError as error:
-        raise Unfit(f"the memory cannot be read: {error.strerror}") from error
+        raise Unfit(f"the saved state cannot be read: {error.strerror}") from error
     if not whole:
-        raise Unfit("the memory is damaged")
+        raise Unfit("the saved state is damaged")
 
 
 def discard(target: TargetPaths) -> None:
-    """Remove it all, the record first and for good: whatever runs now makes the memory that of another past.
+    """Delete the saved state. The record goes first, durably: a machine that runs invalidates the saved state.
 
     Raises:
         FileError: it cannot be removed.
@@ -146,7 +146,7 @@ def discard(target: TargetPaths) -> None:
 
 
 def identity(path: Path) -> str:
-    """Changes when another file lies there, or this one has been written to."""
+    """Return a text that changes when the file is replaced or written to."""
     with contextlib.suppress(OSError):
         status = path.stat()
         return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"

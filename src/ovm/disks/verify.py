@@ -1,4 +1,4 @@
-"""Whether the files of a machine are still what they were when they were made. Only reads, also while it runs."""
+"""Verify that a machine's files are still as installed. Only reads; works while the machine runs, too."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ State = Literal["ok", "damaged", "missing", "unknown"]
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """What became of one file."""
+    """Result for one file."""
 
     name: str
     """Its key in ``versions``."""
     path: Path | None
-    """``None`` where nothing says what it is called."""
+    """``None`` where its name is not recorded."""
     state: State
-    """``unknown``: it was made without a record of its digest, or is only now being made."""
+    """``unknown``: it was installed without a recorded digest, or is being replaced now."""
     detail: str
-    """How it differs; empty if it does not."""
+    """The difference; empty if there is none."""
 
 
 async def verify(target_dir: Path) -> list[FileState]:
-    """Compare every file in ``target_dir`` with the digest it had when it was made. Needs no lock.
+    """Compare every file in ``target_dir`` with its recorded digest. Needs no lock.
 
-    ``data.img`` is not among them: it changes all the time, and its file system has sums of its own.
+    ``data.img`` is left out: it changes all the time, and its file system has its own checksums.
     """
     stop = Event()
     return await in_thread(partial(_verify, TargetPaths(target_dir), stop), stop)
@@ -46,15 +46,15 @@ def _verify(target: TargetPaths, stop: Event) -> list[FileState]:
         recorded = records.load(target)
         found = [_state(name, target, recorded.made.get(name), stop.is_set) for name in recorded.versions]
         if stop.is_set() or records.load(target) == recorded:
-            return found  # else files were replaced meanwhile, perhaps under our eyes
+            return found  # else files were replaced meanwhile, perhaps during the check
 
 
 def _state(name: str, target: TargetPaths, made: Made | None, stopped: Callable[[], bool]) -> FileState:
     if made is None:
-        return FileState(name, None, "unknown", "no digest of it is recorded")
+        return FileState(name, None, "unknown", "no recorded digest")
     path = target.directory / made.file
     if not plan.existing({name: path}):
-        return FileState(name, path, "missing", "it is gone")
+        return FileState(name, path, "missing", "the file is missing")
     try:
         with path.open("rb") as opened:
             return FileState(name, path, *_compared(opened.fileno(), made, stopped))
@@ -72,5 +72,5 @@ def _compared(fd: int, made: Made, stopped: Callable[[], bool]) -> tuple[State, 
             break
         found.update(piece)
     if found.hexdigest() != made.digest.removeprefix(digest.PLAIN):
-        return "damaged", "its content is not what it was when it was made"
+        return "damaged", "its content has changed since it was installed"
     return "ok", ""

@@ -1,1 +1,1 @@
-"""What is said to a running guest, and what it is given at boot."""
+"""Communication with a running guest, and the configuration it gets at boot."""

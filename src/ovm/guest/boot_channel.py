@@ -1,15 +1,15 @@
-"""What a guest says while it boots, line by line, on a channel the manager listens on.
+"""Messages of a booting guest, one a line, on a channel where the manager listens.
 
-A vsock port is open to whoever is in the guest, containers too, so there each connection begins with ``key KEY``: one
-of this start, which root alone can read in the guest. A virtio-serial port is root's own.
+Every process in the guest, containers included, can connect to a vsock port. So each connection there begins with
+``key KEY``, a key of this start that only the guest's root can read. Only root can open a virtio-serial port.
 
 ========================== ===================================================================
 line                       meaning
 ========================== ===================================================================
-``stage NAME UPTIME``      a step of the boot is done, UPTIME seconds after the kernel started
-``warn TEXT``              something to tell people; the boot goes on
-``fatal CODE TEXT``        the guest cannot go on and powers off
-``ready UPTIME``           sshd and podman's socket listen, the firewall is up
+``stage NAME UPTIME``      a boot step is done, UPTIME seconds after the kernel started
+``warn TEXT``              a warning for people; the boot continues
+``fatal CODE TEXT``        the guest cannot boot and powers off
+``ready UPTIME``           sshd and podman's socket listen, the firewall is active
 ========================== ===================================================================
 """
 
@@ -33,65 +33,65 @@ from ovm.text.printable import printable
 log = logging.getLogger(__name__)
 
 LAST_WORDS_S = 2.0
-"""The connection ends with the hypervisor; this is for one that does not."""
+"""The connection normally ends with the hypervisor; this limits the wait if it does not."""
 
 FIRST_STAGE = "initrd"
-"""What every boot says first."""
+"""First stage of every boot."""
 
 CONNECTIONS_MAX = 16
-"""At a time; one more takes the place of the oldest that has not shown the key, or is closed at once."""
+"""Concurrent connections; one more replaces the oldest without a checked key, or is closed at once."""
 LINES_AT_ONCE = 500
-"""Of one connection. A boot says some twenty; after so many, LINE_PAUSE_S goes by before the next is read."""
+"""Lines of one connection before LINE_PAUSE_S delays each further one. A boot sends about twenty."""
 LINE_PAUSE_S = 0.02
 
 _LINE_LIMIT_BYTES = 4096
 _STAGES_KEPT = 64
 _HINTS = {
-    "data-damaged": "the data disk was left as it is: copy data.img away, then take its files out of it with "
-    "`btrfs restore`; or start over with reset_path(data=True)",
-    "data-superblock-damaged": "the data disk was left as it is: copy data.img away, then have its second superblock "
-    "replace the first with `btrfs rescue super-recover`, which costs what was synced in the guest's last half minute; "
+    "data-damaged": "copy data.img, which was not changed, then extract its files with `btrfs restore`; "
     "or start over with reset_path(data=True)",
-    "data-log-damaged": "the data disk was left as it is: copy data.img away, then `btrfs rescue zero-log`, which "
-    "costs what was synced in the guest's last half minute; or start over with reset_path(data=True)",
-    "data-foreign": "data.img carries something that ovm did not put there; move it away, it was left untouched",
-    "data-unformatted": "data.img was emptied or replaced; put it back, or start over with reset_path(data=True)",
+    "data-superblock-damaged": "copy data.img, which was not changed, then replace its first superblock by the "
+    "second with `btrfs rescue super-recover`, which loses what was synced in the guest's last half minute; "
+    "or start over with reset_path(data=True)",
+    "data-log-damaged": "copy data.img, which was not changed, then run `btrfs rescue zero-log`, which "
+    "loses what was synced in the guest's last half minute; or start over with reset_path(data=True)",
+    "data-foreign": "move data.img away: it holds data that ovm did not write, and was not changed",
+    "data-unformatted": "restore data.img, which was emptied or replaced, or start over with reset_path(data=True)",
     "rootfs-damaged": "restore the files with reset_path(), and the image with `ovm image verify`",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class GuestStage:
-    """A step of the guest's boot."""
+    """A completed step of the guest's boot."""
 
     name: str
     uptime_s: float | None
-    """Seconds since the guest's kernel started, if it said so."""
+    """Seconds since the guest's kernel started, if reported."""
     heard_at: float
-    """The host's ``time.monotonic()`` when it was heard."""
+    """The host's ``time.monotonic()`` on arrival."""
 
 
 class ReadyChannel:
-    """The guest's words; :func:`listen` makes one."""
+    """Receives the guest's messages; :func:`listen` creates one."""
 
     def __init__(self, on_warning: Callable[[str], None], on_reset: Callable[[], None], key: str = "") -> None:
         self.stages: list[GuestStage] = []
         self._key = key
         self._on_warning = Sparing(on_warning, "the guest's warnings")
-        self._not_understood = Sparing(log.debug, "lines of the guest that were not understood")
+        self._not_understood = Sparing(log.debug, "unknown lines from the guest")
         self._on_reset = on_reset
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.tasks: set[asyncio.Task[None]] = set()
         self._unknown: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Hear one more connection, if there is room for it."""
+        """Serve one more connection, unless too many are open."""
         if len(self.tasks) >= CONNECTIONS_MAX:
             oldest = next(iter(self._unknown), None)
             if oldest is None:
                 writer.close()
                 return
-            self._unknown.pop(oldest).close()  # its task reads the end and ends
+            self._unknown.pop(oldest).close()  # its task reads the end of the stream and finishes
         task = asyncio.create_task(self.serve(reader, writer))
         self.tasks.add(task)
         if self._key:
@@ -103,30 +103,30 @@ class ReadyChannel:
         self._unknown.pop(task, None)
 
     def expect_boot(self) -> None:
-        """Forget the last boot: the guest has been reset and will say everything again."""
+        """Forget the last boot: the guest was reset and will send all messages again."""
         self._drop()
         self.stages = []
         self._ready = asyncio.get_running_loop().create_future()
 
     def boot_began(self, uptime_s: float | None = None) -> None:
-        """The guest shows that it is at the beginning of a boot; if it had said anything before, it has been reset."""
+        """Record that a boot begins; if this one already has stages, the guest was reset."""
         if self.stages:
             self._on_reset()
         self._note(FIRST_STAGE, uptime_s)
 
     async def wait(self) -> None:
-        """Until the guest says that it is ready.
+        """Wait until the guest reports that it is ready.
 
         Raises:
-            GuestRefused: it says that it cannot go on.
+            GuestRefused: it reports that it cannot boot.
         """
         await asyncio.shield(self._ready)
 
     async def last_words(self) -> None:
-        """When the hypervisor has ended: until everything the guest wrote has been heard.
+        """After the hypervisor ended, wait until all messages of the guest are read.
 
         Raises:
-            GuestRefused: it had said that it cannot go on.
+            GuestRefused: the guest reported that it cannot boot.
         """
         if self.tasks:
             await asyncio.wait(self.tasks, timeout=LAST_WORDS_S)
@@ -134,7 +134,7 @@ class ReadyChannel:
             self._ready.result()
 
     def hear(self, line: str) -> None:
-        """Take in one line; what makes no sense is logged and passed over, for a guest is not to be trusted."""
+        """Process one line. Unknown lines are logged and ignored, because the guest is untrusted."""
         match line.split(" ", 2):
             case ["stage", name, uptime] if (seconds := _seconds(uptime)) is not None:
                 if name == FIRST_STAGE:
@@ -151,7 +151,7 @@ class ReadyChannel:
                 if not self._ready.done():
                     self._ready.set_exception(refusal(code, " ".join(rest)))
             case _:
-                self._not_understood(f"not understood from the guest: {line[:200]!r}")
+                self._not_understood(f"unknown line from the guest: {line[:200]!r}")
 
     def _note(self, name: str, uptime_s: float | None) -> None:
         if len(self.stages) < _STAGES_KEPT:
@@ -161,10 +161,10 @@ class ReadyChannel:
         if not self._ready.done():
             self._ready.cancel()
         elif not self._ready.cancelled():
-            self._ready.exception()  # so that nobody complains that it was never looked at
+            self._ready.exception()  # retrieved, so that asyncio does not log it as never retrieved
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Hear one connection to its end; a hypervisor may open several, empty ones too."""
+        """Read one connection to its end; a hypervisor may open several, even empty ones."""
         known = not self._key
         with contextlib.closing(writer), contextlib.suppress(ConnectionError):
             for number in itertools.count():
@@ -186,12 +186,12 @@ class ReadyChannel:
                     if (task := asyncio.current_task()) is not None:
                         self._unknown.pop(task, None)
                     continue
-                self.hear(printable(line.decode(errors="replace").strip()))  # people will see it
+                self.hear(printable(line.decode(errors="replace").strip()))  # people see it in logs and errors
 
 
 def refusal(code: str, words: str) -> GuestRefused:
-    """The error that tells of a ``fatal``."""
-    return GuestRefused(f"the guest cannot go on: {words or code}", stage=code, hint=_HINTS.get(code, ""))
+    """Create the error for a ``fatal`` line."""
+    return GuestRefused(f"the guest cannot boot: {words or code}", stage=code, hint=_HINTS.get(code, ""))
 
 
 def _seconds(text: str) -> float | None:
@@ -206,10 +206,10 @@ def _seconds(text: str) -> float | None:
 async def listen(
     socket_path: Path, on_warning: Callable[[str], None], on_reset: Callable[[], None], *, key: str = ""
 ) -> AsyncIterator[ReadyChannel]:
-    """A channel on which the hypervisor can connect to ``socket_path``; with a ``key``, only who has it is heard."""
+    """Listen on ``socket_path`` for the hypervisor; with a ``key``, connections without it are rejected."""
     channel = ReadyChannel(on_warning, on_reset, key)
 
-    # asyncio pauses behind start_serving: a cancellation there would leave the server to nobody
+    # asyncio yields after it starts to serve: a cancellation inside start_unix_server would leak a serving server
     server = await asyncio.start_unix_server(
         channel.connected, socket_path, limit=_LINE_LIMIT_BYTES, start_serving=False
     )

@@ -1,7 +1,7 @@
-"""What the host tells a guest before it boots: files in a cpio archive behind the initrd.
+"""The guest's boot configuration: files in a cpio archive after the initrd.
 
-The kernel unpacks concatenated archives one after the other (initramfs buffer format, kernel documentation), so
-this needs no network, no extra disk and no hypervisor's help. The guest's initrd reads them from ``/ovm``.
+The kernel unpacks concatenated archives in order (initramfs buffer format, kernel documentation), so this needs no
+network, no extra disk and no hypervisor feature. The guest's initrd reads the files from ``/ovm``.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ _FILE = 0o100600
 
 
 def share_tag(number: int) -> str:
-    """The tag by which the guest mounts the shared folder ``number``."""
+    """Return the tag under which the guest mounts the shared folder ``number``."""
     return f"share{number}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BootConfig:
-    """Everything a guest is told at boot; an empty field leaves its file out."""
+    """The configuration a guest gets at boot; an empty field omits its file."""
 
     authorized_key: str
-    """Public key that may log in as root."""
+    """Public key that can log in as root."""
     host_key: str
-    """Private ssh host key, OpenSSH format, and with it the identity the manager pins."""
+    """Private ssh host key in OpenSSH format; the manager pins it."""
     host_key_public: str
     hostname: str
     machine_id: str
-    """32 hexadecimal digits, the same at every boot of one machine."""
+    """32 hexadecimal digits, constant for a machine."""
     timezone: str = ""
     name_servers: tuple[str, ...] = ()
-    """The only ones that are asked, instead of the network's own."""
+    """DNS servers that replace those of the network."""
     search_domains: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     ca_certificates: Mapping[str, bytes] = field(default_factory=dict)
@@ -44,18 +44,18 @@ class BootConfig:
     mounts: tuple[tuple[str, str, bool], ...] = ()
     """Tag, path in the guest, and whether it is read-only."""
     blocked_host_ports: tuple[int, ...] = ()
-    """TCP ports of the host's loopback that nobody in the guest may reach."""
+    """TCP ports of the host's loopback that the guest blocks."""
     foreign_arch: bool = False
-    """Whether programs of the other architecture are to run, emulated."""
+    """Whether the guest runs programs of the other architecture by emulation."""
     rosetta: str = ""
-    """Tag under which the guest mounts Apple's translator of x86_64 programs."""
+    """Tag under which the guest mounts Rosetta, Apple's translator of x86_64 programs."""
     channel_key: str = ""
-    """What the guest's words begin with where anybody in the guest could speak to the host."""
+    """Key that each connection to the boot channel must send, if every process in the guest can connect."""
     format_data: bool = False
-    """Whether the guest may format the data disk, provided that it carries no signature either."""
+    """Whether the guest may format the data disk, if that also has no signature."""
 
     def files(self) -> dict[str, bytes]:
-        """Content by path below ``/ovm``."""
+        """Return the content by path below ``/ovm``."""
         text = {
             "authorized_keys": self.authorized_key,
             "ssh_host_ed25519_key": self.host_key,
@@ -80,12 +80,12 @@ class BootConfig:
 
 
 def fstab_escape(path: str) -> str:
-    """``path`` as fstab(5) wants it: white space and backslashes in octal."""
+    """Escape ``path`` for fstab(5): white space and backslashes in octal."""
     return "".join(f"\\{ord(c):03o}" if c in " \t\n\\" else c for c in path)
 
 
 def cpio(files: Mapping[str, bytes]) -> bytes:
-    """A newc archive of ``files`` below ``/ovm``, directories first; for root's eyes only."""
+    """Pack ``files`` into a newc archive below ``/ovm``, directories first; only root can read them."""
     directories = {"ovm"} | {f"ovm/{parent}" for name in files for parent in _parents(name)}
     entries: list[tuple[str, int, bytes]] = [(name, _DIRECTORY, b"") for name in sorted(directories)]
     entries += [(f"ovm/{name}", _FILE, content) for name, content in sorted(files.items())]
@@ -109,7 +109,7 @@ def _padded(content: bytes) -> bytes:
 
 
 def write_initrd(initrd: Path, config: BootConfig, destination: Path) -> None:
-    """``initrd`` with ``config`` behind it, readable by nobody else: it carries a private key."""
+    """Write ``initrd`` and ``config`` to ``destination``, readable only by the owner: it holds a private key."""
     content = _padded(initrd.read_bytes()) + cpio(config.files())
     destination.unlink(missing_ok=True)
     fd = os.open(destination, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

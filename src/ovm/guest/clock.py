@@ -1,8 +1,8 @@
-"""The guest's clock, set from the host's.
+"""Set the guest's clock from the host's.
 
-A helper in the guest tells its time and takes relative steps. The offset is taken from the fastest of several
-round trips, half of it assumed each way (RFC 5905's on-wire protocol in small), and a relative step does not age
-while it travels. So the error is half the *asymmetry* of the best round trip, not the time a command takes.
+A helper in the guest returns its time and applies relative steps. The offset comes from the fastest of several round
+trips, assuming that each direction takes half of it (a simplified RFC 5905 on-wire protocol). A relative step stays
+correct while in transit. So the error is half the *asymmetry* of the best round trip, not the duration of a command.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ now() { date +%s%N; }
 while read -r verb by; do
     case $verb in
     t) now ;;
-    s) # it will be as late as the last question took to answer
+    s) # date -s takes effect one run of date later, so add the time of one
         before=$(now)
         t=$(now)
         t=$((t + t - before + by))
@@ -43,29 +43,29 @@ while read -r verb by; do
 done
 """
 CORE_HELPER = ("sh", "-c", _IN_SHELL)
-"""The same for guests of the seed's time; a step is as exact as one start of ``date`` is like the next."""
+"""The helper for guests of the seed; its error is the difference between two start times of ``date``."""
 CORE_GOOD_ENOUGH_S = 0.25
-"""What such a guest may stay off on a slow host; the seed itself set whole seconds."""
+"""Tolerated offset of such a guest on a slow host; the seed itself set whole seconds."""
 CORE_KICK = ("systemctl", "restart", "chrony")
 
 CLOSE_ENOUGH_S = 0.002
 QUICK_S = 2 * CLOSE_ENOUGH_S
-"""The offset of a round trip is wrong by half of it at most: one that took no longer than this is exact enough."""
+"""A round trip this short is exact enough: its offset is wrong by at most half its duration."""
 SAMPLES = 8
-"""How many there are at most while none is so quick."""
+"""Most round trips of one measurement, if none is that short."""
 ATTEMPTS = 4
 ANSWER_TIMEOUT_S = 10.0
 
 _NANOSECONDS = re.compile(r"-?[0-9]{1,21}")
 STEP_MAX_NS = 10**18 - 1
-"""About 31 years: the guest's helper takes 18 digits. More is more steps."""
+"""About 31 years, because the guest's helper takes 18 digits. Larger offsets take several steps."""
 OFF_MAX_S = 9_000_000_000.0
-"""About 285 years: the kernel's clock has nanoseconds since 1970 in 64 bits, so no true one is further off."""
+"""About 285 years. The kernel's clock counts nanoseconds since 1970 in 64 bits, so no real clock is further off."""
 _UNITS = ((365.25 * 86400, "years"), (86400.0, "days"), (3600.0, "hours"), (1.0, "s"))
 
 
 def spoken(offset_s: float) -> str:
-    """An offset in the unit that suits it: ``+1.5 ms``, ``-3.0 hours``, ``+73.1 years``."""
+    """Format an offset in a suitable unit: ``+1.5 ms``, ``-3.0 hours``, ``+73.1 years``."""
     for unit_s, name in _UNITS:
         if abs(offset_s) >= 2 * unit_s:
             return f"{offset_s / unit_s:+.1f} {name}"
@@ -74,19 +74,19 @@ def spoken(offset_s: float) -> str:
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Sample:
-    """One question and its answer; the quickest one is the least."""
+    """One round trip; the shortest sorts first."""
 
     round_trip_s: float
     offset_s: float
 
     @property
     def is_telling(self) -> bool:
-        """Whether it is exact, or so far off that the clock is wrong without a doubt."""
+        """Whether the offset is exact, or so large that the clock is certainly wrong."""
         return self.round_trip_s <= QUICK_S or abs(self.offset_s) > self.round_trip_s
 
 
 class Clock:
-    """The clock of a running guest, over a helper process that is kept open."""
+    """The clock of a running guest, accessed through a helper process that stays open."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class Clock:
         """Set the guest's clock to the host's and verify it.
 
         Raises:
-            GuestError: the guest cannot be reached, or its clock does not obey.
+            GuestError: the guest cannot be reached, or its clock stays off.
         """
         async with self._turn:
             before = after = await self._measured()
@@ -121,11 +121,11 @@ class Clock:
             return ClockSync(before.offset_s, after.offset_s, after.round_trip_s)
 
     async def _set_right(self, offset_s: float) -> _Sample:
-        """Take the offset away, in as few steps as the helper takes."""
+        """Correct the offset in as few steps as the helper allows."""
         if abs(offset_s) > OFF_MAX_S:
             raise GuestError(
-                f"the guest's clock is {spoken(offset_s)} off, which no Linux clock can be",
-                hint="restart the machine: its clock begins with the host's",
+                f"the guest's clock is {spoken(offset_s)} off, which is impossible for a Linux clock",
+                hint="restart the machine: its clock starts at the host's time",
             )
         left = round(-offset_s * 1e9)
         while abs(left) > STEP_MAX_NS:
@@ -135,12 +135,12 @@ class Clock:
         return await self._measured(f"s {left}")
 
     async def offset(self) -> float:
-        """Guest minus host, in seconds."""
+        """Return guest time minus host time, in seconds."""
         async with self._turn:
             return (await self._measured()).offset_s
 
     async def _measured(self, first: str = "t") -> _Sample:
-        """The best sample, of no more than it takes to know what to do; the first is by the request ``first``."""
+        """Return the best sample, taking only as many as needed. The request ``first`` makes the first one."""
         samples = [best := await self._sample(first)]
         while not best.is_telling and len(samples) < SAMPLES:
             samples.append(await self._sample("t"))
@@ -159,17 +159,17 @@ class Clock:
                 answer = await self._exchange(request)
         except TimeoutError:
             await self.close()
-            raise GuestError(f"the guest's clock helper said nothing for {ANSWER_TIMEOUT_S:g} s") from None
+            raise GuestError(f"the guest's clock helper did not answer within {ANSWER_TIMEOUT_S:g} s") from None
         except asyncio.CancelledError:
-            await self.close()  # its answer would be taken for that to the next question
+            await self.close()  # or the next request would read this one's answer
             raise
         if not _NANOSECONDS.fullmatch(answer):
             await self.close()
-            raise GuestError(f"the guest's clock helper said {answer!r:.200}")
+            raise GuestError(f"the guest's clock helper answered {answer!r:.200}")
         return answer
 
     async def _exchange(self, request: str) -> str:
-        """Ask once more over a new connection if the old one turns out to be gone."""
+        """Send a request; retry once over a new connection if the old one is lost."""
         for last in (False, True):
             if self._process is None:
                 self._process = await self._stack.enter_async_context(self._ssh.process(self._helper))
@@ -181,7 +181,7 @@ class Clock:
         raise GuestError("the guest's clock helper ended")
 
     async def kick_chrony(self) -> None:
-        """Have chrony look at its servers now."""
+        """Make chrony query its servers now."""
         await self._ssh.exec(self._kick, timeout_s=ANSWER_TIMEOUT_S)
 
     async def close(self) -> None:

@@ -1,8 +1,8 @@
-"""What the host tells a guest of the seed's time: one shell command, which its initrd asks for on vsock 1025.
+"""The boot configuration of an ovm-core guest: one shell command, which its initrd requests on vsock 1025.
 
 The initrd reads it with a single recv() of 2048 bytes into a C string and runs it while the writable root is mounted
-at /mnt/overlay (oomol-lab/ovm-core, oomol-lab/vsock-guest-exec). Later a unit sources /opt/ready.command when sshd,
-podman.socket and the network are up.
+at /mnt/overlay (oomol-lab/ovm-core, oomol-lab/vsock-guest-exec). A unit sources /opt/ready.command later, when sshd,
+podman.socket and the network are ready.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ log = logging.getLogger(__name__)
 
 VSOCK_PORT = 1025
 COMMAND_MAX_BYTES = 2048
-"""With the NUL that ends it."""
+"""Includes the terminating NUL."""
 SEND_TIMEOUT_S = 10.0
 SENDING_MAX = 16
-"""Connections at a time; one more is closed at once."""
+"""Concurrent connections; one more is closed at once."""
 
 _ROOT = "/mnt/overlay"
 _READY = "read -r up _ </proc/uptime\nprintf '%s\\n' {key}\"ready $up\" | socat - VSOCK-CONNECT:2:1026"
 
 
 def shell_command(config: BootConfig) -> bytes:
-    """The command, with its NUL.
+    """Build the command, with its NUL.
 
     Raises:
-        OptionError: it would be longer than the guest reads, or the guest cannot be told something of ``config``.
+        OptionError: it is longer than the guest reads, or ``config`` sets something that the guest does not support.
     """
     if config.environment or config.ca_certificates:
         raise OptionError(
-            "environment and ca_certificates cannot be handed to an ovm-core guest",
+            "an ovm-core guest does not support environment and ca_certificates",
             hint='use guest="ovm", or leave them out',
         )
     lines = [
@@ -68,7 +68,7 @@ def shell_command(config: BootConfig) -> bytes:
     command = "\n".join(lines).encode() + b"\0"
     if len(command) > COMMAND_MAX_BYTES:
         raise OptionError(
-            f"an ovm-core guest can be told {COMMAND_MAX_BYTES} bytes, these are {len(command)}",
+            f"an ovm-core guest reads {COMMAND_MAX_BYTES} bytes of configuration, this one has {len(command)}",
             hint="share fewer folders, or folders with shorter paths",
         )
     return command
@@ -85,7 +85,7 @@ def _append(path: str, content: str) -> str:
 
 @contextlib.asynccontextmanager
 async def serve(socket_path: Path, command: bytes, on_asked: Callable[[], None]) -> AsyncIterator[None]:
-    """Hand ``command`` to whoever connects to ``socket_path``, once each boot; ``on_asked`` hears of each."""
+    """Send ``command`` to each connection to ``socket_path``, one per boot; call ``on_asked`` each time."""
     sending: set[asyncio.Task[None]] = set()
 
     async def send(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -94,7 +94,7 @@ async def serve(socket_path: Path, command: bytes, on_asked: Callable[[], None])
                 writer.write(command)  # one write: the guest reads once
                 await writer.drain()
                 on_asked()
-                await reader.read(1)  # until the guest has hung up: closing first could overtake what was written
+                await reader.read(1)  # until the guest hangs up: closing first could discard unread data
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(sending) >= SENDING_MAX:

@@ -1,9 +1,10 @@
-"""Container ports: podman in the guest announces each ``-p``, and the manager alone decides what happens.
+"""Container ports: podman in the guest requests each ``-p``, and the manager decides whether to publish it.
 
-In the guest, gateway.containers.internal is the guest itself, where a reverse forward hands podman's request to us.
-Whoever shares the guest's network can connect there, so the guest is asked who is at the other end before a byte is
-read, and only podman is obeyed. One command at a time asks about all connections that wait. A flood of them therefore
-costs no tasks and no more than one session of sshd, and podman's own request waits for two such commands at most.
+In the guest, gateway.containers.internal is the guest itself, where a reverse forward sends podman's requests to the
+manager. Every process in the guest's network can connect there. So the manager identifies the peer of each connection
+before it reads a byte, and accepts requests only from podman. One command at a time identifies the peers of all waiting
+connections. A flood of connections therefore costs no tasks and only one sshd session, and podman's own request waits
+for at most two such commands.
 """
 
 from __future__ import annotations
@@ -39,15 +40,15 @@ READ_TIMEOUT_S = 10.0
 BODY_LIMIT_BYTES = 64 * 1024
 READ_BYTES = 16 * 1024
 WAITING_MAX = 2048
-"""Connections whose peer is not known yet; one more is closed at once."""
+"""Connections whose peer is not yet identified; one more is closed at once."""
 ASKED_MAX = 1024
-"""Of these, how many one command asks about."""
+"""Connections whose peers one command identifies."""
 SERVED_MAX = 64
-"""Requests of podman's that are served at the same time."""
+"""Requests of podman that are served concurrently."""
 
 
 class _Request(msgspec.Struct):
-    """podman's words (libpod/networking_machine.go); they are gvproxy's too."""
+    """A request of podman (libpod/networking_machine.go), in gvproxy's format."""
 
     local: str
     remote: str = ""
@@ -55,11 +56,11 @@ class _Request(msgspec.Struct):
 
 
 Decide = Callable[[Forward, bool], Awaitable[None]]
-"""Opens (``True``) or closes a port; raises an OVMError to refuse."""
+"""Opens (``True``) or closes a port; raises an OVMError to reject the request."""
 
 
 class Refused(Exception):
-    """A request is answered with ``status`` and words; podman shows them to its user."""
+    """A rejected request: the HTTP status and the text of the response, which podman shows to its user."""
 
     def __init__(self, status: int, words: str) -> None:
         super().__init__(words)
@@ -67,10 +68,10 @@ class Refused(Exception):
 
 
 def parse(target: str, body: bytes) -> tuple[Forward, bool]:
-    """Return the port that a request names, and whether to open it. Its address is empty where ``-p`` named none.
+    """Return the port in a request, and whether to open it. The address is empty if ``-p`` had none.
 
     Raises:
-        Refused: it is no request of podman's.
+        Refused: it is not a valid request of podman.
     """
     actions = {"/services/forwarder/expose": True, "/services/forwarder/unexpose": False}
     if target not in actions:
@@ -80,9 +81,9 @@ def parse(target: str, body: bytes) -> tuple[Forward, bool]:
         address, _, port = request.local.rpartition(":")
         number = int(port)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise Refused(400, f"not understood: {error}") from error
+        raise Refused(400, f"invalid request: {error}") from error
     if not 1 <= number <= 65535:
-        raise Refused(400, f"{number} is no port")
+        raise Refused(400, f"{number} is not a port number")
     forward = Forward(
         protocol=request.protocol or "tcp",
         host_address=address.strip("[]"),
@@ -95,7 +96,7 @@ def parse(target: str, body: bytes) -> tuple[Forward, bool]:
 
 @dataclass(frozen=True, slots=True)
 class _Knock:
-    """A connection to our port in the guest, of which nothing has been read."""
+    """An unread connection to the manager's port in the guest."""
 
     reader: asyncssh.SSHReader[bytes]
     writer: asyncssh.SSHWriter[bytes]
@@ -103,7 +104,7 @@ class _Knock:
 
 
 class Publisher:
-    """Serves podman's announcements over the ssh connection."""
+    """Serves podman's port requests over the ssh connection."""
 
     def __init__(self, ssh: SSH, decide: Decide) -> None:
         self._ssh = ssh
@@ -111,17 +112,17 @@ class Publisher:
         self._waiting: dict[int, _Knock] = {}
         self._asking: asyncio.Task[None] | None = None
         self._serving: set[asyncio.Task[None]] = set()
-        self._warn = Sparing(log.warning, "refused port announcements")
+        self._warn = Sparing(log.warning, "refused port requests")
         ssh.on_connect(self._listen)
 
     async def _listen(self, ssh: SSH) -> None:
         await ssh.listen_in_guest(LISTEN_PORT, self._knocked, release=[RELEASE, str(LISTEN_PORT)])
 
     def _knocked(self, reader: asyncssh.SSHReader[bytes], writer: asyncssh.SSHWriter[bytes], from_port: int) -> None:
-        if older := self._waiting.pop(from_port, None):  # its client has closed it, or the port would not be free
+        if older := self._waiting.pop(from_port, None):  # its client closed it; otherwise the port would not be free
             older.writer.close()
         if len(self._waiting) >= WAITING_MAX:
-            self._warn("port announcement refused: too many connections wait")
+            self._warn("port request refused: too many waiting connections")
             writer.close()
             return
         self._waiting[from_port] = _Knock(reader, writer, from_port)
@@ -135,22 +136,22 @@ class Publisher:
                 told = await self._ssh.exec([PEER, *(str(k.from_port) for k in asked)], timeout_s=PEER_TIMEOUT_S)
                 peers = told.stdout.splitlines() or [b""] * len(asked)
             except OVMError as error:
-                self._warn(f"{len(asked)} port announcements refused: {error.message}")
+                self._warn(f"{len(asked)} port requests refused: {error.message}")
                 for knock in asked:
                     self._refuse(knock, Refused(500, error.message))
                 continue
-            for knock, peer in zip(asked, peers, strict=False):  # an older image's program tells of the first alone
+            for knock, peer in zip(asked, peers, strict=False):  # an older image reports only the first peer
                 if peer == b"podman":
                     await self._obey(knock)
                 else:
-                    who = GuestText(peer) if peer else "somebody unknown"
-                    refusal = Refused(403, f"only podman may order ports, this was {who}")
-                    self._warn(f"port announcement refused: {refusal}")
+                    who = GuestText(peer) if peer else "an unknown process"
+                    refusal = Refused(403, f"only podman may publish ports, not {who}")
+                    self._warn(f"port request refused: {refusal}")
                     self._refuse(knock, refusal)
-                    await asyncio.sleep(0)  # others are not to wait for a thousand refusals
+                    await asyncio.sleep(0)  # let other tasks run between a thousand refusals
 
     def _is_over(self, knock: _Knock) -> bool:
-        """Take it from those that wait; whether another connection has come from its port, so that it is over."""
+        """Return whether a newer connection from its port replaced ``knock``; if not, stop its waiting."""
         if self._waiting.get(knock.from_port) is not knock:
             return True
         del self._waiting[knock.from_port]
@@ -186,7 +187,7 @@ class Publisher:
             except h11.RemoteProtocolError as error:
                 status, words = 400, str(error)
             if status != 200:
-                self._warn(f"port announcement refused: {GuestText(words)}")
+                self._warn(f"port request refused: {GuestText(words)}")
             writer.write(_answer(status, words))
             await writer.drain()
 
@@ -210,13 +211,13 @@ async def _read_request(reader: asyncssh.SSHReader[bytes]) -> tuple[str, bytes]:
             connection.receive_data(await reader.read(READ_BYTES))
         elif isinstance(event, h11.Request):
             if event.method != b"POST":
-                raise Refused(405, "post only")
+                raise Refused(405, "only POST is supported")
             target = event.target.decode("ascii", errors="replace")
         elif isinstance(event, h11.Data):
             body += event.data
             if len(body) > BODY_LIMIT_BYTES:
-                raise Refused(413, "too much")
+                raise Refused(413, "the body is too large")
         elif isinstance(event, h11.EndOfMessage):
             return target, body
         else:
-            raise Refused(400, "hung up")
+            raise Refused(400, "the connection closed early")

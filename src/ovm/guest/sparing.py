@@ -1,4 +1,4 @@
-"""A log that a guest cannot flood: so many lines in a while, then the number of those that were left out."""
+"""Rate-limited logging, so that a guest cannot flood a log."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable
 
 LINES_MAX = 20
-"""Of one kind, in each PERIOD_S."""
+"""Lines of one kind in each PERIOD_S."""
 PERIOD_S = 60.0
 
 
 class Sparing:
     """Logs lines of one kind through ``tell``: at most LINES_MAX in PERIOD_S.
 
-    The first line after that is followed by how many were left out before it.
+    The first line of the next period is followed by the number of suppressed lines.
     """
 
     def __init__(self, tell: Callable[[str], object], kind: str) -> None:
@@ -23,7 +23,7 @@ class Sparing:
         self._lines = 0
 
     def __call__(self, line: str) -> None:
-        """Log ``line``, or count it as left out."""
+        """Log ``line``, or count it as suppressed."""
         now = time.monotonic()
         left_out = 0
         if now - self._began >= PERIOD_S:
@@ -33,6 +33,6 @@ class Sparing:
         if self._lines <= LINES_MAX:
             self._tell(line)
         if self._lines == LINES_MAX:
-            self._tell(f"{self._kind}: more of them in {PERIOD_S:g} s are counted, not logged")
+            self._tell(f"{self._kind}: further ones within {PERIOD_S:g} s are counted, not logged")
         if left_out:
             self._tell(f"{self._kind}: {left_out} were not logged")

@@ -1,6 +1,6 @@
 """One ssh connection to the guest, kept open, with the host key pinned. The only user of asyncssh.
 
-The user's own ssh configuration, agent and known_hosts play no part.
+Ignores the user's own ssh configuration, agent and known_hosts.
 """
 
 from __future__ import annotations
@@ -26,36 +26,36 @@ if TYPE_CHECKING:
     import asyncssh
 
 CONNECT_TIMEOUT_S = 30.0
-"""An emulated guest needs a while for the key exchange."""
+"""Long, because the key exchange is slow in an emulated guest."""
 KEEPALIVE_S = 30
 CLOSE_TIMEOUT_S = 2.0
 OPEN_TIMEOUT_S = 60.0
-"""How long the guest may take to start a command."""
+"""Timeout for starting a command in the guest."""
 REACH_TIMEOUT_S = 60.0
 REACH_AGAIN_S = 0.2
 FOLLOW_UP_TIMEOUT_S = 60.0
-"""For all that is done after each connect, before the connection is used."""
+"""Timeout for all ``on_connect`` actions together."""
 READ_BYTES = 64 * 1024
 ANSWER_MAX_BYTES = 1 << 20
-"""Output of a command of ours in the guest, which is a line or a few; one that gives more is ended."""
+"""Output limit of the manager's own commands in the guest, which print a few lines; beyond it they are killed."""
 COLLECTED_MAX_BYTES = 64 << 20
-"""The same for a command of the user's, unless the user chooses another limit."""
+"""The default limit for the user's commands."""
 AGENT_SOCKET = "/run/ovm/ssh-agent.sock"
-"""Where the user's ssh agent is in a guest that it is lent to."""
+"""Path of the user's forwarded ssh agent in the guest."""
 
 OnOutput = Callable[[bytes], object]
 LISTEN_WINDOW_BYTES = 8 * 1024
-"""What one connection made in the guest may have us hold before it is read."""
+"""Bytes that one connection made in the guest can have buffered on the host before they are read."""
 Handler = Callable[["asyncssh.SSHReader[bytes]", "asyncssh.SSHWriter[bytes]", int], Awaitable[None] | None]
-"""Serves one connection made in the guest, or notes it; the number is the port it came from."""
+"""Serves or queues one connection made in the guest; the number is its source port."""
 
 
 def make_keys(keys: KeyPaths) -> None:
-    """The user's key and the guest's host key (ed25519), made where they are missing.
+    """Create the user's key and the guest's host key (ed25519) where they are missing.
 
     Raises:
         FileError: they cannot be written.
-        UntrustedError: another user made their directory, or could change it.
+        UntrustedError: another user owns their directory, or could change it.
     """
     import asyncssh
 
@@ -67,11 +67,11 @@ def make_keys(keys: KeyPaths) -> None:
                 write_whole(public(path), key.export_public_key(), 0o600)
                 write_whole(path, key.export_private_key(), 0o600)
     except OSError as error:
-        raise FileError(f"no ssh keys can be made in {keys.directory}: {error.strerror}") from error
+        raise FileError(f"ssh keys cannot be created in {keys.directory}: {error.strerror}") from error
 
 
 class SSH:
-    """The way into a guest. Connects when first needed, and again after the connection was lost."""
+    """The ssh connection to a guest. Connects on first use, and again after the connection is lost."""
 
     def __init__(self, port: int, keys: KeyPaths, *, user: str = "root") -> None:
         self.port = port
@@ -82,15 +82,15 @@ class SSH:
         self._on_connect: list[Callable[[SSH], Awaitable[None]]] = []
 
     def on_connect(self, action: Callable[[SSH], Awaitable[None]]) -> None:
-        """Have ``action`` done after every connect, before anything else."""
+        """Run ``action`` after every connect, before any other use of the connection."""
         self._on_connect.append(action)
 
     async def connect(self, *, timeout_s: float = CONNECT_TIMEOUT_S) -> asyncssh.SSHClientConnection:
-        """Return the open connection, or make a new one.
+        """Return the open connection; connect if there is none.
 
         Raises:
-            HostKeyMismatch: whoever answered is not our guest.
-            GuestError: nobody answered within ``timeout_s`` seconds, or our key was refused.
+            HostKeyMismatch: the server does not have the guest's host key.
+            GuestError: sshd did not answer within ``timeout_s`` seconds, or rejected the user key.
         """
         async with self._connecting:
             if self._connection is None or self._connection.is_closed():
@@ -98,16 +98,16 @@ class SSH:
                 try:
                     await self._follow_up()
                 except BaseException:
-                    await self.close()  # or the next caller would take it for one on which all has been done
+                    await self.close()  # or the next caller would reuse a connection whose actions have not all run
                     raise
             return self._connection
 
     async def reach(self, *, timeout_s: float = REACH_TIMEOUT_S) -> None:
-        """Connect, again and again until sshd answers.
+        """Connect, retrying until sshd answers.
 
         Raises:
-            HostKeyMismatch: whoever answered is not our guest.
-            GuestError: it has not answered within ``timeout_s`` seconds.
+            HostKeyMismatch: the server does not have the guest's host key.
+            GuestError: sshd did not answer within ``timeout_s`` seconds.
         """
         last = GuestError(f"no ssh connection to the guest within {timeout_s:g} s")
         try:
@@ -132,7 +132,7 @@ class SSH:
                     await action(self)
         except TimeoutError:
             raise GuestError(
-                f"the guest's sshd did not answer within {FOLLOW_UP_TIMEOUT_S:g} s of the connection"
+                f"the guest's sshd did not answer within {FOLLOW_UP_TIMEOUT_S:g} s after connecting"
             ) from None
 
     async def _connect(self, timeout_s: float) -> asyncssh.SSHClientConnection:
@@ -159,19 +159,19 @@ class SSH:
                 )
         except asyncssh.HostKeyNotVerifiable as error:
             raise HostKeyMismatch(
-                f"port {self.port} answered with a host key that is not this guest's",
-                hint="another program may have taken the port; stop the machine and start it again",
+                f"the ssh server on port {self.port} does not have this guest's host key",
+                hint="stop the machine and start it again: another program may use the port",
             ) from tamed(error)
         except asyncssh.PermissionDenied as error:
             raise GuestError(
-                f"the guest refused our key for {self._user}",
-                hint="start the machine again: keys are handed over at boot",
+                f"the guest rejected the ssh key of ovm for {self._user}",
+                hint="restart the machine: the guest gets its keys at boot",
             ) from tamed(error)
         except TimeoutError as error:
             raise GuestError(f"no ssh connection to the guest within {timeout_s:g} s") from error
         except (asyncssh.Error, OSError) as error:
             raise GuestError(f"no ssh connection to the guest: {GuestText.of(error)}") from tamed(error)
-        except ValueError as error:  # asyncssh's, for a user without an account
+        except ValueError as error:  # asyncssh raises it for a host user without an account
             raise GuestError(
                 f"no ssh connection to the guest: {error}", hint="set LOGNAME in the environment"
             ) from error
@@ -188,28 +188,28 @@ class SSH:
         on_stderr: OnOutput | None = None,
         max_output_bytes: int | None = ANSWER_MAX_BYTES,
     ) -> ExecResult:
-        """Run a command in the guest; ``on_stdout`` and ``on_stderr`` get its output as it comes, uncollected.
+        """Run a command in the guest. ``on_stdout`` and ``on_stderr`` get its output as it arrives, uncollected.
 
         Raises:
-            ExecTimeout: it ran longer than ``timeout_s`` seconds; it has been ended.
-            GuestError: the guest cannot be reached, or there were more than ``max_output_bytes`` to collect; the
-                command has been ended.
+            ExecTimeout: it ran longer than ``timeout_s`` seconds and was killed.
+            GuestError: the guest cannot be reached, or the command printed more than ``max_output_bytes`` and was
+                killed.
         """
         await warm_up()
         import asyncssh
 
         collected = Collected(argv, max_output_bytes)
         try:
-            async with asyncio.timeout(timeout_s) as deadline:  # a guest that hangs may not even let us begin
+            async with asyncio.timeout(timeout_s) as deadline:  # a guest that hangs may not even start the command
                 async with self.process(argv, environment=environment) as process:
-                    with contextlib.suppress(OSError):  # a quick command may be over without having read anything
+                    with contextlib.suppress(OSError):  # a quick command may exit without reading its input
                         process.stdin.write(stdin)
                         process.stdin.write_eof()
                     await asyncio.gather(
                         _drain(process.stdout, on_stdout or collected.stdout),
                         _drain(process.stderr, on_stderr or collected.stderr),
                     )
-                    await process.wait_closed()  # wait() would collect what follows without a limit
+                    await process.wait_closed()  # wait() would collect further output without a limit
                     status = process.returncode
         except (asyncssh.Error, OSError) as error:
             if deadline.expired():
@@ -223,17 +223,17 @@ class SSH:
     async def process(
         self, argv: Sequence[str], *, environment: Mapping[str, str] | None = None
     ) -> AsyncIterator[asyncssh.SSHClientProcess[bytes]]:
-        """A command running in the guest, with its streams; ended on the way out. Raises as :meth:`exec` does."""
+        """Start a command in the guest and yield it with its streams; kill it on exit. Raises as :meth:`exec` does."""
         async with _process(await self.connect(), argv, environment or {}) as process:
             yield process
 
     async def listen_in_guest(self, port: int, handler: Handler, *, release: Sequence[str]) -> None:
-        """Serve connections made in the guest to its 127.0.0.1:``port``, for as long as the connection lasts.
+        """Serve connections made in the guest to its 127.0.0.1:``port`` while the ssh connection lasts.
 
-        ``release`` is the guest's command that takes the port from a connection of ours that was lost unnoticed.
+        ``release`` is the guest's command that frees the port if a lost ssh connection still holds it.
 
         Raises:
-            GuestError: the guest refused.
+            GuestError: the guest rejected the listener.
         """
         await warm_up()
         import asyncssh
@@ -255,16 +255,16 @@ class SSH:
                 await listen()
         except (asyncssh.Error, asyncssh.ChannelListenError, OSError) as error:
             words = GuestText.of(error)
-            raise GuestError(f"the guest does not let us listen on its port {port}: {words}") from tamed(error)
+            raise GuestError(f"ovm cannot listen on the guest's port {port}: {words}") from tamed(error)
 
     async def forward_port(self, first: int, guest_path: str) -> int:
-        """Lead a port of the host's loopback, the first free one from ``first`` up, to a unix socket of the guest.
+        """Forward the first free port of the host's loopback, from ``first`` up, to a unix socket of the guest.
 
-        It is opened anew whenever the connection is. Returns the port.
+        The forward is restored after each reconnect. Returns the port.
 
         Raises:
-            PortError: none is free.
-            GuestError: there is no connection.
+            PortError: no port is free.
+            GuestError: the guest cannot be reached.
         """
         connection = await self.connect()
         for port in range(first, 65536):
@@ -272,22 +272,23 @@ class SSH:
                 await connection.forward_local_port_to_path("127.0.0.1", port, guest_path)
                 break
         else:
-            raise PortError(f"no tcp port of 127.0.0.1 is free from {first} up", hint="choose podman_tcp=False")
+            raise PortError(f"no TCP port of 127.0.0.1 is free from {first} up", hint="set podman_tcp=False")
 
         async def open_again(ssh: SSH) -> None:
             assert ssh._connection is not None
             try:
                 await ssh._connection.forward_local_port_to_path("127.0.0.1", port, guest_path)
             except OSError as error:
-                raise GuestError(f"port {port} cannot be led to the guest's {guest_path}: {error.strerror}") from error
+                words = f"port {port} cannot be forwarded to the guest's {guest_path}: {error.strerror}"
+                raise GuestError(words) from error
 
         self.on_connect(open_again)
         return port
 
     def lend_socket(self, path: Path, guest_path: str) -> None:
-        """Lead the guest's unix socket ``guest_path``, which is root's alone, to the host's at ``path``.
+        """Forward the guest's unix socket ``guest_path``, which only root can use, to the host's socket at ``path``.
 
-        It is there after every connect, which fails with GuestError where the guest does not let us listen.
+        Every connect restores it, and raises GuestError if the guest rejects the listener.
         """
 
         async def lend(ssh: SSH) -> None:
@@ -298,17 +299,17 @@ class SSH:
                 await ssh._connection.forward_remote_path(guest_path, os.fspath(path))
             except (asyncssh.Error, asyncssh.ChannelListenError, OSError) as error:
                 words = GuestText.of(error)
-                raise GuestError(f"the guest does not let us listen at its {guest_path}: {words}") from tamed(error)
+                raise GuestError(f"ovm cannot listen on the guest's {guest_path}: {words}") from tamed(error)
 
         self.on_connect(lend)
 
     async def wait_lost(self) -> None:
-        """Until there is no connection."""
+        """Wait until the connection is lost or closed."""
         if self._connection is not None:
             await self._connection.wait_closed()
 
     async def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         if self._connection is not None:
             self._connection.abort()
             self._connection = None
@@ -336,16 +337,16 @@ async def _process(
         yield process
     finally:
         if process.returncode is None:
-            with contextlib.suppress(OSError):  # the connection may be gone
+            with contextlib.suppress(OSError):  # the connection may be lost
                 process.kill()
         process.close()
-        with contextlib.suppress(TimeoutError):  # a guest that hangs does not confirm it
+        with contextlib.suppress(TimeoutError):  # a guest that hangs does not confirm the close
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await process.wait_closed()
 
 
 class Collected:
-    """The output of one command, up to ``max_bytes`` of both streams together; raises GuestError for more."""
+    """The output of one command; raises GuestError if both streams exceed ``max_bytes`` together."""
 
     def __init__(self, argv: Sequence[str], max_bytes: int | None) -> None:
         self._argv = argv
@@ -358,26 +359,26 @@ class Collected:
         return bytes(self._stdout), bytes(self._stderr)
 
     def stdout(self, piece: bytes) -> None:
-        """Take a piece of standard output."""
+        """Add a piece of standard output."""
         self._take(self._stdout, piece)
 
     def stderr(self, piece: bytes) -> None:
-        """Take a piece of standard error."""
+        """Add a piece of standard error."""
         self._take(self._stderr, piece)
 
     def _take(self, stream: bytearray, piece: bytes) -> None:
         stream += piece
         if self._max_bytes is not None and len(self._stdout) + len(self._stderr) > self._max_bytes:
             raise GuestError(
-                f"{shlex.join(self._argv)!r} gave more than {self._max_bytes} bytes of output, and was ended",
-                hint="take the output as it comes, or set max_output_bytes",
+                f"{shlex.join(self._argv)!r} printed more than {self._max_bytes} bytes and was killed",
+                hint="stream the output with on_stdout and on_stderr, or set max_output_bytes",
             )
 
 
 async def converse(process: asyncssh.SSHClientProcess[bytes], request: bytes) -> bytes:
-    """Write a line and read a whole one; empty if the process or the connection ended instead, or the line does not.
+    """Write a line and read one; return b"" if the process or the connection ends before the whole line arrives.
 
-    There is no deadline here: the caller has one.
+    The caller sets the deadline.
     """
     import asyncssh
 
@@ -395,5 +396,5 @@ async def _drain(reader: asyncssh.SSHReader[bytes], consumer: OnOutput) -> None:
 
 
 async def warm_up() -> None:
-    """Import asyncssh in a thread: it takes a fifth of a second, best spent while the guest boots."""
+    """Import asyncssh in a thread: the import takes 0.2 s, best spent while the guest boots."""
     await asyncio.to_thread(import_module, "asyncssh")

@@ -1,7 +1,7 @@
-"""The seam between a machine and the program that runs it.
+"""The interface between a machine and its hypervisor.
 
-A hypervisor's module has ``command(…) -> argv``, pure; a :class:`Driver`, which is what create chose and checked; and
-a :class:`Control` of the running program.
+A hypervisor's module has a pure function ``command(…) -> argv``, a :class:`Driver`, which create chooses and checks,
+and a :class:`Control` of the running program.
 """
 
 from __future__ import annotations
@@ -22,51 +22,51 @@ from ovm.process.child import Child, Group
 
 
 def host_arch() -> Arch:
-    """The processor of this host.
+    """Return the architecture of this host.
 
     Raises:
-        UnsupportedError: there is no guest for it.
+        UnsupportedError: ovm has no guest for it.
     """
     machine = platform.machine().lower()
     if (arch := architectures.find(machine)) is None:
-        raise UnsupportedError(f"ovm has no guest for {machine} processors", hint="x86_64 and arm64 hosts can run it")
+        raise UnsupportedError(f"ovm has no guest for {machine} processors", hint="use an x86_64 or arm64 host")
     return arch.machine
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Disk:
-    """A raw image; the order of disks is their order in the guest (vda, vdb, …)."""
+    """A raw disk image; the disks' order is their order in the guest (vda, vdb, …)."""
 
     name: str
-    """Serial number the guest sees, 20 bytes at most."""
+    """Serial number in the guest, 20 bytes at most."""
     path: Path
     read_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Share:
-    """A host folder, under the ``tag`` by which the guest mounts it."""
+    """A shared host folder; the guest mounts it by ``tag``."""
 
     tag: str
     host_path: Path
     read_only: bool
     socket: Path
-    """Where virtiofsd listens; unused by hypervisors that share folders themselves."""
+    """Socket of virtiofsd; unused by hypervisors that share folders themselves."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Channel:
-    """Streams the guest opens to a socket that somebody on the host listens on already."""
+    """Streams from the guest to a socket that already listens on the host."""
 
     name: str
-    """Name of the virtio-serial port, where there is no vsock."""
+    """Name of the virtio-serial port where there is no vsock."""
     vsock_port: int
     socket: Path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VMSpec:
-    """A virtual machine, in words no hypervisor owns."""
+    """A virtual machine, independent of the hypervisor."""
 
     arch: Arch
     cpus: int
@@ -78,19 +78,19 @@ class VMSpec:
     shares: tuple[Share, ...]
     channels: tuple[Channel, ...]
     network_socket: Path | None
-    """Where the network card's frames go; ``None`` for a guest that brings its network along, over a channel."""
+    """Socket for the network card's frames; ``None`` for a guest whose network runs over a channel."""
     mac: str
     console_log: Path
     control_socket: Path
-    """Where a hypervisor that serves its control on a socket does so."""
+    """Control socket, for hypervisors that have one."""
     rosetta: bool = False
-    """Whether the guest gets Apple's translator of x86_64 programs."""
+    """Whether the guest gets Rosetta, Apple's translator of x86_64 programs."""
     waits_for_memory: bool = False
-    """Whether it waits, paused, for a saved state instead of booting."""
+    """Whether the guest does not boot, but waits paused until :meth:`Control.load` loads a saved state."""
 
 
 class Happening(StrEnum):
-    """What a hypervisor tells of its own accord."""
+    """An event that the hypervisor reports unprompted."""
 
     PAUSED = "paused"
     RESUMED = "resumed"
@@ -98,17 +98,17 @@ class Happening(StrEnum):
     POWERED_OFF = "powered off"
     FAILED = "failed"
     DISK_ERROR = "disk error"
-    """A disk failed, and the guest runs on: it was told, and decides itself what to do."""
+    """A disk failed; the guest got the error, keeps running and handles it itself."""
     OUT_OF_SPACE = "out of space"
-    """Stopped until the host has room for what the guest wrote, and somebody resumes it."""
+    """The host's disk is full: the guest is stopped until the host has space and the guest is resumed."""
 
 
 Watcher = Callable[[Happening, str], None]
-"""Called with what happened and, where there is more to say, the hypervisor's own words."""
+"""Called with the event and the hypervisor's own description, empty if there is none."""
 
 
 Card = Literal["qemu", "vfkit"]
-"""How a hypervisor hands over Ethernet frames: QEMU's stream, or vfkit's datagrams."""
+"""Transport of Ethernet frames: QEMU's stream, or vfkit's datagrams."""
 
 
 class Control(Protocol):
@@ -116,95 +116,95 @@ class Control(Protocol):
 
     child: Child
     daemons: tuple[Child, ...]
-    """Helpers that serve it and end with it."""
+    """Helper processes that serve the machine and end with it."""
 
     async def state(self) -> VMState:
-        """What the hypervisor itself says now."""
+        """Query the current state from the hypervisor."""
 
     async def pause(self) -> None:
-        """Pause the virtual CPUs; fine if they are paused."""
+        """Stop the virtual CPUs; no error if they are stopped already."""
 
     async def resume(self) -> None:
-        """Let them run; fine if they do."""
+        """Resume the virtual CPUs; no error if they run already."""
 
     async def request_stop(self) -> bool:
-        """Press the power button; returns at once whether it could be pressed, and the guest may ignore it."""
+        """Press the power button, and return at once whether that worked; the guest may ignore it."""
 
     async def force_stop(self) -> None:
         """Cut the power."""
 
     async def replug(self, network_socket: Path) -> None:
-        """Lead the guest's network card to the gvproxy that listens there now, if the driver can."""
+        """Connect the guest's network card to the new gvproxy on ``network_socket``, if the driver can."""
 
     async def save(self, memory: int, *, timeout_s: float) -> None:
-        """Pause the guest and write its state to the open file ``memory``, if the driver can; its disks are flushed.
+        """Pause the guest, flush its disks and write its saved state to the open file ``memory``, if the driver can.
 
         Raises:
-            GuestError: it could not be done; the guest does what it did.
+            GuestError: it failed; the guest is in its previous state again.
         """
 
     async def load(self, memory: int, *, timeout_s: float) -> None:
-        """Load a saved state into the guest that waits for one; it is paused until it is resumed.
+        """Load a saved state into the waiting guest, which stays paused until :meth:`resume`.
 
         Raises:
-            OVMError: it could not be done, and this machine is good for nothing now.
+            OVMError: it failed, and this machine is unusable.
         """
 
 
 class Driver(Protocol):
-    """A hypervisor of this host that will do, and how it is run."""
+    """A usable hypervisor of this host, and how to run it."""
 
     @property
     def name(self) -> str:
-        """What its process and its log are called."""
+        """Name of its process and its log."""
 
     @property
     def arch(self) -> Arch:
-        """The processor of its guests."""
+        """Architecture of its guests."""
 
     @property
     def card(self) -> Card:
-        """How it hands over the guest's Ethernet frames."""
+        """Transport of the guest's Ethernet frames."""
 
     @property
     def tells_resets(self) -> bool:
-        """Whether it says when a guest resets itself; of others, the guest's own first words tell."""
+        """Whether it reports when a guest resets itself; if not, the guest's first boot message shows it."""
 
     @property
     def can_replug(self) -> bool:
-        """Whether a running guest's network can be led to another gvproxy."""
+        """Whether a running guest's network card can be connected to another gvproxy."""
 
     @property
     def vsock(self) -> bool:
-        """Whether a guest's channels are vsock ports, which whoever is in the guest may open."""
+        """Whether a guest's channels are vsock ports, which every process in the guest can open."""
 
     @property
     def reads_initrd_once(self) -> bool:
-        """Whether a guest that resets itself needs the file no more."""
+        """Whether a guest that resets itself boots without reading the initrd file again."""
 
     @property
     def can_suspend(self) -> bool:
-        """Whether a guest's memory can be saved to disk, and loaded from there."""
+        """Whether it can write a guest's saved state to disk and load it."""
 
     def identity(self, spec: VMSpec) -> str:
-        """What a memory of that machine depends on, besides its files: program, processor, devices. May read files."""
+        """Return what a saved state depends on besides the files: program, processor, devices. May read files."""
 
     @property
     def accelerator(self) -> str:
-        """What runs the guest's instructions."""
+        """Accelerator that runs the guest's instructions."""
 
     @property
     def accelerator_reason(self) -> str:
-        """Why that and nothing else."""
+        """Why this accelerator was chosen."""
 
     def logs(self, shares: int) -> list[str]:
-        """The names of the logs a machine with that many shared folders writes."""
+        """Return the names of the logs of a machine with that many shared folders."""
 
     def start(
         self, group: Group, spec: VMSpec, *, logs: Mapping[str, Path], watcher: Watcher
     ) -> AbstractAsyncContextManager[Control]:
-        """The machine under power; off, and every process of it ended, on the way out.
+        """Run the machine; on exit, power it off and end all its processes.
 
         Raises:
-            StartError: it did not come up.
+            StartError: it did not start.
         """

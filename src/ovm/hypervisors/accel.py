@@ -1,8 +1,8 @@
-"""Which accelerator really works here.
+"""Find an accelerator that works on this host.
 
-A /dev/kvm that opens is not a KVM that works: on nested hosts a vCPU can be made and then the guest stalls, or
-QEMU aborts. So the guest's own kernel is booted once without anything to boot into; it must reach its panic
-("Unable to mount root fs") and reset within a deadline. The answer is remembered until the host reboots.
+A /dev/kvm that opens may still not work: on nested hosts a vCPU can be created, and then the guest stalls or QEMU
+aborts. So ovm boots the guest's own kernel once without a root file system; it must reach its panic ("Unable to mount
+root fs") and reset before a deadline. The result is cached until the host reboots.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ Accel = Literal["kvm", "hvf", "tcg"]
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 ANSWER_MAX_BYTES = 16 << 10
 PROBE_DEADLINE_S = 5.0
-"""A working KVM needs about one second for it."""
+"""A working KVM needs about one second."""
 
 MACHINE: dict[Arch, str] = {
     "x86_64": "q35,smm=off,sata=off,usb=off,graphics=off",
     "aarch64": "virt,gic-version=max",
 }
 """QEMU's machine types. Not microvm, although it boots 0.2 s sooner: it has neither HPET nor PM timer, so a kernel that
-cannot calibrate its TSC against the PIT, as happens under TCG on a busy host, hangs for want of another clock.
-The interrupt controller that ``virt`` chooses by itself may end at 8 CPUs; ``max`` is the best that the host has."""
+cannot calibrate its TSC against the PIT, as happens under TCG on a busy host, hangs because it has no other clock.
+The default interrupt controller of ``virt`` may be limited to 8 CPUs; ``max`` is the best that the host supports."""
 
 CONSOLE: dict[Arch, str] = {"x86_64": "ttyS0", "aarch64": "ttyAMA0"}
 
@@ -48,8 +48,8 @@ EMULATED_CPU: dict[Arch, str] = {
     "x86_64": "max,-erms,-fsrm",
     "aarch64": "max,pauth-impdef=on",
 }
-"""What makes an emulated CPU slow is left out: ``rep movsb``, emulated byte by byte, which a kernel that is told it is
-fast copies and clears pages with; the architecture's own cipher for pointers, with which a boot takes twice as long."""
+"""CPU models without features that are slow to emulate. A kernel copies and clears pages with ``rep movsb`` if the CPU
+reports it as fast, but TCG emulates it byte by byte. Architected pointer authentication doubles the boot time."""
 
 _PANIC = b"Unable to mount root fs"
 
@@ -61,35 +61,35 @@ class Emulator:
     program: Path
     version: tuple[int, ...]
     arch: Arch
-    """What it emulates."""
+    """Emulated architecture."""
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What the probe found, and why."""
+    """The chosen accelerator, and why."""
 
     accelerator: Accel
     reason: str
 
 
 def flags(accelerator: Accel, emulator: Emulator) -> list[str]:
-    """QEMU's options for an accelerator."""
+    """Return QEMU's options for an accelerator."""
     if accelerator != "tcg":
         return ["-accel", accelerator, "-cpu", "host"]
     cpu = EMULATED_CPU[emulator.arch]
     if emulator.arch == "x86_64" and emulator.version < (8,):
-        cpu += ",-cx16"  # QEMU corrupts EFLAGS around cmpxchg16b: one boot in five dies with a double fault
+        cpu += ",-cx16"  # QEMU corrupts EFLAGS around cmpxchg16b: one boot in five ends with a double fault
     return ["-accel", "tcg,thread=multi", "-cpu", cpu]
 
 
 async def choose(wanted: str, emulator: Emulator, *, kernel: Path, cache_dir: Path) -> Answer:
-    """The accelerator to use: ``wanted``, or for ``auto`` the fastest that works here.
+    """Choose the accelerator: ``wanted``, or for ``auto`` the fastest that works here.
 
     Raises:
-        UnsupportedError: ``wanted`` cannot be had on this host.
+        UnsupportedError: ``wanted`` does not exist or work on this host.
     """
     fast: Accel = "hvf" if sys.platform == "darwin" else "kvm"
     if wanted == "tcg":
-        return Answer("tcg", "asked for")
+        return Answer("tcg", "requested")
     if wanted not in {"auto", fast}:
         raise UnsupportedError(f"accelerator {wanted} does not exist on this system", hint=f"use auto, {fast} or tcg")
     if fast == "kvm" and (obstacle := await asyncio.to_thread(_kvm_obstacle)):
@@ -107,7 +107,7 @@ def _kvm_obstacle() -> str:
     except FileNotFoundError:
         return "there is no /dev/kvm"
     except OSError as error:
-        return f"/dev/kvm cannot be opened: {error.strerror}; the group kvm may"
+        return f"/dev/kvm cannot be opened: {error.strerror}; join the group kvm"
     return ""
 
 
@@ -123,7 +123,7 @@ async def _remembered(fast: Accel, emulator: Emulator, kernel: Path, cache_dir: 
 
 
 def recall(memory: Path) -> Answer | None:
-    """The answer that is kept in the file ``memory``; ``None`` if there is none, or one that is damaged."""
+    """Read the answer cached in the file ``memory``; ``None`` if it is missing or damaged."""
     with contextlib.suppress(OSError, FileError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         directories.check(memory.parent)
         return msgspec.json.decode(read_file(memory, ANSWER_MAX_BYTES), type=Answer)
@@ -131,7 +131,7 @@ def recall(memory: Path) -> Answer | None:
 
 
 def _key(fast: Accel, emulator: Emulator, kernel: Path) -> str:
-    """Same host boot, same user, same QEMU, same kernel: same answer."""
+    """Return a key that changes with the host's boot, user, QEMU and kernel."""
     facts = [fast, str(emulator), str(os.getuid()), str(kernel.stat().st_size)]
     facts.append(BOOT_ID.read_text() if BOOT_ID.exists() else "")
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
@@ -143,7 +143,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 async def probe(accelerator: Accel, emulator: Emulator, kernel: Path, *, timeout_s: float = PROBE_DEADLINE_S) -> Answer:
-    """Boot ``kernel`` into its panic; whether it gets there within ``timeout_s`` seconds is the answer."""
+    """Boot ``kernel`` without a root file system, and check that it panics within ``timeout_s`` seconds."""
     argv = [
         os.fspath(emulator.program),
         "-machine", MACHINE[emulator.arch], *flags(accelerator, emulator), "-m", "256",
@@ -159,7 +159,7 @@ async def probe(accelerator: Accel, emulator: Emulator, kernel: Path, *, timeout
                     async with asyncio.timeout(timeout_s):
                         reason = await child.wait()
                 except TimeoutError:
-                    return Answer("tcg", f"a guest stalls under {accelerator}")
+                    return Answer("tcg", f"a test boot under {accelerator} stalled")
         said = await asyncio.to_thread(log_path.read_bytes)
     if child.process.returncode == 0 and _PANIC in said:
         return Answer(accelerator, "a test boot succeeded")

@@ -1,6 +1,6 @@
-"""Whether this Mac and the programs on it can run a machine, told before anything is started.
+"""Check before a start that this Mac and its programs can run a machine.
 
-Found out later it would be vfkit's "exit status 1", or a guest that never says a word.
+Otherwise the failure would show as vfkit's "exit status 1", or as a guest that never sends a message.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ovm.process.probe import Version, probe_output, show_version
 log = logging.getLogger(__name__)
 
 OLDEST: Version = (13,)
-"""What vfkit is built for since 0.6.2; Rosetta for Linux came with it, too."""
+"""Oldest macOS that vfkit supports since 0.6.2, and the first with Rosetta for Linux."""
 LINUX_6_12_SINCE: Version = (15, 5)
-"""Before it, Apple's framework did not let Linux 6.12 and newer boot on Intel: they use protection keys."""
+"""On older versions, Apple's framework cannot boot Linux 6.12 and newer on Intel, which use protection keys."""
 WITHOUT_PROTECTION_KEYS = "nopku"
-"""A word of the kernel's command line with which they boot there all the same."""
+"""Kernel parameter with which they boot there anyway."""
 
 ENTITLEMENT = "com.apple.security.virtualization"
 QUARANTINE = "com.apple.quarantine"
@@ -41,28 +41,28 @@ _BZIMAGE_HEAD_BYTES = _BZIMAGE_SETUP + 0x10000 + 64
 
 @dataclass(frozen=True, slots=True)
 class MacHost:
-    """A Mac, as this Python sees it."""
+    """A Mac, as this Python process sees it."""
 
     arch: str
-    """As ``platform.machine()`` names it."""
+    """Architecture as named by ``platform.machine()``."""
     version: Version
-    """Of macOS; empty if it cannot be told."""
+    """Version of macOS; empty if unknown."""
     translated: bool = False
     """Whether this Python is an Intel program on an Apple chip."""
 
 
 def this_host() -> MacHost:
-    """The Mac this runs on."""
+    """Describe this Mac."""
     name = os.uname()
     translated = name.machine == "x86_64" and "ARM64" in name.version
     return MacHost(name.machine, macos_version(platform.mac_ver()[0]), translated)
 
 
 def macos_version(told: str) -> Version:
-    """The version of macOS, from what it tells a program.
+    """Parse the version that macOS reports to a program.
 
-    Programs made for an older system are told 10.16 instead of 11 or any later one, which says nothing, and 16
-    instead of 26.
+    macOS reports 10.16 instead of 11 or later to programs built for an older system, so 10.16 means unknown. It reports
+    16 instead of 26.
     """
     if not re.fullmatch(r"\d+(\.\d+)*", told):
         return ()
@@ -83,13 +83,13 @@ async def preflight(
     codesign: Path = CODESIGN,
     xattr: Path = XATTR,
 ) -> None:
-    """Refuse what cannot run on ``host``, this Mac if not given. On another system there is nothing to ask.
+    """Reject what cannot run on ``host``, by default this Mac. Does nothing on other systems.
 
-    ``cmdline`` is what is added to the kernel's command line.
+    ``cmdline`` is the addition to the kernel's command line.
 
     Raises:
         UnsupportedError: this Mac, or its version of macOS, cannot run such a machine.
-        HelperError: macOS would not let one of the programs do its work.
+        HelperError: macOS does not allow one of the programs to run.
     """
     if host is None:
         if sys.platform != "darwin":
@@ -102,14 +102,14 @@ async def preflight(
 
 
 def check_host(host: MacHost, *, rosetta: bool) -> None:
-    """Refuse a Mac that vfkit, or Rosetta for Linux, does not run on.
+    """Reject a Mac that cannot run vfkit, or Rosetta for Linux if requested.
 
     Raises:
-        UnsupportedError: says what is missing.
+        UnsupportedError: the Mac does not meet a requirement.
     """
     if host.translated:
         raise UnsupportedError(
-            "this Python is an Intel program on an Apple chip; what it starts is translated like itself, "
+            "this Python is an Intel program on an Apple chip; programs that it starts are translated, too, "
             "and macOS runs no virtual machines for translated programs",
             hint="use a Python for arm64",
         )
@@ -120,15 +120,15 @@ def check_host(host: MacHost, *, rosetta: bool) -> None:
         )
     if rosetta and host.arch != "arm64":
         raise UnsupportedError(
-            f"rosetta runs Intel programs on Apple chips, and this Mac is {host.arch}", hint="leave it out"
+            f"rosetta runs Intel programs on Apple chips, and this Mac is {host.arch}", hint="remove the option rosetta"
         )
 
 
 def check_kernel_on_host(host: MacHost, linux: Version | None, *, cmdline: str = "") -> None:
-    """Refuse a kernel that crashes on this Mac before its first boot message; one of unknown version is tried.
+    """Reject a kernel that hangs before its first message on this Mac; one of unknown version is accepted.
 
     Raises:
-        UnsupportedError: says which versions do not go together, and what helps.
+        UnsupportedError: this macOS cannot boot this version of Linux.
     """
     if host.arch != "x86_64" or not host.version or host.version >= LINUX_6_12_SINCE:
         return
@@ -137,12 +137,12 @@ def check_kernel_on_host(host: MacHost, linux: Version | None, *, cmdline: str =
     raise UnsupportedError(
         f"Linux {show_version(linux)} does not boot on an Intel Mac before macOS {show_version(LINUX_6_12_SINCE)}, "
         f"and this is {show_version(host.version)}",
-        hint=f'update macOS, or give kernel_cmdline="{WITHOUT_PROTECTION_KEYS}"',
+        hint=f'update macOS, or use kernel_cmdline="{WITHOUT_PROTECTION_KEYS}"',
     )
 
 
 def linux_version(kernel: Path) -> Version | None:
-    """The version in a bzImage's header; ``None`` of anything else, or where it is not told."""
+    """Read the version from a bzImage's header; ``None`` if it has none or the file is not a bzImage."""
     try:
         with kernel.open("rb") as opened:
             head = opened.read(_BZIMAGE_HEAD_BYTES)
@@ -156,44 +156,43 @@ def linux_version(kernel: Path) -> Version | None:
 
 
 async def check_program(path: Path, *, entitled: bool, codesign: Path = CODESIGN, xattr: Path = XATTR) -> None:
-    """Refuse a program that macOS would not let do its work.
+    """Reject a program that macOS does not allow to run.
 
-    That is one in quarantine: it came from the network, and nobody has yet told macOS that it may run. The mark is
-    left for its owner to remove: to take it off silently would be to answer in the user's name. Copies do not bear
-    it (clones do), so it is the origin that is asked. Where the program must be ``entitled`` to virtualize, its
-    signature is asked, too.
+    macOS blocks a quarantined program: it was downloaded, and its user has not approved it. ovm does not remove the
+    quarantine attribute, because that would be the user's approval. Clones keep the attribute but copies do not, so ovm
+    checks the origin. If the program must be ``entitled`` to virtualize, ovm checks its signature, too.
 
-    Where the tools for it are missing, or do not answer, nothing is refused.
+    If the tools for these checks are missing or fail, the program is accepted.
 
     Raises:
-        HelperError: says why, with what the tool printed.
+        HelperError: macOS blocks the program; ``log_tail`` holds the tool's output.
     """
     said = await _answer([xattr, "-p", QUARANTINE, path])
     if said is not None and is_quarantined(said):
         raise HelperError(
-            f"{path} came from the network, and macOS does not let it run before you do",
-            hint=f"if you trust it: xattr -d {QUARANTINE} {path}",
+            f"{path} was downloaded, and macOS blocks it until you approve it",
+            hint=f"run this if you trust it: xattr -d {QUARANTINE} {path}",
             log_tail=_shown(said),
         )
-    if not entitled or await asyncio.to_thread(_is_script, path):  # a script's signature says nothing of what it runs
+    if not entitled or await asyncio.to_thread(_is_script, path):  # a script's signature does not cover what it runs
         return
     said = await _answer([codesign, "-d", "--entitlements", "-", "--xml", path])
     if said is not None and not is_entitled(said):
         raise HelperError(
-            f"{path} is not signed for virtualization, so macOS would not let it run a machine",
-            hint="install it again: the entitlement is in its signature, which a changed file loses",
+            f"{path} is not signed for virtualization, so macOS does not allow it to run a machine",
+            hint="reinstall it: a changed file loses its signature, which holds the entitlement",
             log_tail=_shown(said),
         )
 
 
 def is_quarantined(said: str) -> bool:
-    """Whether ``xattr -p`` printed a mark that its user has not lifted."""
+    """Return whether ``xattr -p`` printed a quarantine that the user has not approved."""
     mark = re.search(r"(?m)^([0-9a-fA-F]{4});", said)
     return mark is not None and not int(mark[1], 16) & _USER_APPROVED
 
 
 def is_entitled(said: str) -> bool:
-    """Whether ``codesign -d --entitlements - --xml`` printed the right to virtualize, among whatever else."""
+    """Return whether the output of ``codesign -d --entitlements - --xml`` holds the entitlement to virtualize."""
     import plistlib
     from xml.parsers.expat import ExpatError
 

@@ -1,4 +1,4 @@
-"""QEMU >= 7.2, driven over QMP."""
+"""QEMU >= 7.2, controlled over QMP."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OLDEST = (7, 2)
-"""The first with ``-netdev stream``, which gvproxy needs."""
+"""First version with ``-netdev stream``, which gvproxy needs."""
 QMP_START_S = 30.0
 QMP_TIMEOUT_S = 10.0
 END_GRACE_S = 5.0
@@ -46,18 +46,18 @@ WIRE, PLUG = "wire", "plug"
 
 
 def escape(value: str | os.PathLike[str]) -> str:
-    """``value`` inside one of QEMU's option strings, where a comma is written twice."""
+    """Escape ``value`` for QEMU's option strings, where a comma is doubled."""
     return os.fspath(value).replace(",", ",,")
 
 
 def command(spec: VMSpec, emulator: Emulator, accelerator: Accel, *, qmp_fd: int) -> list[str]:
-    """QEMU's command line for ``spec``; ``qmp_fd`` is our end's peer of a socket pair."""
+    """Return QEMU's command line for ``spec``; ``qmp_fd`` is QEMU's end of a socket pair."""
     machine = MACHINE[spec.arch]
     shared_memory = []
     if spec.shares:  # virtiofsd maps the guest's memory
         machine += ",memory-backend=memory"
         shared_memory = ["-object", f"memory-backend-memfd,id=memory,size={spec.memory_mib}M,share=on"]
-    assert spec.network_socket is not None  # no guest of QEMU's brings its own network
+    assert spec.network_socket is not None  # under QEMU no guest's network runs over a channel
     argv = [
         os.fspath(emulator.program),
         "-nodefaults", "-no-user-config", "-display", "none",
@@ -69,9 +69,9 @@ def command(spec: VMSpec, emulator: Emulator, accelerator: Accel, *, qmp_fd: int
         "-chardev", f"file,id=console,path={escape(spec.console_log)},append=on", "-serial", "chardev:console",
         "-device", "virtio-rng-pci",
         "-netdev", f"stream,id={WIRE},server=off,addr.type=unix,addr.path={escape(spec.network_socket)}",
-        # the hub lets a new wire be plugged in when gvproxy has died
+        # the hub allows a new connection after gvproxy has died
         "-netdev", f"hubport,id={PLUG},hubid=0,netdev={WIRE}", "-netdev", "hubport,id=card,hubid=0",
-        "-device", f"virtio-net-pci,netdev=card,mac={spec.mac},romfile=",  # it is not to be booted from
+        "-device", f"virtio-net-pci,netdev=card,mac={spec.mac},romfile=",  # no network boot
         "-device", "virtio-serial-pci",
     ]  # fmt: skip
     for number, channel in enumerate(spec.channels):
@@ -96,7 +96,7 @@ def command(spec: VMSpec, emulator: Emulator, accelerator: Accel, *, qmp_fd: int
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QEMUDriver:
-    """A QEMU, the accelerator that works with it here, and the virtiofsd that goes with it."""
+    """A QEMU, its chosen accelerator, and its virtiofsd."""
 
     emulator: Emulator
     answer: Answer
@@ -113,21 +113,21 @@ class QEMUDriver:
 
     @property
     def arch(self) -> Arch:
-        """The processor of its guests."""
+        """Architecture of its guests."""
         return self.emulator.arch
 
     @property
     def accelerator(self) -> str:
-        """What runs the guest's instructions."""
+        """Accelerator that runs the guest's instructions."""
         return self.answer.accelerator
 
     @property
     def accelerator_reason(self) -> str:
-        """Why that and nothing else."""
+        """Why this accelerator was chosen."""
         return self.answer.reason
 
     def identity(self, spec: VMSpec) -> str:
-        """The very QEMU, the host's processor where the guest gets that, and the command line without its paths."""
+        """Describe this QEMU, the host's processor if the guest sees it, and the command line without paths."""
         program = self.emulator.program.stat()
         pathless = dataclasses.replace(
             spec,
@@ -144,14 +144,14 @@ class QEMUDriver:
         return "\n".join(facts + command(pathless, self.emulator, self.answer.accelerator, qmp_fd=0))
 
     def logs(self, shares: int) -> list[str]:
-        """The names of the logs a machine with that many shared folders writes."""
+        """Return the names of the logs of a machine with that many shared folders."""
         return [self.name, *(f"virtiofsd-{number}" for number in range(shares))]
 
     @contextlib.asynccontextmanager
     async def start(
         self, group: Group, spec: VMSpec, *, logs: Mapping[str, Path], watcher: Watcher
     ) -> AsyncIterator[QEMU]:
-        """QEMU and its virtiofsds; raises as :func:`start` does."""
+        """Run QEMU and its virtiofsds; raises as :func:`start` does."""
         async with AsyncExitStack() as stack:
             daemons = []
             for number, share in enumerate(spec.shares):
@@ -166,7 +166,7 @@ class QEMUDriver:
 
 
 class QEMU:
-    """A running QEMU; :func:`start` makes one."""
+    """A running QEMU; :func:`start` creates one."""
 
     daemons: tuple[Child, ...] = ()
 
@@ -177,26 +177,26 @@ class QEMU:
         self._watching = watching
 
     async def state(self) -> VMState:
-        """What QEMU itself says now."""
+        """Query the current state from QEMU."""
         try:
             answer = msgspec.convert(await self._execute("query-status"), Status)
         except msgspec.ValidationError as error:
-            raise GuestError(f"QEMU answered query-status with something unexpected: {GuestText.of(error)}") from tamed(
+            raise GuestError(f"QEMU returned an invalid answer to query-status: {GuestText.of(error)}") from tamed(
                 error
             )
         return STATES.get(answer.status, VMState.ERROR)
 
     async def pause(self) -> None:
-        """Pause the virtual CPUs; fine if they are paused."""
+        """Stop the virtual CPUs; no error if they are stopped already."""
         await self._execute("stop")
 
     async def resume(self) -> None:
-        """Let them run; fine if they do."""
+        """Resume the virtual CPUs; no error if they run already."""
         await self._execute("cont")
 
     async def request_stop(self) -> bool:
-        """Press the ACPI power button; a paused guest would not hear it, so it is resumed first."""
-        # past the client: an event loop that is ending has cancelled the client's tasks along with all others
+        """Press the ACPI power button. Resumes first, because a paused guest does not react to it."""
+        # not through the client: an event loop that is ending has cancelled the client's tasks with all others
         try:
             for name in ("cont", "system_powerdown"):
                 self._wire.send(json.dumps({"execute": name, "id": "button"}).encode())
@@ -205,29 +205,30 @@ class QEMU:
         return True
 
     async def force_stop(self) -> None:
-        """Cut the power; QEMU flushes its images before it goes."""
+        """Cut the power; QEMU flushes its images before it exits."""
         self.child.expected = True
         with contextlib.suppress(GuestError):  # the connection may end before the answer
             await self._execute("quit")
 
     async def replug(self, network_socket: Path) -> None:
-        """Lead the guest's network card to the gvproxy that listens there now."""
+        """Connect the guest's network card to the new gvproxy on ``network_socket``."""
         for name in (PLUG, WIRE):
-            with contextlib.suppress(GuestError):  # an earlier try may have taken it away
+            with contextlib.suppress(GuestError):  # an earlier attempt may have removed it
                 await self._execute("netdev_del", id=name)
         address = {"type": "unix", "path": os.fspath(network_socket)}
         await self._execute("netdev_add", type="stream", id=WIRE, server=False, addr=address)
         await self._execute("netdev_add", type="hubport", id=PLUG, hubid=0, netdev=WIRE)
         if await self.state() is VMState.RUNNING:
-            # What the card sent while the hub had no other port waits in its queue, and holds up all that follows: a
-            # new port does not flush it (net/hub.c in QEMU), a stop does (net_vm_change_state_handler in net/net.c).
+            # Frames that the card sent while the hub had no other port stay queued and block all later ones. A new
+            # port does not flush the queue (net/hub.c in QEMU), a stop does (net_vm_change_state_handler in net/net.c).
+            # Both commands are sent at once, so a cancellation in between cannot leave the guest stopped.
             await asyncio.gather(self._execute("stop"), self._execute("cont"))
 
     async def save(self, memory: int, *, timeout_s: float) -> None:
-        """Stop the guest and write its memory and its devices to the open file ``memory``; its disks are flushed.
+        """Pause the guest, flush its disks and write its saved state to the open file ``memory``.
 
         Raises:
-            GuestError: it could not be done; the guest does what it did.
+            GuestError: it failed; the guest is in its previous state again.
             HelperExited: QEMU ended.
         """
         ran = await self.state() is VMState.RUNNING
@@ -243,26 +244,26 @@ class QEMU:
             raise
 
     async def load(self, memory: int, *, timeout_s: float) -> None:
-        """Read memory and devices from the open file ``memory``; the guest is paused.
+        """Load a saved state from the open file ``memory``; the guest stays paused.
 
         Raises:
-            GuestError: it could not be done.
-            HelperExited: QEMU ended, as it does where it does not like what it reads.
+            GuestError: it failed.
+            HelperExited: QEMU ended, as it does when it rejects the saved state.
         """
         await self._migrate("migrate-incoming", memory, timeout_s)
 
     async def _migrate(self, command: str, memory: int, timeout_s: float) -> None:
-        """To or from a file, which to QEMU is a migration like any other (QEMU's migration/fd.c takes files, too)."""
+        """Migrate to or from a file. QEMU treats it like any other migration (its migration/fd.c accepts files)."""
         await self._execute("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
         self._qmp.send_fd_scm(memory)
         await self._execute("getfd", fdname=MEMORY)
         try:
             await race(self._migrated(command), [self.child], stage=command, timeout_s=timeout_s)
         except NotReadyError:
-            raise GuestError(f"QEMU's {command} was not done within {timeout_s:g} s") from None
+            raise GuestError(f"QEMU did not finish {command} within {timeout_s:g} s") from None
 
     async def _migrated(self, command: str) -> None:
-        with self._qmp.listener("MIGRATION") as moves:
+        with self._qmp.listener("MIGRATION") as moves:  # before the command, or its last event could be missed
             await self._execute(command, uri=f"fd:{MEMORY}")
             async for move in moves:
                 match data(move).get("status"):
@@ -274,8 +275,8 @@ class QEMU:
                         raise GuestError(f"QEMU's {command} {ended}" + (f": {GuestText(str(why))}" if why else ""))
 
     async def _take_back(self) -> None:
-        """End a migration that may be under way; its guest can be resumed then."""
-        with self._qmp.listener("MIGRATION") as moves:
+        """Cancel a running migration, so that the guest can be resumed."""
+        with self._qmp.listener("MIGRATION") as moves:  # before the query, or the end right after it could be missed
             told = await self._execute("query-migrate")
             if not isinstance(told, dict) or told.get("status") not in {"setup", "active", "device", "cancelling"}:
                 return
@@ -289,8 +290,8 @@ class QEMU:
     async def _execute(self, name: str, **arguments: Any) -> Any:
         from qemu.qmp import ExecuteError, QMPError
 
-        if self._watching.done() or self._watching.cancelling():  # and so are the client's own tasks
-            raise GuestError(f"QEMU cannot be asked to {name}: the connection to it is over")
+        if self._watching.done() or self._watching.cancelling():  # and the client's own tasks are, too
+            raise GuestError(f"QEMU cannot run {name}: its control connection is closed")
         try:
             async with asyncio.timeout(QMP_TIMEOUT_S):
                 return await self._qmp.execute(name, arguments or None)
@@ -312,7 +313,7 @@ async def start(
     log_path: Path,
     watcher: Watcher,
 ) -> AsyncIterator[QEMU]:
-    """QEMU with its QMP answering; ended on the way out.
+    """Start QEMU and wait until QMP answers; end QEMU on exit.
 
     Raises:
         HelperExited: it ended before it answered.
@@ -322,7 +323,7 @@ async def start(
 
     ours, theirs = socket.socketpair()
     qmp = QMPClient("qemu")
-    qmp.logger.setLevel(logging.CRITICAL)  # it logs every lost connection as an error; we raise our own
+    qmp.logger.setLevel(logging.CRITICAL)  # it logs every lost connection as an error; ovm raises its own
     try:
         with theirs:
             argv = command(spec, emulator, accelerator, qmp_fd=theirs.fileno())
@@ -335,7 +336,7 @@ async def start(
         async with at_last(partial(child.end, grace_s=END_GRACE_S)):
             try:
                 await race(qmp.connect(ours), [child], stage="hypervisor", timeout_s=QMP_START_S, evidence=log_path)
-            except (QMPError, OSError) as error:  # it hung up: give its death a moment to be noticed
+            except (QMPError, OSError) as error:  # it closed the connection: wait until its exit is noticed
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(END_GRACE_S):
                         await child.wait()
@@ -350,13 +351,13 @@ async def start(
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
-        with contextlib.suppress(Exception):  # however the other side went, the connection is over
+        with contextlib.suppress(Exception):  # however QEMU ended, the connection is closed
             await qmp.disconnect()
         ours.close()
 
 
 def _processor() -> str:
-    """The host's processor, as far as a guest could tell it from another."""
+    """Describe the host's processor, as far as a guest can tell it apart from another."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
         return "\n".join(line for line in lines if line.startswith(("model name", "stepping", "microcode", "flags")))

@@ -1,4 +1,4 @@
-"""What QEMU reports of its own accord over QMP, in our words."""
+"""QEMU's unprompted QMP events, as :class:`ovm.hypervisors.Happening`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 STATUS_TIMEOUT_S = 10.0
 IO_ERROR = "io-error"
 _DISK_ERROR_WORDS = {"node-name": "", "reason": "I/O error"}
-"""Of a BLOCK_IO_ERROR: what is told of it, and what instead where it is missing."""
+"""Fields of a BLOCK_IO_ERROR in the message, with their defaults."""
 
 STATES = {
     "running": VMState.RUNNING,
@@ -31,20 +31,20 @@ STATES = {
     "restore-vm": VMState.RESTORING,
     "shutdown": VMState.STOPPED,
 }
-"""By QEMU's RunState; the rest (internal-error, io-error, guest-panicked, watchdog, colo) are errors."""
+"""State by QEMU's RunState; all others (internal-error, io-error, guest-panicked, watchdog, colo) are errors."""
 
 
 class Status(msgspec.Struct):
-    """Of QMP's query-status."""
+    """The answer to QMP's query-status."""
 
     status: str
 
 
 async def watch(qmp: QMPClient, watcher: Watcher) -> None:
-    """Pass on what QEMU reports, in our words."""
+    """Call ``watcher`` for each relevant event of QEMU."""
     disk: tuple[Happening, str] | None = None
     status = await _failure(qmp)
-    # QEMU sends no event of a stop before we were connected; one since then has arrived ahead of the answer
+    # QEMU sends no event for a stop before the connection; the event of a later stop arrived before the answer
     if status and all(event["event"] != "STOP" for event in qmp.events.history):
         watcher(*_stopped(status))
     async for event in qmp.events:
@@ -60,31 +60,31 @@ async def watch(qmp: QMPClient, watcher: Watcher) -> None:
 
 
 def _stopped(status: str) -> tuple[Happening, str]:
-    return Happening.FAILED, f"QEMU has stopped it: {GuestText(status)}"
+    return Happening.FAILED, f"QEMU stopped the guest: {GuestText(status)}"
 
 
 async def _failure(qmp: QMPClient) -> str:
-    """QEMU's word for what made it stop the guest; empty if it was asked to."""
+    """Return QEMU's status if it stopped the guest because of a failure; else an empty text."""
     from qemu.qmp import QMPError
 
     try:
         async with asyncio.timeout(STATUS_TIMEOUT_S):
             answer = msgspec.convert(await qmp.execute("query-status"), Status)
-    except (QMPError, OSError, asyncio.IncompleteReadError, TimeoutError):  # it is ending: that is told elsewhere
+    except (QMPError, OSError, asyncio.IncompleteReadError, TimeoutError):  # it is ending, as reported elsewhere
         return ""
     except msgspec.ValidationError as error:
-        return f"its status cannot be told: {GuestText.of(error)}"
+        return f"unknown status: {GuestText.of(error)}"
     return "" if answer.status in STATES else answer.status
 
 
 def data(event: Message) -> dict[str, Any]:
-    """What an event says besides its name."""
+    """Return the data of an event."""
     told = event.get("data")
     return told if isinstance(told, dict) else {}
 
 
 def disk_failure(event: Message) -> tuple[Happening, str] | None:
-    """What a disk's error says, whether the guest is about to be stopped for it or told; ``None`` for anything else."""
+    """Translate a disk error that stops the guest or is reported to it; ``None`` for other events."""
     told = data(event)
     if event["event"] != "BLOCK_IO_ERROR" or told.get("action") not in {"stop", "report"}:
         return None
@@ -96,7 +96,7 @@ def disk_failure(event: Message) -> tuple[Happening, str] | None:
 
 
 def translate(event: Message) -> tuple[Happening, str] | None:
-    """A QMP event in our words; ``None`` for what does not matter to us."""
+    """Translate a QMP event; ``None`` for irrelevant ones."""
     told = data(event)
     match event["event"]:
         case "STOP":

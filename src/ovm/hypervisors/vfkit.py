@@ -1,8 +1,8 @@
-"""vfkit >= 0.6.2, Apple's Virtualization framework, driven over its REST socket.
+"""vfkit >= 0.6.2 (Apple's Virtualization framework), controlled over its REST socket.
 
-Facts from vfkit 0.6.4's source: an option of ``--device`` ends at a comma, which nothing escapes; the paths of its
-sockets are read as URLs here and literally there; a stop is the power button and fails while the machine is paused;
-the answer to a hard stop is lost as often as not, for the process ends with the machine.
+From the source of vfkit 0.6.4: a comma ends an option of ``--device`` and cannot be escaped; some socket paths are
+parsed as URLs, others are literal; a stop is the power button and fails while the machine is paused; the answer to a
+hard stop is often lost, because the process ends with the machine.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ CONSOLE = "hvc0"
 ROSETTA_TAG = "rosetta"
 
 REST_START_S = 30.0
-"""A first start waits for Gatekeeper."""
+"""Long, because a first start waits for Gatekeeper."""
 CONNECT_RETRY_S = 0.005
 ANSWER_TIMEOUT_S = 5.0
-"""Questions, and orders that are answered when they are heard."""
+"""Timeout of queries, and of requests that vfkit answers on receipt."""
 PAUSE_TIMEOUT_S = 30.0
-"""Pause and resume are answered when they are done."""
+"""Timeout of pause and resume, which vfkit answers when they are done."""
 SETTLE_RETRY_S = 0.1
 END_GRACE_S = 2.0
-"""On SIGTERM it presses the power button and waits 5 s itself; whoever gets here has waited long enough."""
+"""Short: on SIGTERM vfkit presses the power button and waits 5 s, but the guest already had its time to stop."""
 
 LOCAL_SOCKET_LONGEST = "vfkit-ffffffff-ffff.sock"
-"""The name vfkit makes up for its end of the network, beside ours."""
+"""Longest name that vfkit creates for its end of the network, in the same directory."""
 _SOCKET_PATH_ALPHABET = re.compile(r"[A-Za-z0-9._/-]+")
 
 _ENDED_LINES = 100
@@ -57,7 +57,7 @@ _WAS_TOLD_TO_GO = "captured "
 
 
 class _State(msgspec.Struct, rename="camel"):
-    """What GET /vm/state answers; before 0.5.0 without the ``can…`` fields."""
+    """The answer to GET /vm/state; before 0.5.0 without the ``can…`` fields."""
 
     state: str
     can_pause: bool = True
@@ -67,27 +67,27 @@ class _State(msgspec.Struct, rename="camel"):
 
 
 def check_paths(device_paths: Iterable[Path], socket_dir: Path) -> None:
-    """Refuse paths that vfkit's command line cannot carry.
+    """Reject paths that vfkit's command line cannot express.
 
     Raises:
-        FileError: a path with a comma.
-        SocketPathError: characters that one of the ways it reads a socket's path would change.
+        FileError: a path has a comma.
+        SocketPathError: ``socket_dir`` has characters with a meaning in URLs.
     """
     for path in device_paths:
         if "," in os.fspath(path):
-            raise FileError(f"{path}: vfkit cannot be given a path with a comma", hint="rename it, or choose another")
+            raise FileError(f"{path}: vfkit does not support paths with a comma", hint="rename it, or choose another")
     if not _SOCKET_PATH_ALPHABET.fullmatch(os.fspath(socket_dir)):
         raise SocketPathError(
-            f"socket_dir {socket_dir}: vfkit reads some characters of a socket's path as part of a URL",
-            hint="choose one of letters, digits and . _ / - alone",
+            f"socket_dir {socket_dir}: vfkit parses some characters of a socket's path as a URL",
+            hint="choose a path of only letters, digits and . _ / -",
         )
 
 
 def command(spec: VMSpec, program: Path) -> list[str]:
-    """Vfkit's command line for ``spec``."""
+    """Return vfkit's command line for ``spec``."""
     devices = [f"virtio-blk,path={disk.path}" + (",readonly" if disk.read_only else "") for disk in spec.disks]
     if spec.network_socket is not None:
-        # not type=unixgram,path=…, which older versions do not know
+        # not type=unixgram,path=…, which older versions do not support
         devices.append(f"virtio-net,unixSocketPath={spec.network_socket},mac={spec.mac}")
     devices += [f"virtio-vsock,port={c.vsock_port},socketURL={c.socket},listen" for c in spec.channels]
     devices += [f"virtio-fs,sharedDir={share.host_path},mountTag={share.tag}" for share in spec.shares]
@@ -115,23 +115,23 @@ class VfkitDriver:
     name: ClassVar[str] = "vfkit"
     card: ClassVar[Card] = "vfkit"
     tells_resets: ClassVar[bool] = False
-    can_replug: ClassVar[bool] = False  # vfkit learns its gvproxy once
+    can_replug: ClassVar[bool] = False  # vfkit connects to gvproxy only once
     vsock: ClassVar[bool] = True
-    reads_initrd_once: ClassVar[bool] = False  # nobody has written down whether Apple's framework does
+    reads_initrd_once: ClassVar[bool] = False  # not documented for Apple's framework
     can_suspend: ClassVar[bool] = False  # crc-org/vfkit#449
     accelerator: ClassVar[str] = "hvf"
 
     @property
     def accelerator_reason(self) -> str:
-        """Why that and nothing else."""
+        """Why this accelerator was chosen."""
         return f"Apple's Virtualization framework, by vfkit {self.version}"
 
     def identity(self, spec: VMSpec) -> str:
-        """Of no use, for no memory is kept."""
+        """Return a text that is never compared, because vfkit cannot suspend."""
         return f"vfkit {self.version} {spec.arch}"
 
     def logs(self, shares: int) -> list[str]:
-        """Its own: it shares folders itself."""
+        """Return the name of its only log: it shares folders itself."""
         del shares
         return [self.name]
 
@@ -139,7 +139,7 @@ class VfkitDriver:
     async def start(
         self, group: Group, spec: VMSpec, *, logs: Mapping[str, Path], watcher: Watcher
     ) -> AsyncIterator[Vfkit]:
-        """Vfkit with its REST answering; ended on the way out.
+        """Start vfkit and wait until REST answers; end vfkit on exit.
 
         Raises:
             HelperExited: it ended before it answered.
@@ -158,7 +158,7 @@ class VfkitDriver:
                         stage="hypervisor",
                         timeout_s=REST_START_S,
                         evidence=log_path,
-                        hint="macOS may be asking whether vfkit may run",
+                        hint="check whether macOS asks for permission to run vfkit",
                     )
                     yield vfkit
                 finally:
@@ -170,7 +170,7 @@ class VfkitDriver:
 
 
 class Vfkit:
-    """A running vfkit; :meth:`VfkitDriver.start` makes one."""
+    """A running vfkit; :meth:`VfkitDriver.start` creates one."""
 
     daemons: tuple[Child, ...] = ()
 
@@ -179,62 +179,62 @@ class Vfkit:
         self._rest = rest
 
     async def answers(self, socket_path: Path) -> None:
-        """Until its REST can be asked; whether the machine runs already, the guest will say."""
+        """Wait until REST answers; the guest itself reports when it boots."""
         while True:
             try:
                 _, writer = await asyncio.open_unix_connection(socket_path)
                 writer.close()
                 await self._ask()
-            except (OSError, GuestError):  # if it is about to end, its end tells more
+            except (OSError, GuestError):  # if vfkit is about to end, its exit explains more
                 await asyncio.sleep(CONNECT_RETRY_S)
             else:
                 return
 
     async def state(self) -> VMState:
-        """What vfkit itself says now."""
+        """Query the current state from vfkit."""
         return _known((await self._ask()).state)
 
     async def pause(self) -> None:
-        """Pause the virtual CPUs; fine if they are paused."""
+        """Stop the virtual CPUs; no error if they are stopped already."""
         now = await self._settled()
         await self._become(VMState.PAUSED, "Pause", now, possible=now.can_pause)
 
     async def resume(self) -> None:
-        """Let them run; fine if they do."""
+        """Resume the virtual CPUs; no error if they run already."""
         now = await self._settled()
         await self._become(VMState.RUNNING, "Resume", now, possible=now.can_resume)
 
     async def request_stop(self) -> bool:
-        """Press the power button; a paused guest would not hear it, so it is resumed first."""
+        """Press the power button. Resumes first, because vfkit cannot press it while the guest is paused."""
         try:
             await self.resume()
             if (await self._ask()).can_stop:
                 await self._order("Stop", timeout_s=ANSWER_TIMEOUT_S)
         except GuestError as error:
-            log.info("the power button could not be pressed: %s", error.message)
+            log.info("cannot press the power button: %s", error.message)
             return False
         return True
 
     async def force_stop(self) -> None:
-        """Cut the power. That the answer is lost is usual: the process ends with the machine."""
+        """Cut the power. A lost answer is normal, because the process ends with the machine."""
         self.child.expected = True
         try:
             if (await self._ask()).can_hard_stop:
                 await self._order("HardStop", timeout_s=ANSWER_TIMEOUT_S)
         except GuestError as error:
-            log.debug("vfkit to a hard stop: %s", error.message)
+            log.debug("vfkit did not confirm the hard stop: %s", error.message)
 
     async def replug(self, network_socket: Path) -> None:
-        """Cannot be done."""
-        raise UnsupportedError(f"vfkit cannot be led to another {network_socket}")
+        """Raise UnsupportedError."""
+        raise UnsupportedError(f"vfkit cannot reconnect its network card to {network_socket}")
 
     async def save(self, memory: int, *, timeout_s: float) -> None:
-        """Cannot be done."""
+        """Raise UnsupportedError."""
         del memory, timeout_s
         raise UnsupportedError("vfkit cannot save a guest's memory")
 
     async def load(self, memory: int, *, timeout_s: float) -> None:
-        """Cannot be done."""
+        """Raise UnsupportedError."""
         del memory, timeout_s
         raise UnsupportedError("vfkit cannot load a guest's memory")
 
@@ -242,10 +242,10 @@ class Vfkit:
         try:
             return await self._rest.get("/vm/state", _State, timeout_s=ANSWER_TIMEOUT_S)
         except WireError as error:
-            raise GuestError(f"vfkit cannot be asked for its state: {error.message}") from error
+            raise GuestError(f"vfkit did not report its state: {error.message}") from error
 
     async def _settled(self) -> _State:
-        """Its state when a pause or resume that was given up earlier is over, or as it is after PAUSE_TIMEOUT_S."""
+        """Return the state once an abandoned pause or resume has finished, or after PAUSE_TIMEOUT_S."""
         deadline = time.monotonic() + PAUSE_TIMEOUT_S
         while True:
             now = await self._ask()
@@ -262,7 +262,7 @@ class Vfkit:
             await self._order(verb, timeout_s=PAUSE_TIMEOUT_S)
         except GuestError:
             with contextlib.suppress(GuestError):
-                if await self.state() is wanted:  # the answer alone was lost
+                if await self.state() is wanted:  # only the answer was lost
                     return
             raise
 
@@ -285,7 +285,7 @@ def _known(state: str) -> VMState:
 
 
 def _words(error: WireError) -> str:
-    """Vfkit's own, out of ``{"error": …}``."""
+    """Return vfkit's own error text, from ``{"error": …}``."""
     try:
         return str(GuestText(msgspec.json.decode(error.content, type=dict[str, str])["error"]))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError):
@@ -293,7 +293,7 @@ def _words(error: WireError) -> str:
 
 
 async def _watch(child: Child, log_path: Path, watcher: Watcher) -> None:
-    """Tell when the guest powered itself off: vfkit's exit status alone is the same after a SIGTERM from anybody."""
+    """Report when the guest powered itself off. Reads the log, because vfkit's exit status is 0 after SIGTERM, too."""
     await child.wait()
     if child.process.returncode == 0:
         tail = await asyncio.to_thread(log_files.tail, log_path, _ENDED_LINES)

@@ -1,7 +1,8 @@
 """virtiofsd: one process for each shared folder, under QEMU.
 
-The Rust one (Debian 13, Fedora) enforces read-only from 1.11 on. The C one (in Debian 12's qemu-system-common) has
-no such option and wants root: there, read-only is a mount option in the guest, which the guest's root could undo.
+The Rust version (Debian 13, Fedora) enforces read-only shares since 1.11. The C version (Debian 12's
+qemu-system-common) has no such option and requires root: read-only is a mount option in the guest there, which the
+guest's root can undo.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ovm.process.child import Child, Group, at_last
 END_GRACE_S = 2.0
 
 _FIRST_C_VERSION = (2,)
-"""The Rust virtiofsd is at 1.x, the C one carried QEMU's version."""
+"""The Rust virtiofsd has version 1.x; the C version has QEMU's version."""
 _READ_ONLY_SINCE = (1, 11)
 
 
@@ -34,17 +35,17 @@ class Virtiofsd:
 
     @property
     def is_c(self) -> bool:
-        """Whether it is the C one that came with QEMU before 8."""
+        """Whether it is the C version from QEMU before 8."""
         return self.version >= _FIRST_C_VERSION
 
     @property
     def enforces_read_only(self) -> bool:
-        """Whether a read-only share is read-only whatever the guest does."""
+        """Whether the host enforces read-only shares."""
         return not self.is_c and self.version >= _READ_ONLY_SINCE
 
 
 def command(daemon: Virtiofsd, share: Share, *, fd: int) -> list[str]:
-    """Virtiofsd's command line; ``fd`` is a socket that listens on ``share.socket``."""
+    """Return virtiofsd's command line; ``fd`` is a socket that listens on ``share.socket``."""
     program, folder = os.fspath(daemon.program), os.fspath(share.host_path)
     if daemon.is_c:
         source = folder.replace("\\", "\\\\").replace(",", "\\,")
@@ -55,20 +56,20 @@ def command(daemon: Virtiofsd, share: Share, *, fd: int) -> list[str]:
 
 @contextlib.asynccontextmanager
 async def start(group: Group, daemon: Virtiofsd, share: Share, log_path: Path) -> AsyncIterator[Child]:
-    """A virtiofsd that can be connected to; it ends with its hypervisor, or else on the way out.
+    """Start a virtiofsd that accepts connections; it ends with its hypervisor, or else on exit.
 
     Raises:
-        FileError: its socket cannot be made.
+        FileError: its socket cannot be created.
         HelperError: it cannot be executed.
     """
     with socket.socket(socket.AF_UNIX) as listener:
-        # bound here and handed over, so that nobody has to wait for the socket to appear
+        # bound here and passed on, so that QEMU can connect before virtiofsd is ready
         try:
             listener.bind(os.fspath(share.socket))
             share.socket.chmod(0o600)
             listener.listen(1)
         except OSError as error:
-            raise FileError(f"{share.socket} cannot be made: {error.strerror}") from error
+            raise FileError(f"{share.socket} cannot be created: {error.strerror}") from error
         argv = command(daemon, share, fd=listener.fileno())
         child = await group.spawn(log_path.stem, argv, log_path=log_path, pass_fds=[listener.fileno()])
     async with at_last(partial(child.end, grace_s=END_GRACE_S)):

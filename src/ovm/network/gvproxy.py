@@ -1,8 +1,8 @@
-"""Gvproxy, the process that is the guest's network: its command line, its directory, its begin and its end.
+"""gvproxy, the guest's network: its command line, its directory, its start and its end.
 
-Facts from gvproxy 0.8.9, run: its exit status is 0 for runtime errors too, so "it ended" is the failure; a
-forwarded port accepts connections before there is a guest, so accepting is no sign of readiness; attached to
-QEMU it leaves on SIGTERM only after QEMU has gone, so the machine ends first.
+Observed with gvproxy 0.8.9: it exits with status 0 after runtime errors, too, so every unexpected exit is a failure; a
+forwarded port accepts connections before the guest exists, so a connection does not prove readiness; with QEMU attached
+it ends on SIGTERM only after QEMU has ended, so the machine ends first.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from ovm.trust import directories
 GUEST_ADDRESS = "192.168.127.2"
 GATEWAY_ADDRESS = "192.168.127.1"
 HOST_ALIAS = "192.168.127.254"
-"""What the guest calls the host's loopback."""
+"""The guest's address of the host's loopback."""
 GUEST_MAC = "5a:94:ef:e4:0c:ee"
 """gvproxy's static lease for GUEST_ADDRESS."""
 MTU = 1500
 
 API_START_S = 30.0
-"""A first start on macOS waits for Gatekeeper."""
+"""Long, because a first start on macOS waits for Gatekeeper."""
 CONNECT_RETRY_S = 0.005
 _UNIX_SOCKETS = Path("/proc/net/unix")
-"""Its columns: number, references, protocol, flags (00010000: listens), type (0001: stream, 0002: datagram), ..."""
+"""Columns: number, references, protocol, flags (00010000: listens), type (0001: stream, 0002: datagram), ..."""
 END_GRACE_S = 2.0
 
 Wire = Literal["qemu", "vfkit", "channel"]
-"""How the guest's frames arrive: QEMU's stream, vfkit's datagrams, or from the guest itself, over a channel."""
+"""Transport of the guest's frames: QEMU's stream, vfkit's datagrams, or a channel of the guest."""
 
 
 def argv(program: Path, sockets: SocketPaths, wire: Wire) -> list[str]:
-    """Gvproxy's command line. ``-ssh-port -1``: sshd is exposed by us, so that a taken port is only picked again."""
+    """Return gvproxy's command line. ``-ssh-port -1``: ovm exposes sshd itself, and retries if the port is taken."""
     api, card = (sockets.made_by_gvproxy(link) for link in (sockets.network_api, sockets.network_card))
     listen_to_card = {
         "qemu": ("-listen-qemu", f"unix://{card}"),
@@ -58,7 +58,7 @@ def argv(program: Path, sockets: SocketPaths, wire: Wire) -> list[str]:
 
 
 class Gvproxy:
-    """Gvproxy's process: at most one at a time, each in place of the last one."""
+    """gvproxy's process: at most one at a time; a new one replaces the last."""
 
     def __init__(self, spawn: Callable[[], Awaitable[Child]], sockets: SocketPaths, log_path: Path) -> None:
         self._spawn = spawn
@@ -68,12 +68,12 @@ class Gvproxy:
 
     @property
     def child(self) -> Child:
-        """The last process that was started."""
+        """The last started process."""
         assert self._child is not None
         return self._child
 
     async def begin(self) -> None:
-        """Start gvproxy; returns when its API answers and the hypervisor can connect. :func:`lay_out` comes first.
+        """Start gvproxy, and return when its API answers and the hypervisor can connect. Call :func:`lay_out` first.
 
         Raises:
             HelperExited: it ended before it answered.
@@ -86,23 +86,23 @@ class Gvproxy:
             stage="network",
             timeout_s=API_START_S,
             evidence=self._log_path,
-            hint="on macOS, Gatekeeper may be asking whether gvproxy may run",
+            hint="check on macOS whether Gatekeeper asks for permission to run gvproxy",
         )
 
     async def end(self) -> None:
-        """End gvproxy; fine if it has ended, or was never started."""
+        """End gvproxy; no error if it has ended or was never started."""
         if self._child is not None:
             await self._child.end(grace_s=END_GRACE_S)
 
 
 def lay_out(sockets: SocketPaths) -> None:
-    """Make gvproxy's directory, without a socket in it, and the links that lead to its sockets.
+    """Create gvproxy's directory, delete old sockets in it, and create the links to its sockets.
 
     Raises:
-        FileError: it cannot be made, or holds more than sockets.
+        FileError: it cannot be created, or holds other files than sockets.
     """
     if sockets.gvproxy.is_symlink():
-        raise FileError(f"{sockets.gvproxy} is a link", hint="remove it")
+        raise FileError(f"{sockets.gvproxy} is a symbolic link", hint="remove it")
     try:
         with contextlib.suppress(FileExistsError):
             sockets.gvproxy.mkdir(mode=0o700)
@@ -122,7 +122,7 @@ def lay_out(sockets: SocketPaths) -> None:
 
 
 def _link(link: Path, target: Path) -> None:
-    """Leave a link that is right as it is: somebody may be about to connect."""
+    """Create or fix a link. A correct one is not replaced, because a client may be connecting through it."""
     if link.is_symlink() and link.readlink() == target:
         return
     link.unlink(missing_ok=True)
@@ -130,19 +130,19 @@ def _link(link: Path, target: Path) -> None:
 
 
 async def _is_up(sockets: SocketPaths) -> None:
-    """Until both sockets can be connected to; gvproxy does not report when, so they are tried again and again."""
+    """Wait until both sockets accept connections. gvproxy does not report that, so they are polled."""
     await _answers(sockets.network_api)
     card = sockets.made_by_gvproxy(sockets.network_card)
-    while True:  # gvproxy makes it after the API's, so a hypervisor that starts at once may come too early
+    while True:  # gvproxy creates it after the API's, so a hypervisor could otherwise connect too early
         if await asyncio.to_thread(_is_open, card):
             return
         await asyncio.sleep(CONNECT_RETRY_S)
 
 
 def _is_open(path: Path) -> bool:
-    """Whether the socket at ``path`` is bound and, unless it is for datagrams, listens.
+    """Return whether the socket at ``path`` is bound and, unless it is for datagrams, listens.
 
-    Linux's table of sockets is read, because gvproxy takes the first connection for the hypervisor's. macOS has no such
+    Reads Linux's table of sockets, because gvproxy would treat a test connection as the hypervisor. macOS has no such
     table; its hypervisor sends datagrams.
     """
     if not path.is_socket():
@@ -156,7 +156,7 @@ def _is_open(path: Path) -> bool:
 
 
 async def _answers(path: Path) -> None:
-    """Until something listens on ``path``."""
+    """Wait until a connection to ``path`` succeeds."""
     while True:
         try:
             _, writer = await asyncio.open_unix_connection(path)

@@ -77,7 +77,7 @@ async def test_a_boot_instead_finds_what_was_written(machine: ovm.OVM, tmp_path:
     with (machine.options.target_dir / "memory.suspended").open("r+b") as memory:
         memory.write(b"damaged")
     await machine.start()
-    assert machine.info.not_resumed == "the memory is damaged"
+    assert machine.info.not_resumed == "the saved state is damaged"
     told = await podman("run", "--rm", "-v", "kept:/data", BUSYBOX_IMAGE, "cat", "/data/file")
     assert told.out == "precious"
 

@@ -118,7 +118,7 @@ async def test_another_key_is_refused(vm: ovm.OVM, tmp_path: Path) -> None:
     make_keys(other)
     for path in (KeyPaths(vm.options.ssh_key_dir).host_key, public(KeyPaths(vm.options.ssh_key_dir).host_key)):
         shutil.copy(path, other.directory)
-    with pytest.raises(ovm.GuestError, match="refused our key"):
+    with pytest.raises(ovm.GuestError, match="rejected the ssh key"):
         await SSH(vm.info.ssh_port, other).connect()
 
 
