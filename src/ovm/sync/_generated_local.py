@@ -42,37 +42,37 @@ class OVM(Local):
         """Boot, or resume what :meth:`suspend` saved; returns when podman answers.
 
         A saved state that no longer matches the machine is deleted and the guest boots; ``info.not_resumed`` says
-        why. Cancelling it leaves nothing behind, nor does a failure.
+        why. A failed or cancelled start leaves nothing behind.
 
         Args:
             resume: Whether to resume a saved state; if not, it is deleted.
-            timeout_s: Seconds the guest may take from the hypervisor's start to its ready.
-            progress: Called with each stage as it is done, by the names that are in ``info.timings``.
+            timeout_s: Seconds from the hypervisor's start to the guest's ready.
+            progress: Called with the name of each completed stage; ``info.timings`` has the same names.
 
         Raises:
-            StateError: it is not stopped.
+            StateError: the machine is not stopped.
             InUseError: another process owns one of the directories.
-            FileError: a file or directory of it is not there any more or cannot be used.
+            FileError: a file or directory of the machine is missing or cannot be used.
             HelperError: a helper cannot be executed.
-            PortError: no port is to be had for ssh or podman.
-            StartError: it did not come up; says at which stage, how a helper ended, and its last words.
-            GuestError: the guest said it was ready, but cannot be reached.
+            PortError: no port is free for ssh or podman.
+            StartError: the machine did not start; has the stage, how a helper ended, and the end of its log.
+            GuestError: the guest reported that it is ready, but cannot be reached.
         """
         self._loop.run(self._async.start, resume=resume, timeout_s=timeout_s, progress=progress)
 
     def stop(
         self, *, force: bool = False, timeout_s: float = STOP_TIMEOUT_S, progress: Callable[[str], object] | None = None
     ) -> None:
-        """Shut the guest down and end every helper; fine if it is stopped.
+        """Shut the guest down and end every helper; do nothing if the machine is stopped.
 
-        The guest is asked to power off, then its power button is pressed; when ``timeout_s`` seconds are over, or if
-        it cannot be asked at all, its power is cut. A second stop joins the first (and may force it), a stop during a
-        start cancels the start. Once begun it is finished, even if the caller is cancelled.
+        The guest gets a request to power off, then its power button is pressed. After ``timeout_s`` seconds, or if no
+        request reaches the guest, its power is cut. A second stop joins the first (and may force it). A stop during a
+        start cancels the start. A stop that has begun completes even if the caller is cancelled.
 
         Args:
-            force: Cut the power at once, which is a power failure to the guest: what was not flushed is lost.
-            timeout_s: Seconds the guest may take to shut down; those of the first of several stops count.
-            progress: Called with each step, in words for people.
+            force: Cut the power at once. The guest loses what it has not flushed, as in a power failure.
+            timeout_s: Seconds the guest may take to shut down; a second stop keeps the first one's timeout.
+            progress: Called with each step, as text for people.
 
         Raises:
             OptionError: ``timeout_s`` is negative.
@@ -83,119 +83,119 @@ class OVM(Local):
     def suspend(self, *, timeout_s: float = SUSPEND_TIMEOUT_S) -> None:
         """Save the guest's state to disk and end every process; the next :meth:`start` resumes it.
 
-        Containers go on where they were; who was connected to one has to connect again. A paused machine runs after
-        that start. The memory goes with this machine as it is, and is removed by the next start in any case: if files,
-        options, QEMU or the data disk have changed meanwhile, the guest boots, as after a power failure. What it had
-        written by now is synced first. It takes up to ``memory_mib`` of disk.
+        Containers continue where they were; their clients must reconnect. A paused machine runs after that start. The
+        next start deletes the saved state in any case. If files, options, QEMU or the data disk have changed by then,
+        the guest boots as after a power failure. A running guest syncs its file systems first. The saved state takes
+        up to ``memory_mib`` of disk.
 
-        Once begun it is finished, even if the caller is cancelled; a :meth:`stop` meanwhile wins.
+        A suspend that has begun completes even if the caller is cancelled; a :meth:`stop` overrides it.
 
         Args:
             timeout_s: Seconds the hypervisor may take.
 
         Raises:
-            UnsupportedError: it runs under vfkit, or shares a folder.
-            StateError: it is neither running nor paused.
-            SpaceError: the disk has no room for the memory.
-            GuestError: the hypervisor could not do it. After an error the machine does what it did before.
+            UnsupportedError: the machine runs under vfkit, or shares a folder.
+            StateError: the machine is neither running nor paused.
+            SpaceError: the disk has no room for the saved state.
+            GuestError: the hypervisor could not save the state. After an error the machine runs or is paused as before.
             StopError: a helper could not be ended.
         """
         self._loop.run(self._async.suspend, timeout_s=timeout_s)
 
     def wait_closed(self) -> None:
-        """Until it is down for good, and not only to be started again because its network was lost."""
+        """Wait until the machine is closed for good; a restart after a lost network does not count."""
         self._loop.run(self._async.wait_closed)
 
     @property
     def state(self) -> VMState:
-        """The state as the manager knows it; :meth:`vm_state` asks the hypervisor too."""
+        """The state as the manager knows it; :meth:`vm_state` also queries the hypervisor."""
         return self._loop.call(lambda: self._async.state)
 
     @property
     def info(self) -> Info:
-        """Where the machine can be reached.
+        """The machine's addresses, and how it runs.
 
         Raises:
-            StateError: it is neither running nor paused.
+            StateError: the machine is neither running nor paused.
         """
         return self._loop.call(lambda: self._async.info)
 
     def check_health(self) -> Health:
-        """Look now at what is looked at each minute: podman by way of its socket, the guest, and its disks.
+        """Run the health check of each minute now: podman through its socket, the guest, and its disks.
 
         Raises:
-            StateError: it is not running.
+            StateError: the machine is not running.
         """
         return self._loop.run(self._async.check_health)
 
     def vm_state(self) -> StateInfo:
-        """The state, as the hypervisor tells it now, and what can be asked of the machine."""
+        """Query the hypervisor for the state; return it with the operations it allows."""
         return self._loop.run(self._async.vm_state)
 
     def vm_pause(self) -> None:
-        """Pause the virtual CPUs; fine if they are paused.
+        """Pause the virtual CPUs; do nothing if they are paused.
 
         Raises:
-            StateError: it is neither running nor paused.
-            GuestError: the hypervisor did not do as asked.
+            StateError: the machine is neither running nor paused.
+            GuestError: the hypervisor did not pause.
         """
         self._loop.run(self._async.vm_pause)
 
     def vm_resume(self) -> None:
-        """Let the virtual CPUs run again, and set the guest's clock; fine if they run.
+        """Resume the virtual CPUs and set the guest's clock; do nothing if they run.
 
-        A machine in Error goes on too if its hypervisor can: one whose disk had no room left on the host, for one.
+        Also resumes a machine in Error if its hypervisor can, such as one whose disk had no room left on the host.
 
         Raises:
-            StateError: it is neither running, paused nor in error.
-            GuestError: the hypervisor did not do as asked, or it runs again, but its clock could not be set.
+            StateError: the machine is neither running, paused nor in error.
+            GuestError: the hypervisor did not resume, or the guest runs again but its clock could not be set.
         """
         self._loop.run(self._async.vm_resume)
 
     def clocksync(self) -> ClockSync:
-        """Set the guest's clock to the host's, verify it, and have chrony look at its servers now.
+        """Set the guest's clock to the host's, verify it, and have chrony query its servers now.
 
-        The servers (pool.ntp.org, time.apple.com, time.windows.com) are not waited for.
+        Does not wait for the servers (pool.ntp.org, time.apple.com, time.windows.com).
 
         Raises:
-            StateError: it is not running.
-            GuestError: the guest cannot be reached, or its clock does not obey.
+            StateError: the machine is not running.
+            GuestError: the guest cannot be reached, or its clock could not be set.
         """
         return self._loop.run(self._async.clocksync)
 
     def export_port(
         self, host_port: int, guest_port: int, *, protocol: Protocol = "tcp", address: str = "127.0.0.1"
     ) -> Forward:
-        """Lead a port of the host to a port of the guest; returns what was bound.
+        """Forward a host port to a guest port; return the forward as bound.
 
         Args:
-            host_port: 0 picks a free one.
-            guest_port: A port of the guest, which a container's published port is too.
+            host_port: The port on the host; 0 picks a free one.
+            guest_port: A port of the guest; a container's published port is one too.
             protocol: ``tcp`` or ``udp``.
-            address: Which of the host's addresses to bind; this host alone can reach the default.
+            address: The host address to bind; only this host can reach the default.
 
         Raises:
-            OptionError: a port or the address is none.
-            StateError: it is not running.
+            OptionError: a port or the address is invalid.
+            StateError: the machine is not running.
             PortError: the host port is taken, or needs privileges.
         """
         return self._loop.run(self._async.export_port, host_port, guest_port, protocol=protocol, address=address)
 
     def unexport_port(self, host_port: int, *, protocol: Protocol = "tcp", address: str = "127.0.0.1") -> None:
-        """Close what :meth:`export_port` opened.
+        """Close a port that :meth:`export_port` opened.
 
         Raises:
-            OptionError: the port or the address is none.
-            StateError: it is not running.
-            PortError: it was not exported.
+            OptionError: the port or the address is invalid.
+            StateError: the machine is not running.
+            PortError: the port is not exported.
         """
         self._loop.run(self._async.unexport_port, host_port, protocol=protocol, address=address)
 
     def ports(self) -> tuple[Forward, ...]:
-        """What is open on the host for this machine: exported ports, and those of containers.
+        """List the host ports open for this machine: exported ports, and published ports of containers.
 
         Raises:
-            StateError: it is not running.
+            StateError: the machine is neither running nor paused.
         """
         return self._loop.call(self._async.ports)
 
@@ -213,21 +213,21 @@ class OVM(Local):
         """Run a command as root in the guest. A status other than 0 is a result, not an error.
 
         Args:
-            argv: The command and its arguments; no shell comes between.
-            stdin: What it reads.
-            environment: Variables besides the guest's own.
-            timeout_s: Seconds after which it is ended; no limit by default.
-            on_stdout: Gets standard output piece by piece, which is then not collected.
-            on_stderr: Likewise for standard error.
-            max_output_bytes: How much is collected of both outputs together, in bytes; 64 MiB by default, ``None`` for
-                no limit. What ``on_stdout`` and ``on_stderr`` get does not count.
+            argv: The command and its arguments; no shell interprets them.
+            stdin: The command's standard input.
+            environment: Variables in addition to the guest's own.
+            timeout_s: Seconds after which the command is ended; no limit by default.
+            on_stdout: Called with each piece of standard output, which is then not collected.
+            on_stderr: Called with each piece of standard error, which is then not collected.
+            max_output_bytes: Limit in bytes for the collected output, both streams together; 64 MiB by default,
+                ``None`` for no limit. Output passed to ``on_stdout`` and ``on_stderr`` does not count.
 
         Raises:
-            OptionError: ``argv`` is no list of words.
-            StateError: it is not running.
-            ExecTimeout: it ran too long.
-            GuestError: the guest cannot be reached, or the output was longer than ``max_output_bytes``; the command has
-                been ended.
+            OptionError: ``argv`` is not a list of strings.
+            StateError: the machine is not running.
+            ExecTimeout: the command ran longer than ``timeout_s``.
+            GuestError: the guest cannot be reached, or the output exceeded ``max_output_bytes``; the command was
+                ended.
         """
         return self._loop.run(
             self._async.exec,
@@ -241,35 +241,35 @@ class OVM(Local):
         )
 
     def prune(self, *, everything: bool = False, volumes: bool = False) -> Pruned:
-        """Have podman remove what nothing uses, and give the host back the room that frees in ``data.img``.
+        """Remove unused data with podman, and return the freed space in ``data.img`` to the host.
 
-        Containers that do not run, pods and networks nobody is in, and images without a name go.
+        Removes stopped containers, unused pods and networks, and untagged images.
 
         Args:
-            everything: Every image that no container uses goes too.
-            volumes: So do volumes that no container uses, with what is in them.
+            everything: Also remove every image that no container uses.
+            volumes: Also remove volumes that no container uses, with their contents.
 
         Raises:
-            StateError: it is not running.
-            GuestError: the guest cannot be reached, or podman did not do it.
+            StateError: the machine is not running.
+            GuestError: the guest cannot be reached, or podman failed.
         """
         return self._loop.run(self._async.prune, everything=everything, volumes=volumes)
 
     def verify(self) -> list[FileState]:
-        """Compare the files it runs from with the digests they had when they were made; it may be running."""
+        """Compare the machine's files with their recorded digests; the machine may be running."""
         return self._loop.run(self._async.verify)
 
     def reset_path(self, *, data: bool = False) -> None:
-        """Restore every file of ``target_dir`` from its origin, whatever the versions say.
+        """Restore every file of ``target_dir`` from its origin, regardless of versions.
 
         Args:
-            data: Remove the data disk too, and with it every image, container and volume.
+            data: Also delete the data disk, with every image, container and volume.
 
         Raises:
-            StateError: it is not stopped.
-            InUseError: another process runs it.
-            InputError: an origin cannot be used any more; nothing was changed.
-            SpaceError: the disk is too small; says what is needed.
+            StateError: the machine is not stopped.
+            InUseError: another process runs the machine.
+            InputError: an origin can no longer be used; nothing was changed.
+            SpaceError: the disk is too small; says how much is needed.
         """
         self._loop.run(self._async.reset_path, data=data)
 
@@ -302,17 +302,17 @@ def create_ovm(
 def create_linux_ovm(
     options: Options | Mapping[str, Any] | None = None, /, *, progress: prepare.Progress | None = None, **more: Any
 ) -> OVM:
-    """A machine under QEMU: inputs checked, files copied or unpacked, keys made. Nothing is started yet.
+    """Create a machine under QEMU: check inputs, copy or unpack files, create keys. This starts nothing.
 
     Args:
         options: :class:`ovm.Options`, or a mapping with its names or the seed's camelCase ones.
-        progress: Called with a file's name, the bytes done and the bytes in all while files are copied.
-        **more: Options by keyword, on top of ``options``.
+        progress: Called with a file's name, the bytes done and the total bytes while files are copied.
+        **more: Options by keyword; they override ``options``.
 
     Raises:
-        InputError: something given cannot be used; nothing was touched.
+        InputError: an option or file cannot be used; nothing was changed.
         InUseError: another process owns one of the directories.
-        SpaceError: the disk is too small; says what is needed.
+        SpaceError: the disk is too small; says how much is needed.
     """
     loop = Loop.current()
     return OVM(loop, loop.run(create_linux_ovm_async, options, progress=progress, **more))
@@ -321,21 +321,20 @@ def create_linux_ovm(
 def create_darwin_ovm(
     options: Options | Mapping[str, Any] | None = None, /, *, progress: prepare.Progress | None = None, **more: Any
 ) -> OVM:
-    """A machine under vfkit: inputs checked, files copied or unpacked, keys made. Nothing is started yet.
+    """Create a machine under vfkit: check inputs, copy or unpack files, create keys. This starts nothing.
 
-    ``gvproxy`` and ``vfkit`` are those of ``origin_path``, else the ones that are installed. /Users, /var/folders
-    and /private are shared unless ``mounts`` says otherwise.
+    ``gvproxy`` and ``vfkit`` default to the installed ones, ``mounts`` to /Users, /var/folders and /private.
 
     Args:
         options: :class:`ovm.Options`, or a mapping with its names or the seed's camelCase ones.
-        progress: Called with a file's name, the bytes done and the bytes in all while files are copied.
-        **more: Options by keyword, on top of ``options``.
+        progress: Called with a file's name, the bytes done and the total bytes while files are copied.
+        **more: Options by keyword; they override ``options``.
 
     Raises:
-        InputError: something given cannot be used, a path that vfkit's command line cannot carry for one; nothing
-            was touched.
+        InputError: an option or file cannot be used, such as a path that vfkit's command line cannot express;
+            nothing was changed.
         InUseError: another process owns one of the directories.
-        SpaceError: the disk is too small; says what is needed.
+        SpaceError: the disk is too small; says how much is needed.
     """
     loop = Loop.current()
     return OVM(loop, loop.run(create_darwin_ovm_async, options, progress=progress, **more))
