@@ -108,7 +108,7 @@ class TargetPaths:
 
     @property
     def memory(self) -> Path:
-        """The memory of a suspended machine."""
+        """The guest's memory in the saved state."""
         return self.directory / MEMORY
 
     @property
@@ -159,7 +159,7 @@ class SocketPaths:
 
     @property
     def boot_initrd(self) -> Path:
-        """The initrd with the boot configuration behind it."""
+        """The initrd with the boot configuration appended."""
         return self.directory / "boot.initrd"
 
     @property

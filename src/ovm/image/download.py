@@ -165,7 +165,7 @@ class _Partial:
 
     def begin(self, size: int, validator: str) -> None:
         """Start over with the server's current content."""
-        self.clear()
+        self.clear()  # before the note, so that a kill between the two does not pair it with old content
         self.note = _Note(self.note.key, size, validator)
         write_whole(self._note_path, msgspec.json.encode(self.note), 0o600)
 
@@ -257,7 +257,7 @@ async def _fetch(client: httpx2.AsyncClient, part: _Partial, room: int, progress
         if certificate := _certificate_problem(error):
             raise ImageError(
                 f"{shown_url(part.wanted.url)}: the server's certificate is not trusted: {certificate}",
-                hint="if your proxy intercepts TLS, set SSL_CERT_FILE to the file with its certificate authority",
+                hint="set SSL_CERT_FILE to the certificate authority of your proxy, if it intercepts TLS",
             ) from error
         raise _DroppedError(_without_proxies(error) or type(error).__name__) from error
     if not part.is_whole:

@@ -149,7 +149,7 @@ def _lock(work: Path) -> int:
         try:
             if not try_lock(fd):
                 raise InUseError(f"{work} is in use by another pull of the same image", hint="wait for that pull")
-            if os.path.samestat(os.fstat(fd), path.stat()):
+            if os.path.samestat(os.fstat(fd), path.stat()):  # else its owner removed it before it was locked here
                 return fd
         except FileNotFoundError:
             pass

@@ -66,7 +66,7 @@ def frozen_app() -> str:
 def watch(manager: int) -> NoReturn:
     """Wait until ``manager`` dies, then kill this process's group, including itself."""
     if os.getpgrp() != os.getpid():
-        sys.exit("the guard must lead a process group of its own")
+        sys.exit("the guard must lead its own process group")
     for harmless in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
         signal.signal(harmless, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: _end_group())
@@ -76,7 +76,7 @@ def watch(manager: int) -> NoReturn:
         _end_group()
     if os.getppid() != manager:  # it died before the pidfd was opened, which may refer to another process
         _end_group()
-    os.write(1, WATCHING)
+    os.write(1, WATCHING)  # last: the manager waits for this before it spawns the first helper
     os.close(1)
     wait()
     _end_group()

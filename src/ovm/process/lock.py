@@ -33,7 +33,7 @@ NOTE_MAX_BYTES = 16 << 10
 
 
 class Lock:
-    """Kernel locks on some directories; :func:`hold` makes one."""
+    """Kernel locks on some directories; :func:`hold` creates it."""
 
     def __init__(self, fds: list[int]) -> None:
         self.fds = fds
@@ -41,7 +41,7 @@ class Lock:
 
     def release(self) -> None:
         """Erase the notes in the lock files and close them."""
-        for fd in self.fds:
+        for fd in self.fds:  # while still locked, or it would erase the next owner's note
             with contextlib.suppress(OSError):
                 os.ftruncate(fd, 0)
         self.close()

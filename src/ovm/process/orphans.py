@@ -39,7 +39,7 @@ class _Told(msgspec.Struct, frozen=True):
 
 
 class Roster:
-    """The helpers of this process's machine; :func:`keep` makes one."""
+    """The helpers of this process's machine; :func:`keep` creates it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -173,7 +173,7 @@ def _check_executable(path: Path, program: Program) -> None:
     if not path.is_file():
         raise HelperError(f"{program.name}: {path} is not a file", hint=program.hint)
     if not os.access(path, os.X_OK):
-        raise HelperError(f"{program.name}: {path} is not executable", hint=f"chmod +x {path}")
+        raise HelperError(f"{program.name}: {path} is not executable", hint=f"run chmod +x {path}")
 
 
 def _version_in(output: str, pattern: str, program: str | Path) -> Version:

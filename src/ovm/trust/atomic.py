@@ -42,7 +42,7 @@ class NewFile:
         """Rename it to ``target``; the name is durable after ``sync_directory``."""
         self.path.replace(target)
         self._placed = True
-        self._close()
+        self._close()  # after the rename: without its lock, another run would remove the temporary file
 
     def discard(self) -> None:
         """Remove it, unless it has been placed. If that fails, the next run removes it."""
@@ -87,6 +87,7 @@ def _remove_abandoned(path: Path) -> None:
         return
     try:
         with suppress(FileNotFoundError):
+            # compared once locked: another run may have removed it and a new writer taken its name
             if _is_free(fd) and os.path.samestat(os.fstat(fd), path.lstat()):
                 path.unlink()
     finally:
