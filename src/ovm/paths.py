@@ -1,41 +1,41 @@
-"""Every file and socket ovm makes, by name.
+"""Names of all files and sockets that ovm creates.
 
 ::
 
-    target_dir/                    what a machine is made of; survives a stop
+    target_dir/                    the machine's files; survives a stop
         <basename of each origin>  gvproxy, kernel, initrd, rootfs.btrfs (vfkit on macOS)
-        versions.json              which version of each lies there, written after its rename
-        digests.json               what each of them holds, so that it can be verified
+        versions.json              version of each file above, written after its rename
+        digests.json               digest of each file above, for verification
         data.img                   the data disk; never replaced, only grown
-        scratch.img                what an ovm-core guest writes to its root; recreated at each start
+        scratch.img                an ovm-core guest's writes to its root; recreated at each start
         machine.json               machine id, and whether the data disk was ever in use
-        memory.suspended           the guest's memory, 0600, from a suspend to the next start
-        suspended.json             what that memory goes with, 0600, as long as it is there
+        memory.suspended           saved state: the guest's memory, 0600, from a suspend to the next start
+        suspended.json             configuration that the saved state requires, 0600, deleted with it
         ovm.lock                   held from start to stop
-    socket_dir/                    0700, emptied of the names below at each start
-        net/                       0700, gvproxy's own directory: it can make and remove sockets here alone
+    socket_dir/                    0700; each start deletes the names below
+        net/                       0700, gvproxy's own directory, the only one where it can create and remove sockets
             network.sock           its HTTP API
             net.sock               its end of the guest's network card
             podman.sock            podman's API
         network.sock               a link to net/network.sock
         net.sock                   a link to net/net.sock
         podman.sock                a link to net/podman.sock: podman's API for people and programs
-        ovm.sock                   the REST of the machine's service, where it has one
-        ready.sock                 where the guest's words about its boot arrive
-        command.sock               where an ovm-core guest asks what to do at boot
-        vfkit.sock                 vfkit's REST
+        ovm.sock                   REST API of the machine's service, if it has one
+        ready.sock                 receives the guest's boot messages
+        command.sock               answers an ovm-core guest's query for boot commands
+        vfkit.sock                 vfkit's REST API
         vfkit-PID-N.sock           vfkit's end of the guest's network card
-        virtiofs-N.sock            virtiofsd's, one for each shared folder
+        virtiofs-N.sock            virtiofsd's socket, one for each shared folder
         boot.initrd                initrd plus boot configuration, 0600, removed once ready
-        helpers.json               who the helpers are, 0600, should manager and guard be killed together
+        helpers.json               identities of the helpers, 0600, in case manager and guard are both killed
         ovm.lock
     log_dir/
         NAME.log NAME.2.log NAME.3.log   of gvproxy, qemu or vfkit, virtiofsd-N, guard, and the guest's console
         ovm.lock
     ssh_key_dir/                   0700
-        ovm  ovm.pub               the key that root in the guest accepts
+        ovm  ovm.pub               the key that logs in as root in the guest
         host_key  host_key.pub     the guest's own host key, pinned by the manager
-        ovm.lock                   held during create alone
+        ovm.lock                   held only while keys are created
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ SOCKET_PATH_MAX_BYTES = 103 if sys.platform == "darwin" else 107
 """Longest path of a unix socket, without its final NUL (sun_path holds 104 and 108 bytes)."""
 
 LOG_GENERATIONS = 3
-"""How many starts' logs are kept: NAME.log, NAME.2.log, NAME.3.log."""
+"""Number of starts whose logs are kept: NAME.log, NAME.2.log, NAME.3.log."""
 
 KEY_MAX_BYTES = 64 << 10
-"""Of an ssh key's file; an ed25519 key has less than 1 KiB."""
+"""Size limit of an ssh key file; an ed25519 key has less than 1 KiB."""
 
 LOCK = "ovm.lock"
 VERSIONS = "versions.json"
@@ -70,25 +70,25 @@ SUSPENDED = "suspended.json"
 
 SOCKET_NAMES = ("network.sock", "net.sock", "podman.sock", "ready.sock", "command.sock", "vfkit.sock")
 _NO_LINE = frozenset({"Cc", "Cs", "Zl", "Zp"})
-"""Unicode's categories of what is no part of a line: controls, halves of characters (no UTF-8), separators of lines."""
+"""Unicode categories that a line must not contain: controls, surrogates (not UTF-8), line separators."""
 _LONGEST_SOCKETS = ("virtiofs-99.sock", "net/network.sock")
 _VFKITS_OWN = re.compile(r"vfkit-[0-9a-f]+-[0-9a-f]+\.sock")
 
 
 @dataclass(frozen=True, slots=True)
 class TargetPaths:
-    """The names below ``target_dir`` that do not depend on the origin's."""
+    """The names below ``target_dir`` that do not depend on an origin file's name."""
 
     directory: Path
 
     @property
     def versions(self) -> Path:
-        """Which version of each file lies beside it."""
+        """Versions of the files beside it."""
         return self.directory / VERSIONS
 
     @property
     def digests(self) -> Path:
-        """The digest that each file had when it was made."""
+        """Digest of each file when it was created."""
         return self.directory / DIGESTS
 
     @property
@@ -98,27 +98,27 @@ class TargetPaths:
 
     @property
     def scratch_disk(self) -> Path:
-        """What an ovm-core guest writes to its root."""
+        """Disk for an ovm-core guest's writes to its root."""
         return self.directory / SCRATCH_DISK
 
     @property
     def machine(self) -> Path:
-        """What must be remembered about the machine itself."""
+        """Machine id, and whether the data disk was ever in use."""
         return self.directory / MACHINE
 
     @property
     def memory(self) -> Path:
-        """The memory of a suspended machine."""
+        """The guest's memory in the saved state."""
         return self.directory / MEMORY
 
     @property
     def suspended(self) -> Path:
-        """What a suspended machine's memory goes with."""
+        """Configuration that the saved state requires."""
         return self.directory / SUSPENDED
 
     @classmethod
     def names(cls) -> frozenset[str]:
-        """All of these names, and that of the lock: no origin file may have one of them."""
+        """Return all of these names and the lock's; an origin file must not have one of them."""
         properties = [name for name, value in vars(cls).items() if isinstance(value, property)]
         return frozenset({LOCK, *(getattr(cls(Path()), name).name for name in properties)})
 
@@ -127,8 +127,8 @@ class TargetPaths:
 class SocketPaths:
     """The names below ``socket_dir``.
 
-    Root in the guest can make and remove sockets wherever gvproxy can. So gvproxy has a directory of its own, and each
-    of its sockets has a link outside, to connect to.
+    Root in the guest can create and remove sockets wherever gvproxy can. So gvproxy has its own directory, and clients
+    connect through a link outside it.
     """
 
     directory: Path
@@ -145,7 +145,7 @@ class SocketPaths:
 
     @property
     def network_card(self) -> Path:
-        """A link to where the hypervisor sends the guest's Ethernet frames."""
+        """A link to the socket that takes the guest's Ethernet frames from the hypervisor."""
         return self.directory / "net.sock"
 
     @property
@@ -154,45 +154,45 @@ class SocketPaths:
         return self.directory / "podman.sock"
 
     def made_by_gvproxy(self, link: Path) -> Path:
-        """The socket that one of the links above leads to: gvproxy makes it in its own directory."""
+        """Return the target of one of the links above: the socket that gvproxy creates in its own directory."""
         return self.gvproxy / link.name
 
     @property
     def boot_initrd(self) -> Path:
-        """The initrd with the boot configuration behind it."""
+        """The initrd with the boot configuration appended."""
         return self.directory / "boot.initrd"
 
     @property
     def ready(self) -> Path:
-        """Where the guest's words about its boot arrive."""
+        """Socket that receives the guest's boot messages."""
         return self.directory / "ready.sock"
 
     @property
     def command(self) -> Path:
-        """Where an ovm-core guest asks what to do at boot."""
+        """Socket that answers an ovm-core guest's query for boot commands."""
         return self.directory / "command.sock"
 
     @property
     def control(self) -> Path:
-        """Vfkit's REST."""
+        """Vfkit's REST API."""
         return self.directory / "vfkit.sock"
 
     @property
     def service(self) -> Path:
-        """The REST of the machine's service; made and removed by that, at no start."""
+        """REST API of the machine's service, which creates and removes it; a start leaves it alone."""
         return self.directory / "ovm.sock"
 
     @property
     def helpers(self) -> Path:
-        """Who the helpers are."""
+        """Identities of the helpers."""
         return self.directory / "helpers.json"
 
     def share(self, index: int) -> Path:
-        """Virtiofsd's socket for the shared folder number ``index``."""
+        """Return virtiofsd's socket for the shared folder number ``index``."""
         return self.directory / f"virtiofs-{index}.sock"
 
     def stale(self) -> list[Path]:
-        """What an earlier run may have left: only names of ours, nothing else in the directory."""
+        """List what an earlier run may have left: only ovm's names, nothing else in the directory."""
         fixed = [self.directory / name for name in SOCKET_NAMES]
         shares = [
             p for p in sorted(self.directory.glob("virtiofs-*.sock")) if p.stem.removeprefix("virtiofs-").isdigit()
@@ -202,7 +202,7 @@ class SocketPaths:
         return [*ours, *self.left_by_gvproxy()]
 
     def left_by_gvproxy(self) -> list[Path]:
-        """The sockets in gvproxy's directory. Root in the guest may have chosen their names."""
+        """List the sockets in gvproxy's directory. Root in the guest may have chosen their names."""
         if self.gvproxy.is_symlink() or not self.gvproxy.is_dir():
             return []
         return [path for path in sorted(self.gvproxy.iterdir()) if path.is_socket()]
@@ -216,38 +216,38 @@ class KeyPaths:
 
     @property
     def user_key(self) -> Path:
-        """Private key that root in the guest accepts."""
+        """Private key that logs in as root in the guest."""
         return self.directory / "ovm"
 
     @property
     def host_key(self) -> Path:
-        """Private host key given to the guest, so that it can be pinned."""
+        """Private host key of the guest, which the manager pins."""
         return self.directory / "host_key"
 
 
 def public(private_key: Path) -> Path:
-    """The public half beside ``private_key``."""
+    """Return the path of the public key beside ``private_key``."""
     return private_key.with_name(private_key.name + ".pub")
 
 
 def check_socket_paths(socket_dir: Path, *names: str) -> None:
-    """Refuse a directory whose longest socket, ours or one of ``names``, would not fit.
+    """Refuse a directory whose longest socket path, ovm's own or one of ``names``, exceeds the kernel's limit.
 
     Raises:
-        SocketPathError: the kernel's limit on a socket's path would be passed.
+        SocketPathError: a path would exceed the limit.
     """
     name = max((*_LONGEST_SOCKETS, *names), key=len)
     longest = socket_dir / name
     length = len(os.fsencode(longest))
     if length > SOCKET_PATH_MAX_BYTES:
         raise SocketPathError(
-            f"{longest} is {length} bytes long; a socket's path may have {SOCKET_PATH_MAX_BYTES} on this system",
+            f"{longest} is {length} bytes long; this system's limit for a socket path is {SOCKET_PATH_MAX_BYTES}",
             hint=f"choose a socket_dir of at most {SOCKET_PATH_MAX_BYTES - len(name) - 1} bytes",
         )
 
 
 def user_home() -> Path:
-    """The user's home directory.
+    """Return the user's home directory.
 
     Raises:
         OptionError: the user has none.
@@ -256,7 +256,7 @@ def user_home() -> Path:
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """``path`` with the home directory in place of ``~``.
+    """Return ``path`` with the home directory in place of ``~``.
 
     Raises:
         OptionError: there is no such home directory.
@@ -270,19 +270,19 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 
 
 def is_line(text: str) -> bool:
-    """Whether ``text`` is one line of UTF-8, and will be one in any file: without control characters, tabs included."""
+    """Return whether ``text`` is one line of UTF-8 without control characters; a tab is one."""
     return not any(unicodedata.category(character) in _NO_LINE for character in text)
 
 
 def usable(path: Path, variable: str) -> Path:
-    """``path`` if it can be written into units, scripts and configuration files of other programs: a line of text.
+    """Return ``path`` if it can stand in other programs' units, scripts and configuration files: one line of text.
 
     Raises:
-        OptionError: it has a control character or line separator in it, or is neither UTF-8 nor absolute.
+        OptionError: it contains a control character or line separator, is not UTF-8, or is not absolute.
     """
     if not is_line(str(path)):
         raise OptionError(
-            f"{path} cannot be used: it has a control character in it, or is not UTF-8",
+            f"{path} cannot be used: it contains a control character or is not UTF-8",
             hint=f"choose another directory with {variable}",
         )
     if not path.is_absolute():
@@ -298,7 +298,7 @@ def _of_the_user(directory: Callable[[str], Path]) -> Path:
 
 
 def home() -> Path:
-    """Where images and machines live: ``$OVM_HOME``, else the user's data directory.
+    """Return the directory of images and machines: ``$OVM_HOME``, else the user's data directory.
 
     Raises:
         OptionError: it cannot be used, or there is no home directory.
@@ -311,22 +311,22 @@ def home() -> Path:
 
 
 def images_dir() -> Path:
-    """Where guest images live."""
+    """Return the directory of guest images."""
     return home() / "images"
 
 
 def machines_dir() -> Path:
-    """Where machines live."""
+    """Return the directory of machines."""
     return home() / "machines"
 
 
 def machine_dir(name: str) -> Path:
-    """Where the machine called ``name`` lives."""
+    """Return the directory of the machine ``name``."""
     return machines_dir() / name
 
 
 def cache_dir() -> Path:
-    """What can be made again: downloads, the remembered answer of the accelerator's probe.
+    """Return the directory of files that can be recreated: downloads, the result of the accelerator probe.
 
     Raises:
         OptionError: it cannot be used, or there is no home directory.
@@ -339,10 +339,10 @@ def cache_dir() -> Path:
 
 
 def default_socket_dir(name: str) -> Path:
-    """A short private directory for the sockets of the machine called ``name``.
+    """Return a short private directory for the sockets of the machine ``name``.
 
-    ``$XDG_RUNTIME_DIR`` where there is one, else a directory of the user's own below the system's
-    temporary one. macOS's own temporary directory is long but private and within the limit.
+    It is below ``$XDG_RUNTIME_DIR`` if that is set, else in the user's own directory below the system's temporary
+    directory. On macOS the temporary directory is long, but private and within the limit.
 
     Raises:
         OptionError: it cannot be used.

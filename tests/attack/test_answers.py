@@ -179,7 +179,7 @@ async def read(client: http.UnixHTTP) -> None:
 OK, REFUSED = b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 500 No\r\n\r\n"
 
 
-@pytest.mark.parametrize(("head", "words"), [(OK, "a line of more than"), (REFUSED, "an answer of more than")])
+@pytest.mark.parametrize(("head", "words"), [(OK, "a line of more than"), (REFUSED, "a response of more than")])
 async def test_an_answer_without_an_end_is_given_up(short_path: Path, head: bytes, words: str) -> None:
     """B7: read line by line, an endless line is an error, and so is an endless refusal."""
     async with asyncio.timeout(20), server(short_path / "s", head, b"0" * 65536) as client:
@@ -191,7 +191,7 @@ async def test_a_refusal_that_never_comes_is_given_up(short_path: Path, monkeypa
     """B7: a server that refuses and then says nothing is not waited for without end."""
     monkeypatch.setattr(http, "REQUEST_TIMEOUT_S", 0.1)
     async with asyncio.timeout(5), server(short_path / "s", REFUSED, b"", hangs=True) as client:
-        with pytest.raises(WireError, match=r"status 500, and no end within 0\.1 s"):
+        with pytest.raises(WireError, match=r"status 500, incomplete after 0\.1 s"):
             await read(client)
 
 

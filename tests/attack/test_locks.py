@@ -62,7 +62,7 @@ def test_what_cannot_carry_a_lock_is_refused(short_path, put, create):
     """B14, B22: nothing is waited for, the error names what lies there, and it stays."""
     put(short_path / "lock")
     before = (short_path / "lock").lstat()
-    with pytest.raises(FileError, match="belongs to a lock file") as refused:
+    with pytest.raises(FileError, match="instead of a lock file") as refused:
         open_lock(short_path / "lock", create=create)
     assert refused.value.hint == f"remove {short_path / 'lock'}"
     assert (short_path / "lock").lstat() == before
@@ -79,7 +79,7 @@ def test_a_second_name_is_refused(short_path):
     """It may be a file of another purpose, which the lock's owner would write into; or a lock that is held."""
     (short_path / "other").write_text("kept")
     os.link(short_path / "other", short_path / "lock")
-    with pytest.raises(FileError, match="second name"):
+    with pytest.raises(FileError, match="second hard link"):
         open_lock(short_path / "lock", replace=True)
     assert (short_path / "other").read_text() == "kept"
 

@@ -113,7 +113,7 @@ async def test_a_wrong_option_is_refused_before_anything_is_touched(
 QEMUS = [
     ({"accelerator": "hvf"}, ovm.UnsupportedError, "hvf does not exist"),
     ({"qemu": "/nonexistent/qemu"}, ovm.HelperError, "/nonexistent/qemu"),
-    ({"qemu": "/bin/true"}, ovm.HelperError, "does not tell its version"),
+    ({"qemu": "/bin/true"}, ovm.HelperError, "does not print its version"),
     ({"guest": "ovm-core"}, ovm.UnsupportedError, "vfkit"),
     ({"rosetta": True}, ovm.UnsupportedError, "rosetta"),
 ]

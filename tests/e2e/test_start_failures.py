@@ -47,7 +47,7 @@ async def test_the_guest_is_never_ready_and_a_later_start_succeeds(machines: tin
     m = await machines("m", "never", "tick")
     error = await failure(m, machines, timeout_s=8)
     assert isinstance(error, ovm.NotReadyError)
-    assert (error.message, error.stage) == ("it was not ready within 8 s", "boot")
+    assert (error.message, error.stage) == ("not ready within 8 s", "boot")
     assert error.log_tail
     assert str(m.ovm.options.log_dir / "console.log") in error.hint
     again = await machines()

@@ -161,20 +161,20 @@ ROWS = {
     ),
     "a pause is given up, comes about, and is resumed": Row(
         faults={"slow_pause_s": 1}, steps="start pause! seen patience resume stop",
-        events="ready vmPause vmResume close", refusal="no answer within 0.3 s", pressed=True,
+        events="ready vmPause vmResume close", refusal="no response within 0.3 s", pressed=True,
         haste={"ovm.hypervisors.vfkit.PAUSE_TIMEOUT_S": 0.3},
     ),
     "a pause is given up, comes about, and is asked for again": Row(
         faults={"slow_pause_s": 1}, steps="start pause! patience pause stop", events="ready vmPause close",
-        refusal="no answer within 0.3 s", pressed=True, haste={"ovm.hypervisors.vfkit.PAUSE_TIMEOUT_S": 0.3},
+        refusal="no response within 0.3 s", pressed=True, haste={"ovm.hypervisors.vfkit.PAUSE_TIMEOUT_S": 0.3},
     ),
     "a pause is given up, comes about, and the machine is stopped": Row(
         faults={"slow_pause_s": 1}, steps="start pause! patience stop", events="ready close",
-        refusal="no answer within 0.3 s", pressed=True, haste={"ovm.hypervisors.vfkit.PAUSE_TIMEOUT_S": 0.3},
+        refusal="no response within 0.3 s", pressed=True, haste={"ovm.hypervisors.vfkit.PAUSE_TIMEOUT_S": 0.3},
     ),
     "the host's sleep does not wait for its pause": Row(
         faults={"slow_pause_s": 1}, steps="start sleep! patience wake stop", events="ready vmPause vmResume close",
-        refusal="no answer within 0.3 s", pressed=True, haste={"ovm.hypervisors.vfkit.PAUSE_TIMEOUT_S": 0.3},
+        refusal="no response within 0.3 s", pressed=True, haste={"ovm.hypervisors.vfkit.PAUSE_TIMEOUT_S": 0.3},
     ),
     "no answer ever comes": Row(
         faults={"lose_answer": ["Pause", "Resume", "Stop", "HardStop"]}, steps="start pause resume pause stop",
@@ -447,9 +447,9 @@ async def test_a_fault_ends_as_documented(
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        ("v0.6.1", r"is vfkit 0\.6\.1; 0\.6\.2 or newer is needed: on SIGTERM, older ones cut the guest's power"),
+        ("v0.6.1", r"is vfkit 0\.6\.1; 0\.6\.2 or newer is required: on SIGTERM, older versions cut the guest's power"),
         ("v0.5.1-dirty", r"is vfkit 0\.5\.1"),
-        ("of another kind", "does not tell its version, so it is not the program it is taken for"),
+        ("of another kind", "does not print its version, so it may be another program"),
     ],
 )
 async def test_a_version_that_will_not_do_is_refused(machines: tiny.Machines, version: str, message: str) -> None:
@@ -467,7 +467,7 @@ async def test_a_version_that_vfkit_itself_does_not_know_is_taken(
     """With a warning: it may be one that somebody built."""
     machines.vfkit = with_faults(machines.root, version="unknown", hang_rest=True)
     m = await machines()
-    assert "does not know which version of vfkit it is" in caplog.text
+    assert "is a build of vfkit without a version number" in caplog.text
     assert "vfkit unknown" in m.ovm._context.prepared.driver.accelerator_reason
     assert await machines.leftovers() == []
 

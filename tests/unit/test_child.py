@@ -210,7 +210,7 @@ async def test_a_silent_guard_is_not_waited_for_for_ever(tmp_path, monkeypatch):
     """A guard that says nothing is given up after its deadline, and ended."""
     monkeypatch.setattr(child, "guard_command", lambda _pid: ["sleep", "60"])
     monkeypatch.setattr(child, "GUARD_START_S", 0.05)
-    with pytest.raises(StartError, match="did not answer"):
+    with pytest.raises(StartError, match="did not start"):
         async with process_group([], log_path=tmp_path / "guard.log"):
             pass
 
@@ -261,7 +261,7 @@ async def test_a_guard_that_is_not_reaped_does_not_hide_the_first_error(tmp_path
 
 async def test_a_guard_that_is_not_reaped_is_an_error_of_the_stop(tmp_path, unreaped):
     """Without an earlier error it is a StopError that names the guard, and nobody follows the guard any more."""
-    with pytest.raises(StopError, match=r"guard \(process \d+\) was killed but is still there after"):
+    with pytest.raises(StopError, match=r"guard \(process \d+\) was killed but still exists after"):
         async with process_group([], log_path=tmp_path / "guard.log"):
             pass
     assert [task for task in asyncio.all_tasks() if task.get_name() == "guard's end"] == []

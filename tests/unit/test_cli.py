@@ -104,7 +104,7 @@ def test_system_error_names_the_file(capsys, monkeypatch):
     status, _, err = run(capsys, *START)
     assert (status, err) == (
         1,
-        "ovm: /some/file: Permission denied\n  hint: check who owns /some and what is in it, and their modes\n",
+        "ovm: /some/file: Permission denied\n  hint: check the owner and mode of /some and of the files in it\n",
     )
 
 

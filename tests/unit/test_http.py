@@ -87,7 +87,7 @@ async def test_a_refusal_without_words_says_its_status(short_path):
 async def test_an_answer_of_another_shape_is_an_error(short_path, body):
     """What is not JSON, or not of the asked shape, is a WireError and nothing else."""
     async with serving(short_path / "s", response(body)) as (client, _):
-        with pytest.raises(WireError, match="GET /x answered something unexpected"):
+        with pytest.raises(WireError, match="GET /x: unexpected response"):
             await client.get("/x", Thing)
 
 
@@ -104,7 +104,7 @@ async def test_what_is_no_whole_answer_is_an_error(short_path, answer):
 async def test_a_silent_server_is_given_up(short_path, begun):
     """A server that does not answer, or not to the end, is given up at the deadline."""
     async with serving(short_path / "s", begun, then=asyncio.Event()) as (client, _):
-        with pytest.raises(WireError, match=r"GET /x: no answer within 0\.02 s"):
+        with pytest.raises(WireError, match=r"GET /x: no response within 0\.02 s"):
             await client.text("/x", timeout_s=0.02)
 
 
@@ -125,7 +125,7 @@ async def test_the_deadline_is_for_the_whole_answer(short_path):
     server = await asyncio.start_unix_server(drip, short_path / "s")
     try:
         async with asyncio.timeout(5), http.connect(short_path / "s") as client:
-            with pytest.raises(WireError, match="no answer within"):
+            with pytest.raises(WireError, match="no response within"):
                 await client.text("/x", timeout_s=0.05)
     finally:
         server.close()

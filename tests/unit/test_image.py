@@ -50,7 +50,7 @@ def test_load(tmp_path):
         ({"guest": "other"}, "another kind"),
         ({"arch": "mips"}, "arch"),
         ({"tree_sha256": "short"}, "tree_sha256"),
-        ({"files": {}}, "does not mention the kernel"),
+        ({"files": {}}, "does not list the kernel"),
         ({"packages": ["podman"]}, "packages"),
     ],
 )

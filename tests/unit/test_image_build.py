@@ -163,7 +163,7 @@ async def test_missing_programs_are_named_by_their_packages(tmp_path, monkeypatc
     monkeypatch.setattr(builder.shutil, "which", lambda tool, path=None: None if tool != "setpriv" else tool)
     with pytest.raises(ImageError) as failure:
         await build_image(options(tmp_path))
-    assert failure.value.hint == "apt-get install btrfs-progs mmdebstrap xz-utils"
+    assert failure.value.hint == "run apt-get install btrfs-progs mmdebstrap xz-utils"
 
 
 FOREIGN = "arm64" if builder.host_arch() == "amd64" else "amd64"
@@ -190,7 +190,7 @@ async def test_other_peoples_directories_are_not_replaced(host, tmp_path):
     precious = tmp_path / "images" / "a"
     precious.mkdir(parents=True)
     (precious / "file").touch()
-    with pytest.raises(ImageError, match="in the way"):
+    with pytest.raises(ImageError, match="exists and is not a guest image"):
         await build_image(options(tmp_path))
     with pytest.raises(ImageError):
         remove_image(precious)

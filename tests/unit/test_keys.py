@@ -56,5 +56,5 @@ def test_an_open_directory_is_closed(tmp_path):
 def test_no_place_for_keys_is_a_file_error(tmp_path):
     """Where no directory can be made, the error says so."""
     (tmp_path / "file").touch()
-    with pytest.raises(FileError, match="keys cannot be made: Not a directory"):
+    with pytest.raises(FileError, match="keys cannot be created: Not a directory"):
         make_keys(KeyPaths(tmp_path / "file" / "keys"))

@@ -248,7 +248,7 @@ async def test_what_a_dead_owner_left_is_named(tmp_path):
         assert watched.still_there(*pidfds.values())
     who = f"sleep (process {helper})" if ON_LINUX else "helpers"
     assert error.message == f"{tmp_path} is in use by {who}, left by process {owner.pid} (-c), which is dead"
-    assert error.hint == (f"end what is left: kill {helper}" if ON_LINUX else "")
+    assert error.hint == (f"kill what is left: kill {helper}" if ON_LINUX else "")
 
 
 async def test_what_a_dead_owner_left_is_ended_by_its_roster(tmp_path):

@@ -292,7 +292,7 @@ async def test_a_start_that_fails_tells_its_caller(vm, stage):
 
 async def test_a_start_that_takes_too_long_is_given_up(vm):
     """A guest that is never ready is given up at the deadline."""
-    with pytest.raises(StartError, match=r"it was not ready within 0\.02 s"):
+    with pytest.raises(StartError, match=r"not ready within 0\.02 s"):
         await vm.start(timeout_s=0.02)
     assert vm.state is VMState.STOPPED
 

@@ -99,7 +99,7 @@ async def test_the_deadline_shows_the_evidence(helper, tmp_path):
     ended = asyncio.Event()
     with pytest.raises(NotReadyError) as caught:
         await race(never(ended), [helper], stage="boot", timeout_s=0.01, evidence=console, hint="look")
-    assert caught.value.message == "it was not ready within 0.01 s"
+    assert caught.value.message == "not ready within 0.01 s"
     assert caught.value.log_tail == ("a", "b")
     assert caught.value.hint == "look"
     assert ended.is_set()

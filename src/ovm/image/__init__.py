@@ -1,6 +1,6 @@
-"""Guest images: build one from Debian packages, fetch one that was released, and look after those there are.
+"""Guest images: build one from Debian packages, pull a released one, list, verify, pack and remove them.
 
-A program of its own: nothing that boots a machine imports it.
+No code that boots a machine imports this package.
 """
 
 from __future__ import annotations

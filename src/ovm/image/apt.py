@@ -1,4 +1,4 @@
-"""What the host's own apt knows: where Debian's packages come from, and how to get there."""
+"""The configuration of the host's apt: Debian's archives, and the proxies and certificates to reach them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CODENAMES = frozenset({"bullseye", "bookworm", "trixie", "forky", "duke", "sid"}
 _CLASSES = frozenset({"oldoldstable", "oldstable", "stable", "testing", "unstable"})
 
 _CARRIED_OPTIONS = ("check-valid-until", "check-date", "by-hash")
-"""Options of a source that say how its archive is to be read, not which keys or architectures it is for."""
+"""Options of a source that control how apt reads the archive, not which keys or architectures it uses."""
 _CARRIED_SETTINGS = re.compile(
     r"^(Acquire::(?:https?|ftp)::(?:Proxy|CaInfo|CaPath|Verify-Peer|Verify-Host|SslCert|SslKey)\S*"
     r"|Acquire::(?:Check-Valid-Until|Check-Date|Retries|ForceIPv4|ForceIPv6)) ",
@@ -22,7 +22,7 @@ _CA_VARIABLES = ("SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One archive in one or more suites, as a line or a stanza of apt's configuration has it."""
+    """One archive with one or more suites: a line or a stanza of apt's configuration."""
 
     uri: str
     suites: tuple[str, ...]
@@ -31,7 +31,7 @@ class Source:
 
 
 def parse_one_line(text: str) -> Iterator[Source]:
-    """The binary sources of a ``sources.list``."""
+    """Parse the binary sources of a ``sources.list``."""
     for line in text.splitlines():
         match = re.match(r"\s*deb\s+(?:\[([^\]]*)\]\s*)?(\S+)\s+(\S+)([^#]*)", line)
         if match:
@@ -41,7 +41,7 @@ def parse_one_line(text: str) -> Iterator[Source]:
 
 
 def parse_deb822(text: str) -> Iterator[Source]:
-    """The binary sources of a ``*.sources`` file."""
+    """Parse the binary sources of a ``*.sources`` file."""
     for stanza in re.split(r"\n[ \t]*\n", text):
         fields: dict[str, str] = {}
         name = ""
@@ -62,7 +62,7 @@ def parse_deb822(text: str) -> Iterator[Source]:
 
 
 def host_sources(etc_apt: Path) -> list[Source]:
-    """Every binary source below ``/etc/apt``."""
+    """Read all binary sources below ``/etc/apt``."""
     parts = etc_apt / "sources.list.d"
     one_line = [etc_apt / "sources.list", *sorted(parts.glob("*.list"))]
     sources = [source for path in one_line if path.is_file() for source in parse_one_line(_read(path))]
@@ -74,7 +74,7 @@ def _read(path: Path) -> str:
 
 
 def guest_sources(sources: Iterable[Source], suite: str) -> list[str]:
-    """Sources of ``suite`` in one-line form, from where the host has its own Debian; empty where that is not known."""
+    """Return one-line sources of ``suite`` from the host's Debian archive; empty if the host has none."""
     debian = [source for source in sources if "main" in source.components and ":/" in source.uri]
     releases = CODENAMES | _CLASSES
     archives = [source for source in debian if releases.intersection(source.suites) and _looks_like_debian(source)]
@@ -94,7 +94,7 @@ def guest_sources(sources: Iterable[Source], suite: str) -> list[str]:
 
 
 def _looks_like_debian(source: Source) -> bool:
-    """Third parties name their suites after Debian's too; Debian's archive ends in /debian or has Debian's keys."""
+    """Tell Debian's archive by its keys and by a path that ends in /debian: third parties use its suite names too."""
     path = source.uri.rstrip("/")
     keys = source.options.get("signed-by", "debian-archive-keyring")
     return "debian-archive-keyring" in keys and bool(re.search(r"/debian(/\d{8}T\d{6}Z)?$", path))
@@ -111,7 +111,7 @@ def _line(source: Source, suite: str) -> str:
 
 
 def guest_settings(apt_config_dump: str, environment: Mapping[str, str]) -> list[str]:
-    """How the host's apt reaches its archives: proxies, certificates and tolerance for old archives."""
+    """Return the settings with which the host's apt reaches its archives: proxies, certificates, expired archives."""
     settings = [line.strip() for line in apt_config_dump.splitlines() if _CARRIED_SETTINGS.match(line)]
     settings = [setting for setting in settings if not setting.endswith('"";')]
     bundle = next((environment[name] for name in _CA_VARIABLES if environment.get(name)), "")

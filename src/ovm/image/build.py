@@ -1,7 +1,7 @@
-"""The builder: Debian packages in, a directory with kernel, initrd, rootfs and image.json out.
+"""The builder: makes a directory with kernel, initrd, rootfs and image.json from Debian packages.
 
-mmdebstrap installs the packages; ``guest/finish``, run by it where the tree's owners are real, does the rest.
-All work happens in a hidden directory beside the target, which takes the target's place in one step at the very end.
+mmdebstrap installs the packages and runs ``guest/finish``, which does the rest, where the tree's owners are real.
+All work happens in a hidden directory beside the target. It atomically replaces the target at the end.
 """
 
 from __future__ import annotations
@@ -54,26 +54,26 @@ from ovm.trust import directories
 from ovm.trust.locks import try_lock
 
 ROOTFS_SIZE = "1G"
-"""Of the file system, not of the data in it. A multiple of 512, as virtio wants it."""
+"""Size of the file system, not of its data. A multiple of 512, as virtio requires."""
 SPACE_NEEDED_MIB = 1536
 TERM_GRACE_S = 15.0
-"""mmdebstrap has mounts to undo and a tree to remove."""
+"""mmdebstrap has to unmount and to remove a tree."""
 LOG_TAIL_LINES = 15
 
 KERNEL_PACKAGES: Mapping[Arch, str] = {"amd64": "linux-image-cloud-amd64", "arm64": "linux-image-arm64"}
-"""arm64's cloud kernel has no KEYBOARD_GPIO, without which nobody hears the power button of a virtual machine."""
+"""arm64's cloud kernel lacks KEYBOARD_GPIO, which the power button of a virtual machine requires."""
 _TOOLS = {"mmdebstrap": "mmdebstrap", "mkfs.btrfs": "btrfs-progs", "xz": "xz-utils", "setpriv": "util-linux"}
-"""Programs the build runs on the host, and the Debian packages that have them."""
+"""Programs that the build runs on the host, and their Debian packages."""
 _KEYRINGS = ("debian-archive-keyring.pgp", "debian-archive-keyring.gpg")
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
-"""Not on an ordinary user's PATH on Debian."""
+"""Not in an ordinary user's PATH on Debian."""
 
 Progress = Callable[[str, str], None]
-"""Called with the build's stage and what is being done in it."""
+"""Called with the build's stage and a detail of it."""
 
 _LEFT_OUT = ("doc", "info", "locale", "man")
 _EMULATORS = ("bin/qemu-*", "libexec/qemu-binfmt/*", "share/qemu/binfmt.d/*")
-_KEPT_DOCS = ("copyright", "changelog*")  # the licences; and the dates nothing in the tree may be younger than
+_KEPT_DOCS = ("copyright", "changelog*")  # the licences; and the changelogs, whose dates bound those of the tree
 
 
 def _emulator(arch: str) -> tuple[str, ...]:
@@ -81,45 +81,45 @@ def _emulator(arch: str) -> tuple[str, ...]:
 
 
 def _foreign(arch: Arch) -> str:
-    """The other architecture, as QEMU calls it: the one whose emulator is kept."""
+    """Return QEMU's name of the other architecture, whose emulator the guest keeps."""
     return next(other.machine for other in ARCHITECTURES if other.debian != arch)
 
 
 def host_arch() -> Arch:
-    """The host's architecture, as Debian calls it."""
+    """Return Debian's name of the host's architecture."""
     known = architectures.find(platform.machine())
     return known.debian if known else "amd64"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """What to build, and where."""
+    """Contents and directory of the image to build."""
 
     arch: Arch = field(default_factory=host_arch)
     output: Path | None = None
-    """The image's directory; by default the one ovm starts machines from."""
+    """The image's directory; by default the one that ovm starts machines from."""
     zip: bool = False
     """Also pack the rootfs as ``rootfs.btrfs.zip``."""
     suite: str = "trixie"
     mirror: str = ""
-    """Debian's archive; by default the host's own, as its apt has it."""
+    """URL of Debian's archive; by default the one of the host's apt."""
 
     def __post_init__(self) -> None:
         if self.arch not in KERNEL_PACKAGES:
-            raise OptionError(f"there is no guest for the architecture {self.arch!r}", hint="amd64 or arm64")
+            raise OptionError(f"there is no guest for the architecture {self.arch!r}", hint="use amd64 or arm64")
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.suite):
-            raise OptionError(f"{self.suite!r} is no name of a Debian suite")
+            raise OptionError(f"{self.suite!r} is not the name of a Debian suite")
         if self.mirror and not re.fullmatch(r"[a-z0-9+]+:/\S+", self.mirror):
-            raise OptionError(f"{shown_url(self.mirror)!r} is no URL of a Debian archive")
+            raise OptionError(f"{shown_url(self.mirror)!r} is not the URL of a Debian archive")
 
 
 async def build_image(options: BuildOptions, *, progress: Progress | None = None) -> GuestImage:
-    """Build a guest image and put it in place of whatever image was there.
+    """Build a guest image and replace the existing one.
 
-    Cancelling it ends everything it started and leaves nothing behind; the image that was there stays.
+    When cancelled, it stops the programs it started, leaves nothing behind and keeps the existing image.
 
     Raises:
-        ImageError: a step failed; stage, exit reason and the log's last lines say where and why.
+        ImageError: a step failed; has the stage, the exit reason and the log's last lines.
     """
     report = progress or (lambda _stage, _detail: None)
     environment = _environment()
@@ -127,13 +127,13 @@ async def build_image(options: BuildOptions, *, progress: Progress | None = None
     target = paths.expanded(options.output or paths.images_dir() / f"default-{options.arch}").absolute()
     check_target(target)
     with _workspace(target) as work:
-        if os.geteuid() == 0:  # else the tree belongs to ids that may not come in here
+        if os.geteuid() == 0:  # in mmdebstrap's namespace the tree's owners may not enter this directory
             environment["TMPDIR"] = os.fspath(work)
         build = _Build(options, work, environment, report)
         try:
             await build.run()
         except ImageError:
-            # what a failed build said is worth more than a tidy directory
+            # keep the log of a failed build
             with contextlib.suppress(OSError):
                 (work / "build.log").replace(_failed_log(target))
             raise
@@ -154,7 +154,7 @@ class _Build:
         self.stage = "prepare"
 
     async def run(self) -> None:
-        """From packages to a finished image in ``work/image``."""
+        """Build the image in ``work/image``."""
         self.report(self.stage, f"Debian {self.options.suite} for {self.options.arch}")
         await asyncio.to_thread(pack_guest_files, self.work / "guest.tar")
         await self._spawn("install", await self._mmdebstrap())
@@ -181,7 +181,7 @@ class _Build:
         sources = [options.mirror] if options.mirror else apt.guest_sources(_host_sources(), options.suite)
         # fmt: off
         return [
-            # it ends when we do, even when we are killed
+            # it ends with this process, even if this process is killed
             "setpriv", "--pdeathsig", "TERM",
             "mmdebstrap", "--variant=minbase", "--format=null", f"--architectures={options.arch}",
             f"--include={','.join(packages)}", f"--keyring={_keyring()}",
@@ -207,7 +207,7 @@ class _Build:
         return output.decode(errors="replace")
 
     async def _spawn(self, stage: str, command: Sequence[str]) -> None:
-        """Run a program to its end, its output in the log and its progress reported."""
+        """Run a program to its end; log its output and report its progress."""
         self._enter(stage, command[0] if stage != "install" else "mmdebstrap")
         with (self.work / "build.log").open("ab") as log:
             log.write(without_credentials(f"+ {' '.join(command)}\n").encode())
@@ -233,7 +233,7 @@ class _Build:
         if status != 0:
             raise ImageError(
                 f"{'mmdebstrap' if stage == 'install' else command[0]} failed",
-                hint="the whole log is beside the image's directory, in a file ending in .build.log",
+                hint="read the whole log, a file beside the image's directory that ends in .build.log",
                 stage=self.stage,
                 exit_reason=f"exit status {status}" if status > 0 else f"killed by {signal.Signals(-status).name}",
                 log_tail=tuple(_tail(self.work / "build.log")),
@@ -248,7 +248,7 @@ class _Build:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """End a program and its children; does nothing when it has ended by itself."""
+    """Stop a program and its children; do nothing if it has ended."""
     if process.returncode is not None:
         return
     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -263,7 +263,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 def describe(image: Path, options: BuildOptions) -> Description:
-    """Turn what ``guest/finish`` noted into ``image.json``."""
+    """Write ``image.json`` from the notes of ``guest/finish``."""
     packages = dict(line.split(" ", 1) for line in (image / "packages").read_text("utf-8").splitlines())
     files = {name: _describe_file(image / file) for name, file in FILE_NAMES.items()}
     description = Description(
@@ -301,11 +301,11 @@ def _zip_rootfs(image: Path) -> None:
             shutil.copyfileobj(source, member, 1 << 20)
 
 
-# What the guest is made of
+# The guest's files
 
 
 def guest_files() -> Iterator[tuple[str, bytes]]:
-    """The guest's own files, which are package data: relative name and content, sorted."""
+    """Yield the guest's own files, which are package data: relative name and content, sorted."""
 
     def walk(directory: Traversable, prefix: str) -> Iterator[tuple[str, bytes]]:
         for entry in sorted(directory.iterdir(), key=lambda entry: entry.name):
@@ -318,13 +318,13 @@ def guest_files() -> Iterator[tuple[str, bytes]]:
 
 
 def guest_lines(name: str) -> list[str]:
-    """The entries of one of the guest's lists."""
+    """Return the entries of one of the guest's lists."""
     text = (resources.files("ovm.image") / "guest" / name).read_text("utf-8")
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
 def pack_guest_files(archive: Path) -> None:
-    """All of them in a tar that mmdebstrap unpacks into the tree, where whoever builds can read them."""
+    """Pack the guest's files in a tar, which mmdebstrap unpacks into the tree, readable by the user who builds."""
     with tarfile.open(archive, "w") as tar:
         for name, content in guest_files():
             entry = tarfile.TarInfo(f".ovm/{name}")
@@ -338,29 +338,31 @@ def pack_guest_files(archive: Path) -> None:
 
 def _environment() -> dict[str, str]:
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *_SBIN])
-    # without an initrd of Debian's own, which would be thrown away; in English, as we read what is said
+    # INITRD: Debian's own initrd would be discarded. LC_ALL: the builder parses the output
     return users_environment() | {"PATH": path, "INITRD": "No", "LC_ALL": "C.UTF-8"}
 
 
 def _check_host(arch: Arch, path: str) -> None:
     if sys.platform != "linux":
-        raise UnsupportedError("guest images are built on Linux", hint=image_hint())
+        raise UnsupportedError("guest images are built on Linux only", hint=image_hint())
     missing = [package for tool, package in _TOOLS.items() if not shutil.which(tool, path=path)]
     if missing:
-        raise ImageError("programs the build needs are missing", hint=f"apt-get install {' '.join(sorted(missing))}")
+        raise ImageError(
+            "programs the build requires are missing", hint=f"run apt-get install {' '.join(sorted(missing))}"
+        )
     _keyring()
     if arch != host_arch():
         _check_foreign(arch, path)
 
 
 def _check_foreign(arch: Arch, path: str) -> None:
-    """Refuse an architecture whose programs this machine cannot run; arch-test runs one, and mmdebstrap asks it too."""
+    """Refuse an architecture whose programs this host cannot run, by the same arch-test that mmdebstrap runs."""
     arch_test = shutil.which("arch-test", path=path)
     if arch_test is None or subprocess.run([arch_test, arch], capture_output=True, check=False).returncode != 0:
         raise ImageError(
-            f"this machine cannot run programs for {arch}",
-            hint="apt-get install qemu-user-static binfmt-support arch-test (Debian 13: qemu-user-binfmt arch-test); "
-            "where /proc/sys/fs/binfmt_misc is empty: mount -t binfmt_misc none /proc/sys/fs/binfmt_misc, "
+            f"this host cannot run programs for {arch}",
+            hint="run apt-get install qemu-user-static binfmt-support arch-test (Debian 13: qemu-user-binfmt "
+            "arch-test); if /proc/sys/fs/binfmt_misc is empty, run mount -t binfmt_misc none /proc/sys/fs/binfmt_misc, "
             "then update-binfmts --enable",
         )
 
@@ -369,7 +371,7 @@ def _keyring() -> Path:
     for name in _KEYRINGS:
         if (keyring := Path("/usr/share/keyrings") / name).exists():
             return keyring
-    raise ImageError("Debian's archive keys are missing", hint="apt-get install debian-archive-keyring")
+    raise ImageError("Debian's archive keys are missing", hint="run apt-get install debian-archive-keyring")
 
 
 def _host_sources() -> list[apt.Source]:
@@ -385,17 +387,17 @@ def _failed_log(target: Path) -> Path:
 
 @contextlib.contextmanager
 def _workspace(target: Path) -> Iterator[Path]:
-    """A hidden directory beside the target, locked while the build lives; what killed builds left is removed."""
+    """Create a hidden directory beside the target, locked while the build runs; remove those of killed builds."""
     directories.make(target.parent)
     prefix = f".{target.name}.building-"
     for leftover in target.parent.glob(f"{prefix}*"):
         _remove_unless_locked(leftover)
     if (free := shutil.disk_usage(target.parent).free >> 20) < SPACE_NEEDED_MIB:
-        raise SpaceError(f"{target.parent} has {free} MiB free, a build needs {SPACE_NEEDED_MIB}")
+        raise SpaceError(f"{target.parent} has {free} MiB free, a build requires {SPACE_NEEDED_MIB}")
     work = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
         with (work / "lock").open("w") as lock:
-            try_lock(lock.fileno())  # nobody else knows of it yet
+            try_lock(lock.fileno())  # no other process knows of it yet
             yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -404,7 +406,7 @@ def _workspace(target: Path) -> Iterator[Path]:
 def _remove_unless_locked(leftover: Path) -> None:
     try:
         with (leftover / "lock").open("a") as lock:
-            if try_lock(lock.fileno()):  # else another build of the same image lives; the last to finish wins
+            if try_lock(lock.fileno()):  # else another build of the same image runs; the last to finish wins
                 shutil.rmtree(leftover, ignore_errors=True)
     except OSError:
         shutil.rmtree(leftover, ignore_errors=True)

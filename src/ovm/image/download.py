@@ -1,4 +1,4 @@
-"""One large file from a web server: resumed where it was cut, no larger than announced, its digest taken on the way."""
+"""Download of one large file: resumed after a break, no larger than announced, its digest computed meanwhile."""
 
 from __future__ import annotations
 
@@ -31,53 +31,53 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 30.0
 SILENCE_TIMEOUT_S = 60.0
-"""For each piece of an answer; a download as a whole may take as long as it goes on."""
+"""Timeout of each piece of a response; the whole download has none."""
 ATTEMPTS = 5
-"""In a row that bring nothing new."""
+"""Number of attempts in a row without progress."""
 BACKOFF_S = 1.0
-"""After the first of them; twice as long after each further one."""
+"""Delay after the first of them; doubled after each further one."""
 REDIRECTS_MAX = 10
 SIZE_MAX_BYTES = 4 * 1024**3
 
 PARTIAL = "download"
-"""The part that has arrived; the next download of the same file resumes there."""
+"""The partial file; the next download of the same file resumes it."""
 NOTE = "download.json"
 
 NOTE_MAX_BYTES = 64 * 1024
 _WRITE_BYTES = 1024 * 1024
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _TRY_AGAIN = frozenset({408, 425, 429})
-"""And whatever a server blames on itself."""
+"""Statuses to retry, besides 5xx."""
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-[0-9]{1,19}/([0-9]{1,19}|\*)")
 _CONTENT_LENGTH = re.compile("[0-9]{1,19}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """The file to fetch, and what is known of it."""
+    """The file to fetch, and its known properties."""
 
     url: str
     sha256: str = ""
     size: int = 0
-    """In bytes; 0 where only the server knows."""
+    """In bytes; 0 if only the server knows it."""
 
 
 def url_complaint(url: str, *, has_digest: bool) -> str:
-    """Why nothing is fetched from ``url``; empty if it may be used."""
+    """Return why ``url`` is refused; empty if it may be used."""
     try:
         parts = urlsplit(url)
         host = parts.hostname
-    except ValueError:  # whose message quotes parts of the URL, a password for one
-        return "it is no http or https URL"
+    except ValueError:  # its message quotes parts of the URL, such as a password
+        return "it is not an http or https URL"
     if parts.scheme not in {"http", "https"} or not host:
-        return "it is no http or https URL"
+        return "it is not an http or https URL"
     if parts.scheme == "http" and not has_digest and host not in _LOOPBACK:
-        return "a download over plain http can be replaced on its way"
+        return "plain http does not prove where the content comes from"
     return ""
 
 
 def discard(directory: Path) -> None:
-    """Forget what has come so far."""
+    """Delete the partial file and its note."""
     for name in (PARTIAL, NOTE):
         (directory / name).unlink(missing_ok=True)
 
@@ -85,19 +85,19 @@ def discard(directory: Path) -> None:
 async def download(
     wanted: Wanted, directory: Path, *, room: int = 0, progress: Callable[[int, int], object] | None = None
 ) -> Path:
-    """Fetch a file into ``directory``, which nobody else uses meanwhile.
+    """Fetch a file into ``directory``, which no one else may use meanwhile.
 
-    If it fails or is cancelled, what has come stays as ``download`` for the next time.
+    If it fails or is cancelled, the partial file stays as ``download``, and the next call resumes it.
 
     Args:
         wanted: The file.
-        directory: Where it goes.
+        directory: Target directory.
         room: Bytes that must remain free beside it.
-        progress: Called in the event loop with the bytes done and the bytes in all.
+        progress: Called in the event loop with the bytes done and the total.
 
     Raises:
-        ImageError: it cannot be had; or it is not what was wanted, and then nothing of it stays.
-        SpaceError: the file system has too little room.
+        ImageError: it cannot be fetched, or has another digest and is deleted.
+        SpaceError: the file system has too little space.
         FileError: it cannot be written.
     """
     stop = Event()
@@ -114,32 +114,32 @@ async def download(
             await in_thread(partial(discard, directory))
             raise ImageError(
                 f"{shown_url(wanted.url)} has the SHA-256 {part.sha256} instead of {wanted.sha256}",
-                hint="it is damaged, or another file than the one that was meant",
+                hint="check the URL and the digest: the file is damaged, or another one",
             )
     return part.path
 
 
 class _DroppedError(Exception):
-    """The attempt brought less than all, and another one may bring more."""
+    """The attempt did not complete the file, and another one may."""
 
 
 class _Note(msgspec.Struct, frozen=True):
-    """What the partial file is a part of."""
+    """Identifies the file that the partial file belongs to."""
 
     key: str = ""
     size: Annotated[int, msgspec.Meta(ge=0, le=SIZE_MAX_BYTES)] = 0
     validator: Annotated[str, msgspec.Meta(pattern=r"\A[ -~]{0,1000}\Z")] = ""
-    """The server's word for this very content, for If-Range."""
+    """The server's validator of this content, for If-Range."""
 
 
 class _Partial:
-    """What has come of a file, and the digest of it so far."""
+    """The partial file, and its digest so far."""
 
     def __init__(self, directory: Path, wanted: Wanted) -> None:
         self.wanted = wanted
         self.path = directory / PARTIAL
         self._note_path = directory / NOTE
-        # a digest stands for the content wherever it comes from; the URL is kept as one too, it may hold a secret
+        # a digest identifies the content whatever its URL; the URL may contain a secret, so only its digest is stored
         key = wanted.sha256 or f"url {hashlib.sha256(wanted.url.encode()).hexdigest()}"
         self.note = self._noted(key)
         self._digest = hashlib.sha256()
@@ -156,7 +156,7 @@ class _Partial:
         return 0 < self.note.size == self.size
 
     def take_up(self, stop: Event) -> None:
-        """Go on from what an earlier run left."""
+        """Read and hash what an earlier run left."""
         while (data := self._file.read(_WRITE_BYTES)) and not stop.is_set():
             self._digest.update(data)
             self.size += len(data)
@@ -164,8 +164,8 @@ class _Partial:
             self.clear()
 
     def begin(self, size: int, validator: str) -> None:
-        """Start anew with what the server has now."""
-        self.clear()
+        """Start over with the server's current content."""
+        self.clear()  # before the note, so that a kill between the two does not pair it with old content
         self.note = _Note(self.note.key, size, validator)
         write_whole(self._note_path, msgspec.json.encode(self.note), 0o600)
 
@@ -201,18 +201,18 @@ def _client() -> httpx2.AsyncClient:
         return httpx2.AsyncClient(
             timeout=httpx2.Timeout(SILENCE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
             headers={"User-Agent": f"ovm/{__version__}", "Accept-Encoding": "identity"},
-            # they are trusted because nobody is in between: no proxy either
+            # loopback is trusted because nothing is in between; so no proxy either
             mounts={f"all://[{host}]" if ":" in host else f"all://{host}": None for host in _LOOPBACK},
         )
     except (OSError, ValueError, ImportError, httpx2.InvalidURL) as error:
         raise ImageError(
-            f"the proxy or the certificates that the environment names cannot be used: {_without_proxies(error)}",
-            hint="look at http_proxy, https_proxy, all_proxy, SSL_CERT_FILE and SSL_CERT_DIR",
+            f"the proxy or the certificates of the environment cannot be used: {_without_proxies(error)}",
+            hint="check http_proxy, https_proxy, all_proxy, SSL_CERT_FILE and SSL_CERT_DIR",
         ) from error
 
 
 def _without_proxies(error: Exception) -> str:
-    """What ``error`` says, without the credentials of the proxies in the environment."""
+    """Return the message of ``error`` without the credentials of the environment's proxies."""
     from urllib.request import getproxies
 
     return Redactor(secret for proxy in getproxies().values() for secret in credentials_of(proxy))(str(error))
@@ -226,15 +226,13 @@ async def _fetch_persistently(
         try:
             await _fetch(client, part, room, progress)
         except _DroppedError as error:
-            if (
-                part.size > furthest
-            ):  # not merely than before, because a server that cannot resume starts over each time
+            if part.size > furthest:  # compared with the furthest: a server that cannot resume starts over each time
                 furthest, failures = part.size, 0
             failures += 1
             if failures == ATTEMPTS:
                 raise ImageError(
                     f"{shown_url(part.wanted.url)} cannot be fetched: {error}",
-                    hint="pull again: what has come is kept" if part.size else "check the URL and the network",
+                    hint="pull again: the part so far is kept" if part.size else "check the URL and the network",
                 ) from error
             await asyncio.sleep(BACKOFF_S * 2 ** (failures - 1))
         else:
@@ -242,7 +240,7 @@ async def _fetch_persistently(
 
 
 async def _fetch(client: httpx2.AsyncClient, part: _Partial, room: int, progress: Callable[[int, int], object]) -> None:
-    """One attempt, from where the last one ended."""
+    """Make one attempt, from the end of the last one."""
     import httpx2
 
     try:
@@ -254,12 +252,12 @@ async def _fetch(client: httpx2.AsyncClient, part: _Partial, room: int, progress
             progress(part.size, part.note.size)
             await _receive(response, part, progress)
     except httpx2.InvalidURL as error:
-        raise ImageError(f"{shown_url(part.wanted.url)} is no URL") from error  # the error quotes it
+        raise ImageError(f"{shown_url(part.wanted.url)} is not a URL") from error  # the error quotes it
     except httpx2.RequestError as error:
         if certificate := _certificate_problem(error):
             raise ImageError(
                 f"{shown_url(part.wanted.url)}: the server's certificate is not trusted: {certificate}",
-                hint="if a proxy of yours opens TLS, SSL_CERT_FILE names the file with its certificate authority",
+                hint="set SSL_CERT_FILE to the certificate authority of your proxy, if it intercepts TLS",
             ) from error
         raise _DroppedError(_without_proxies(error) or type(error).__name__) from error
     if not part.is_whole:
@@ -268,7 +266,7 @@ async def _fetch(client: httpx2.AsyncClient, part: _Partial, room: int, progress
 
 @contextlib.asynccontextmanager
 async def _answer(client: httpx2.AsyncClient, part: _Partial) -> AsyncIterator[httpx2.Response]:
-    """The answer behind all redirects. Their bodies are not read, and each hop must be as safe as the first."""
+    """Follow all redirects to the response. It reads none of their bodies; each hop must be as safe as the first."""
     request = client.build_request("GET", part.wanted.url, headers=_conditions(part))
     for _ in range(REDIRECTS_MAX + 1):
         response = await client.send(request, stream=True)
@@ -277,7 +275,7 @@ async def _answer(client: httpx2.AsyncClient, part: _Partial) -> AsyncIterator[h
                 yield response
                 return
         if response.next_request is None:
-            raise ImageError(f"{shown_url(part.wanted.url)} redirects to what is no URL")
+            raise ImageError(f"{shown_url(part.wanted.url)} redirects to an invalid URL")
         request = response.next_request
         if why := url_complaint(str(request.url), has_digest=bool(part.wanted.sha256)):
             raise ImageError(f"{shown_url(part.wanted.url)} redirects to {shown_url(str(request.url))}: {why}")
@@ -294,16 +292,16 @@ def _conditions(part: _Partial) -> dict[str, str]:
 
 
 def _accept(response: httpx2.Response, part: _Partial) -> None:
-    """Make the partial file fit the answer whose body is about to come."""
+    """Prepare the partial file for the response's body."""
     status = response.status_code
     if status == HTTPStatus.PARTIAL_CONTENT:
         told = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
         if told is None or int(told[1]) != part.size or told[2] not in {str(part.note.size), "*"}:
             part.clear()
-            raise _DroppedError("the server resumes elsewhere than it was asked to")
+            raise _DroppedError("the server resumes at another offset than requested")
         return
     if status != HTTPStatus.OK:
-        answer = f"the server answers {status} {response.reason_phrase}".rstrip()
+        answer = f"the server responds {status} {response.reason_phrase}".rstrip()
         if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             part.clear()
         elif status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _TRY_AGAIN:
@@ -316,17 +314,17 @@ def _size(response: httpx2.Response, wanted: Wanted) -> int:
     told = response.headers.get("Content-Length", "")
     size = int(told) if _CONTENT_LENGTH.fullmatch(told) else wanted.size
     if not size:
-        raise ImageError(f"{shown_url(wanted.url)}: the server does not say how large it is", hint="use another server")
+        raise ImageError(f"{shown_url(wanted.url)}: the server does not report the size", hint="use another server")
     if wanted.size and size != wanted.size:
         raise ImageError(f"{shown_url(wanted.url)} has {size} bytes instead of {wanted.size}")
     if size > SIZE_MAX_BYTES:
-        raise ImageError(f"{shown_url(wanted.url)} has {size} bytes, which no image has")
+        raise ImageError(f"{shown_url(wanted.url)} has {size} bytes, more than any image")
     return size
 
 
 def _validator(response: httpx2.Response) -> str:
     tag: str = response.headers.get("ETag", "")
-    # a weak tag stands for several contents, and may not be used to resume
+    # a weak tag covers several contents, so it must not be used to resume
     return tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
 
 
@@ -345,9 +343,7 @@ async def _receive(response: httpx2.Response, part: _Partial, progress: Callable
             if done > part.note.size:
                 pending.clear()
                 part.clear()
-                raise ImageError(
-                    f"{shown_url(part.wanted.url)} has more than the {part.note.size} bytes it should have"
-                )
+                raise ImageError(f"{shown_url(part.wanted.url)} has more than the expected {part.note.size} bytes")
             if len(pending) >= _WRITE_BYTES:
                 await write()
             progress(done, part.note.size)

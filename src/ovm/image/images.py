@@ -1,4 +1,4 @@
-"""A guest image on disk: a directory with a kernel, an initrd, a rootfs and the ``image.json`` that describes them."""
+"""A guest image on disk: a directory with a kernel, an initrd, a rootfs, and ``image.json``, which describes them."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ovm.model.architectures import DebianArch
 from ovm.registry.images import image_hint, read_manifest
 
 FORMAT = 1
-"""Of ``image.json``; goes up when an older ovm could not use what a newer one builds."""
+"""Format of ``image.json``; incremented when an older ovm cannot use a newer image."""
 DESCRIPTION = "image.json"
 ZIPPED_ROOTFS = "rootfs.btrfs.zip"
 FILE_NAMES = {"kernel": "kernel", "initrd": "initrd", "rootfs": "rootfs.btrfs"}
-"""What an image is made of, and what the files are called."""
+"""The parts of an image and their file names."""
 
 SIZE_MAX_BYTES = 1 << 40
-"""Of a file of an image. A sum of all its sizes is still far from what a file system or a JSON reader can count."""
+"""Size limit of an image's file. The sum of all sizes stays far below the limits of file systems and JSON readers."""
 
 Arch = DebianArch
 Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Size = Annotated[int, msgspec.Meta(gt=0, le=SIZE_MAX_BYTES)]
 Word = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9.+:~_-]{0,127}\Z")]
-"""The name or the version of a package, of a suite or of a file: fit to print, and no path."""
+"""The name or version of a package, suite or file: printable, and not a path."""
 FormatNumber = Annotated[int, msgspec.Meta(ge=0, le=1000)]
 
 
@@ -40,7 +40,7 @@ class ImageFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sha256: Digest
     size: Size
     data_bytes: Annotated[int, msgspec.Meta(ge=0, le=SIZE_MAX_BYTES)] = 0
-    """What it occupies on disk where it is sparse; 0 where it is not."""
+    """Bytes on disk if it is sparse, else 0."""
 
     def __post_init__(self) -> None:
         if self.data_bytes > self.size:
@@ -48,12 +48,12 @@ class ImageFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def occupied(self) -> int:
-        """Bytes that it takes on disk."""
+        """Bytes it takes on disk."""
         return self.data_bytes or self.size
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``image.json`` says."""
+    """The content of ``image.json``."""
 
     format: FormatNumber
     guest: Word
@@ -61,31 +61,31 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     suite: Word
     versions: dict[Word, Word]
     tree_sha256: Digest
-    """Over every path, mode, owner, time, link target and content of the rootfs: the same packages, the same digest."""
+    """Digest of all paths, modes, owners, times, link targets and contents of the rootfs; equal for equal packages."""
     packages: dict[Word, Word]
     files: dict[Word, ImageFile]
 
     @property
     def occupied(self) -> int:
-        """Bytes that the image takes on disk."""
+        """Bytes the image takes on disk."""
         return sum(file.occupied for file in self.files.values())
 
 
 class GuestImage(Description, frozen=True, kw_only=True):
-    """A guest image that is there: described, and with every file at its right size."""
+    """A guest image on disk: its description, with every file's size checked."""
 
     directory: Path
 
     def path(self, name: str) -> Path:
-        """Where the file ``kernel``, ``initrd`` or ``rootfs`` is."""
+        """Return the path of the ``kernel``, ``initrd`` or ``rootfs``."""
         return self.directory / FILE_NAMES[name]
 
 
 def load_image(directory: Path) -> GuestImage:
-    """Read an image's description and check that its files are there at their right sizes.
+    """Read an image's description and check that its files exist and have the right sizes.
 
     Raises:
-        ImageError: the directory holds no image, or one that is unknown or incomplete.
+        ImageError: the directory contains no image, or one of an unknown kind, or an incomplete one.
     """
     described = read_description(read_manifest(directory), os.fspath(directory / DESCRIPTION))
     image = GuestImage(directory=directory, **{name: getattr(described, name) for name in described.__struct_fields__})
@@ -95,28 +95,28 @@ def load_image(directory: Path) -> GuestImage:
 
 
 def read_description(text: bytes, where: str) -> Description:
-    """What an ``image.json`` says; ``where`` it was read is for the message.
+    """Parse an ``image.json``; ``where`` names it in error messages.
 
     Raises:
-        ImageError: it is of another kind or cannot be understood.
+        ImageError: it is of another kind or invalid.
     """
     try:
         form = msgspec.json.decode(text, type=_Format)
         if form.guest != "ovm" or form.format != FORMAT:
             raise ImageError(
-                f"{where} is of a guest image of another kind ({form.guest}, format {form.format})", hint=image_hint()
+                f"{where} describes another kind of guest image ({form.guest}, format {form.format})", hint=image_hint()
             )
         described = msgspec.json.decode(text, type=Description)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ImageError(f"{where} cannot be understood: {error}", hint=image_hint()) from error
+        raise ImageError(f"{where} is invalid: {error}", hint=image_hint()) from error
     for name in FILE_NAMES:
         if name not in described.files:
-            raise ImageError(f"{where} does not mention the {name}", hint=image_hint())
+            raise ImageError(f"{where} does not list the {name}", hint=image_hint())
     return described
 
 
 class _Format(msgspec.Struct):
-    """Read before the rest, which another format may name otherwise."""
+    """Decoded before the rest, which may differ in another format."""
 
     format: FormatNumber
     guest: Word
@@ -132,10 +132,10 @@ def _check_size(path: Path, expected: int) -> None:
 
 
 async def verify_image(directory: Path) -> GuestImage:
-    """Recompute every digest of an image.
+    """Recompute and check every digest of an image.
 
     Raises:
-        ImageError: a file is not what was built; the message names it.
+        ImageError: a file has changed since the build; the message names it.
     """
     image = load_image(directory)
     for name, expected in image.files.items():
@@ -147,7 +147,7 @@ async def verify_image(directory: Path) -> GuestImage:
 
 
 def list_images(root: Path) -> list[GuestImage]:
-    """Every usable image below ``root``, by name. What is not one, or is damaged, is left out."""
+    """List the usable images below ``root`` by name; skip damaged images and other files."""
     if not root.is_dir():
         return []
     images = []
@@ -160,23 +160,23 @@ def list_images(root: Path) -> list[GuestImage]:
 
 
 def remove_image(directory: Path) -> None:
-    """Remove an image's directory. Whether a machine still uses it is for the caller to know.
+    """Remove an image's directory. The caller must know that no machine uses it.
 
     Raises:
-        ImageError: there is no image of ours in it, so it is left alone.
+        ImageError: it contains no image of ovm, so it is left alone.
     """
     try:
         form = msgspec.json.decode(read_manifest(directory), type=_Format)
     except (ImageError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ImageError(f"{directory} is not a guest image, so it was left alone") from error
     if form.guest != "ovm":
-        raise ImageError(f"{directory} is a guest image of another kind ({form.guest}), so it was left alone")
-    # the description first: what is left of an interrupted removal no longer looks like an image
+        raise ImageError(f"{directory} is another kind of guest image ({form.guest}), so it was left alone")
+    # the description first: the rest of an interrupted removal no longer looks like an image
     (directory / DESCRIPTION).unlink()
     shutil.rmtree(directory)
 
 
 def sha256(path: Path) -> str:
-    """The file's SHA-256 in hex digits."""
+    """Return the file's SHA-256 in hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

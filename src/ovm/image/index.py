@@ -1,4 +1,4 @@
-"""The images that were released with this package: ``index.json``, empty in a source checkout, filled by a release."""
+"""The images released with this package: ``index.json``, empty in a source checkout, filled by a release."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     url: Annotated[str, msgspec.Meta(pattern=r"\Ahttps?://[!-~]{1,2000}\Z")]
     sha256: Digest
     size: Size
-    """Of the release, in bytes."""
+    """Size of the release in bytes."""
     unpacked: Size
     """Bytes the image takes on disk."""
     version: Word
-    """Of the ovm it was released with."""
+    """Version of the ovm it was released with."""
 
 
 class _Index(msgspec.Struct, frozen=True):
@@ -35,10 +35,10 @@ class _Index(msgspec.Struct, frozen=True):
 
 
 def released_image(arch: Arch) -> Release:
-    """The image for ``arch`` that was released with this package.
+    """Return the image for ``arch`` that was released with this package.
 
     Raises:
-        ImageError: none was.
+        ImageError: there is none.
     """
     index = read_index((resources.files("ovm.image") / INDEX).read_bytes())
     if arch not in index:
@@ -47,21 +47,21 @@ def released_image(arch: Arch) -> Release:
 
 
 def read_index(text: bytes) -> Mapping[Arch, Release]:
-    """The images that an ``index.json`` names.
+    """Parse an ``index.json``.
 
     Raises:
-        ImageError: it is of another format, or cannot be understood.
+        ImageError: it has another format or is invalid.
     """
     try:
         index = msgspec.json.decode(text, type=_Index)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ImageError(f"the index of images cannot be understood: {error}") from error
+        raise ImageError(f"the index of images is invalid: {error}") from error
     if index.format != INDEX_FORMAT:
         raise ImageError(f"the index of images has format {index.format} instead of {INDEX_FORMAT}")
     return index.images
 
 
 def write_index(images: Mapping[Arch, Release]) -> bytes:
-    """The ``index.json`` that names ``images``."""
+    """Return the ``index.json`` of ``images``."""
     text = msgspec.json.encode(_Index(INDEX_FORMAT, dict(sorted(images.items()))))
     return msgspec.json.format(text, indent=2) + b"\n"

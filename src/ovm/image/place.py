@@ -1,4 +1,4 @@
-"""A finished image takes the place of another, in one step."""
+"""Atomic replacement of an image by a finished one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ovm.image.images import DESCRIPTION
 from ovm.trust.atomic import sync_directory
 
 _EXCHANGE = 2
-"""What renameat2 of Linux and renameatx_np of macOS both call 2: two names change places."""
+"""Flag 2 of both Linux's renameat2 and macOS's renameatx_np: exchange two names."""
 _AT_FDCWD = -2 if sys.platform == "darwin" else -100
 
 
@@ -24,15 +24,15 @@ def check_target(target: Path) -> None:
         ImageError: something else is there.
     """
     if target.exists() and not (target / DESCRIPTION).exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ImageError(f"{target} is in the way and is not a guest image", hint="choose another directory with -o")
+        raise ImageError(f"{target} exists and is not a guest image", hint="choose another directory with -o")
 
 
 def into_place(image: Path, target: Path) -> None:
-    """Put the finished image where the old one is; the old one goes with the workspace that ``image`` lies in."""
+    """Replace the old image with the finished one; the old one is deleted with the workspace that has ``image``."""
     image.chmod(0o755)
     if not target.exists():
         image.rename(target)
-    elif not _exchange(image, target):  # a file system that cannot: two steps
+    elif not _exchange(image, target):  # the file system cannot exchange names: two steps
         target.rename(image.with_name("old"))
         image.rename(target)
     sync_directory(target.parent)
@@ -41,19 +41,19 @@ def into_place(image: Path, target: Path) -> None:
 def _exchange(one: Path, other: Path) -> bool:
     libc = ctypes.CDLL(None, use_errno=True)
     rename = getattr(libc, "renameatx_np" if sys.platform == "darwin" else "renameat2", None)
-    if rename is None:  # a C library that does not have it
+    if rename is None:  # the C library lacks it
         return False
     return bool(rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _EXCHANGE) == 0)
 
 
 def check_space(directory: Path, needed: int) -> None:
-    """See that ``needed`` bytes are free where ``directory`` is.
+    """Check that ``needed`` bytes are free in the file system of ``directory``.
 
     Raises:
-        SpaceError: they are not.
+        SpaceError: fewer are free.
     """
     if (free := shutil.disk_usage(directory).free) < needed:
         raise SpaceError(
-            f"{directory} has {free >> 20} MiB free, the image needs {-(-needed >> 20)}",
+            f"{directory} has {free >> 20} MiB free, the image requires {-(-needed >> 20)}",
             hint="free some space, or choose a directory on another disk with -o",
         )

@@ -1,7 +1,7 @@
-"""Fetch a released image and put it in place of whatever image was there.
+"""Download a released image and replace the existing one.
 
-All work happens in ``.NAME.pulling`` beside the target. What is cut off there, by a lost connection, Ctrl-C or a
-kill, is the beginning of a download, and the next pull resumes it.
+All work happens in ``.NAME.pulling`` beside the target. A lost connection, Ctrl-C or a kill leaves a partial download
+there, which the next pull resumes.
 """
 
 from __future__ import annotations
@@ -32,42 +32,45 @@ from ovm.trust.atomic import disk_errors
 from ovm.trust.locks import try_lock
 
 PullProgress = Callable[[str, int, int], object]
-"""Called in the event loop with ``download`` or ``unpack``, the bytes done and the bytes in all."""
+"""Called in the event loop with ``download`` or ``unpack``, the bytes done and the total."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullOptions:
-    """What to fetch, and where to."""
+    """The release to download, and the image's directory."""
 
     url: str = ""
-    """Of a release that ``ovm image pack`` made; by default the one that was released with this package."""
+    """URL of a release made by ``ovm image pack``; by default the one released with this package."""
     arch: Arch = field(default_factory=host_arch)
     output: Path | None = None
-    """The image's directory; by default the one ovm starts machines from."""
+    """The image's directory; by default the one that ovm starts machines from."""
     sha256: str = ""
-    """Of the release at ``url``, in hex digits. Without it, what https delivers is believed, and plain http refused."""
+    """SHA-256 of the release at ``url``, in hex digits. Without it, https is trusted and plain http refused."""
 
     def __post_init__(self) -> None:
         if self.arch not in get_args(Arch):
-            raise OptionError(f"there is no guest for the architecture {self.arch!r}", hint="amd64 or arm64")
+            raise OptionError(f"there is no guest for the architecture {self.arch!r}", hint="use amd64 or arm64")
         if self.sha256 and not re.fullmatch("[0-9a-f]{64}", self.sha256):
-            raise OptionError(f"{self.sha256!r} is no SHA-256", hint="64 hex digits, in small letters")
+            raise OptionError(f"{self.sha256!r} is not a SHA-256", hint="give 64 lowercase hex digits")
         if self.sha256 and not self.url:
-            raise OptionError("a SHA-256 was given without a URL", hint="ovm knows that of its own release")
+            raise OptionError(
+                "a SHA-256 was given without a URL",
+                hint="give a URL, or leave the SHA-256 out: ovm knows that of its own release",
+            )
         if self.url and (why := url_complaint(self.url, has_digest=bool(self.sha256))):
-            raise OptionError(f"the URL cannot be used: {why}", hint="use https, or give the SHA-256 of what is there")
+            raise OptionError(f"the URL cannot be used: {why}", hint="use https, or give the release's SHA-256")
 
 
 async def pull_image(options: PullOptions, *, progress: PullProgress | None = None) -> GuestImage:
-    """Fetch a released image and put it in place of whatever image was there.
+    """Download a released image and replace the existing one.
 
-    Failing or cancelled, it leaves the image that was there, and of its own at most ``.NAME.pulling`` beside it,
-    with what has come so far, for the next pull.
+    If it fails or is cancelled, the existing image stays. At most ``.NAME.pulling`` with the partial download remains
+    beside it, for the next pull.
 
     Raises:
-        ImageError: there is no such release, it cannot be had, or is not what it should be.
-        InUseError: another pull to the same directory is under way.
-        SpaceError: the file system has too little room.
+        ImageError: there is no such release, it cannot be downloaded, or is damaged.
+        InUseError: another pull to the same directory runs.
+        SpaceError: the file system has too little space.
         FileError: the directory cannot be written to.
     """
     report = progress or (lambda _stage, _done, _total: None)
@@ -106,12 +109,12 @@ async def _unpack(release: Path, image: Path, arch: Arch, report: PullProgress) 
 
 
 class _StoppedError(Exception):
-    """The unpacking was told to stop."""
+    """The unpacking was cancelled."""
 
 
 @contextlib.asynccontextmanager
 async def _workspace(target: Path) -> AsyncIterator[Path]:
-    """A directory beside the target, locked; all that stays of it is the beginning of a download."""
+    """Create and lock a directory beside the target; only a partial download stays in it."""
     directories.make(target.parent)
     work = target.with_name(f".{target.name}.pulling")
     lock = _lock(work)
@@ -128,25 +131,25 @@ async def _workspace(target: Path) -> AsyncIterator[Path]:
 
 
 def _tidy(work: Path, target: Path) -> None:
-    if (work / "old").exists() and not target.exists():  # cut off between the two steps of an exchange
+    if (work / "old").exists() and not target.exists():  # killed between the two steps of an exchange
         (work / "old").rename(target)
     for name in ("image", "old"):
         shutil.rmtree(work / name, ignore_errors=True)
 
 
 def _lock(work: Path) -> int:
-    """Own ``work``. In no thread: if we were cancelled meanwhile, it would leave us with a lock nobody knows of."""
+    """Own ``work``. Not in a thread: cancelled meanwhile, the caller would never release the lock."""
     while True:
         work.mkdir(mode=0o700, exist_ok=True)
         path = work / paths.LOCK
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except FileNotFoundError:  # whoever owned it has just removed it
+        except FileNotFoundError:  # the previous owner has just removed it
             continue
         try:
             if not try_lock(fd):
-                raise InUseError(f"{work} is in use by another pull of the same image", hint="wait for that one")
-            if os.path.samestat(os.fstat(fd), path.stat()):
+                raise InUseError(f"{work} is in use by another pull of the same image", hint="wait for that pull")
+            if os.path.samestat(os.fstat(fd), path.stat()):  # else its owner removed it before it was locked here
                 return fd
         except FileNotFoundError:
             pass

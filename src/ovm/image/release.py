@@ -1,4 +1,4 @@
-"""A release of an image: one zip with the files of its directory and nothing else. Packed and unpacked here."""
+"""Pack and unpack a release of an image: one zip with the files of its directory and nothing else."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ovm.trust.atomic import NewFile, disk_errors, sync, sync_directory, write_w
 
 MANIFEST = "manifest"
 MEMBERS = (DESCRIPTION, MANIFEST, *FILE_NAMES.values())
-"""What is in a release, by these names and no others."""
+"""The files of a release; it must have exactly these."""
 
 DESCRIPTION_MAX_BYTES = 1024 * 1024
 FILE_MAX_BYTES = 4 * 1024**3
@@ -43,7 +43,7 @@ _DAMAGED = (
     RuntimeError,
     ValueError,
 )
-"""What zipfile says of archives that are cut, flipped, encrypted or packed in a way it does not know."""
+"""Errors that zipfile raises for truncated, corrupted, encrypted or unknown archives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,24 +62,24 @@ async def pack_image(directory: Path, output: Path | None = None) -> Packed:
     """Pack an image as ``ovm-image-ARCH-VERSION.zip`` into ``output``, by default the working directory.
 
     Raises:
-        ImageError: there is no whole image in ``directory``.
-        SpaceError: the file system has too little room.
+        ImageError: ``directory`` contains no complete image.
+        SpaceError: the file system has too little space.
         FileError: the release cannot be written.
     """
     image = await verify_image(directory)
     path = (output or Path()).absolute() / f"ovm-image-{image.arch}-{__version__}.zip"
     stop = Event()
-    with disk_errors(f"{path} cannot be made"):
+    with disk_errors(f"{path} cannot be created"):
         await in_thread(partial(_check_manifest, directory / MANIFEST, image.tree_sha256))
         await in_thread(partial(_pack, directory, path, stop), stop)
         return await in_thread(partial(inspect_release, path))
 
 
 def inspect_release(path: Path) -> Packed:
-    """What is to be known of a release.
+    """Describe a release.
 
     Raises:
-        ImageError: it is none.
+        ImageError: it is not a release.
     """
     with _opened(path) as archive:
         description = _description(archive)
@@ -88,18 +88,18 @@ def inspect_release(path: Path) -> Packed:
 
 
 def unpack_release(path: Path, directory: Path, arch: Arch, progress: Callable[[int, int], object]) -> None:
-    """Make an image's directory of a release: every file durable and with the digest that ``image.json`` wants.
+    """Unpack a release to an image's directory: every file durable and with its digest in ``image.json``.
 
     Raises:
-        ImageError: it is no release, is damaged, or for another architecture.
-        SpaceError: the file system has too little room.
+        ImageError: it is not a release, is damaged, or is for another architecture.
+        SpaceError: the file system has too little space.
         FileError: a file cannot be written.
     """
     with disk_errors(f"{directory} cannot be written"), _opened(path) as archive:
         description = _description(archive)
         if description.arch != arch:
             raise ImageError(
-                f"the image is for {description.arch} instead of {arch}", hint=f"to have it: --arch {description.arch}"
+                f"the image is for {description.arch} instead of {arch}", hint=f"pull it with --arch {description.arch}"
             )
         check_space(directory.parent, description.occupied)
         digests = {FILE_NAMES[name]: description.files[name].sha256 for name in FILE_NAMES}
@@ -123,12 +123,12 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         names = sorted(archive.namelist())
         if names != sorted(MEMBERS):
             raise ImageError(
-                f"{path} is no release of an image: it holds {', '.join(map(repr, names[:10])) or 'nothing'}",
-                hint=f"it should hold {', '.join(MEMBERS)} and nothing else, as ovm image pack makes it",
+                f"{path} is not a release of an image: it contains {', '.join(map(repr, names[:10])) or 'nothing'}",
+                hint=f"pack it with ovm image pack: it must contain {', '.join(MEMBERS)} and nothing else",
             )
         for member in archive.infolist():
             if member.file_size > (DESCRIPTION_MAX_BYTES if member.filename == DESCRIPTION else FILE_MAX_BYTES):
-                raise ImageError(f"{path} declares {member.file_size} bytes of {member.filename}")
+                raise ImageError(f"{path} declares {member.file_size} bytes for {member.filename}, which is too much")
         yield archive
 
 
@@ -137,9 +137,11 @@ def _whole(path: Path) -> Iterator[None]:
     try:
         yield
     except _DAMAGED as error:
-        raise ImageError(f"{path} is no whole zip archive: {error}", hint="fetch or pack it again") from error
-    except OSError as error:  # an offset that lies makes seek fail; so does a disk that cannot be read
-        raise ImageError(f"{path} cannot be read: {error.strerror or error}", hint="fetch or pack it again") from error
+        raise ImageError(f"{path} is not a complete zip archive: {error}", hint="download or pack it again") from error
+    except OSError as error:  # a wrong offset in the archive makes seek fail; a bad disk makes reading fail
+        raise ImageError(
+            f"{path} cannot be read: {error.strerror or error}", hint="download or pack it again"
+        ) from error
 
 
 def _description(archive: zipfile.ZipFile) -> Description:
@@ -156,7 +158,7 @@ def _read(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _pieces(archive: zipfile.ZipFile, name: str) -> Iterator[bytes]:
-    """A file's content; never more than the archive's directory declares."""
+    """Yield a file's content; never more than the archive's directory declares."""
     with contextlib.ExitStack() as stack:
         path = Path(archive.filename or "")
         with _whole(path):

@@ -1,1 +1,1 @@
-"""Processes and the files they hold; knows nothing of virtual machines."""
+"""Processes, their locks and logs; independent of virtual machines."""

@@ -1,4 +1,4 @@
-"""Helper processes: spawned into the guard's group, logging to a file, ended for certain."""
+"""Helper processes: spawned into the guard's group, logging to a file, always stopped."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from ovm.process import guard as guard_program
 log = logging.getLogger(__name__)
 
 GUARD_START_S = 20.0
-"""A Python that has to be read from a cold disk on a busy machine is slow."""
+"""Python starts slowly from a cold disk on a busy host."""
 TERM_GRACE_S = 5.0
 NOTICE_S = 0.1
-"""In which the event loop has learned that the guard is gone, if that is why something failed."""
+"""Time for the event loop to learn that the guard has ended, if its end made something fail."""
 KILL_GRACE_S = 10.0
-"""How long a killed process may take to vanish; freeing gigabytes takes the kernel a while."""
+"""Timeout of a killed process's end; the kernel needs a while to free gigabytes."""
 
 _PASSED_ON = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL")
-"""What of the user's environment a helper gets to see."""
+"""Variables that a helper gets from the user's environment."""
 _LOADERS_OWN = ("_PYI_", "LD_LIBRARY_PATH")
-"""How the loader of a frozen app (PyInstaller's) tells a second process of it where the first one's files are."""
+"""Prefixes of the variables by which PyInstaller's loader passes the app's files to a second process of the app."""
 
 
 @dataclass(eq=False)
 class Child:
-    """A helper process. Its output goes to ``log_path``; nobody has to read a pipe."""
+    """A helper process. It writes its output to ``log_path``, not to a pipe."""
 
     name: str
     process: Process
     log_path: Path | None = None
     expected: bool = field(default=False)
-    """Whether somebody asked it to end; an exit that nobody asked for is a failure, whatever its status."""
+    """Whether the manager has stopped it; any other exit is a failure, whatever its status."""
 
     @property
     def pid(self) -> int:
@@ -50,17 +50,17 @@ class Child:
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended yet, as far as the event loop knows."""
+        """Whether it runs, as far as the event loop knows."""
         return self.process.returncode is None
 
     @property
     def was_killed(self) -> bool:
-        """Whether a signal ended it, and not the program itself."""
+        """Whether a signal killed it."""
         return (self.process.returncode or 0) < 0
 
     @property
     def exit_reason(self) -> str:
-        """How it ended, in words; empty while it runs."""
+        """How it ended, for messages; empty while it runs."""
         match self.process.returncode:
             case None:
                 return ""
@@ -70,15 +70,15 @@ class Child:
                 return f"exit status {status}"
 
     async def wait(self) -> str:
-        """Until it ends; returns how."""
+        """Wait until it ends; return the exit reason."""
         await self.process.wait()
         return self.exit_reason
 
     async def end(self, *, grace_s: float = TERM_GRACE_S) -> None:
-        """Ask with SIGTERM, wait ``grace_s`` seconds, then SIGKILL; returns when it is gone and reaped.
+        """Send SIGTERM, wait ``grace_s`` seconds, then send SIGKILL; return once it is reaped.
 
         Raises:
-            StopError: the kernel does not let it go.
+            StopError: the kernel does not end it.
         """
         self.expected = True
         if not self.running:
@@ -94,21 +94,21 @@ class Child:
         await self.reaped()
 
     async def reaped(self) -> None:
-        """Wait until the kernel has released a killed process.
+        """Wait until a killed process is reaped.
 
         Raises:
-            StopError: it is still there after KILL_GRACE_S seconds.
+            StopError: it still exists after KILL_GRACE_S seconds.
         """
         try:
             async with asyncio.timeout(KILL_GRACE_S):
                 await self.process.wait()
         except TimeoutError as error:
             raise StopError(
-                f"{self.name} (process {self.pid}) was killed but is still there after {KILL_GRACE_S:g} s"
+                f"{self.name} (process {self.pid}) was killed but still exists after {KILL_GRACE_S:g} s"
             ) from error
 
     def kill(self) -> None:
-        """SIGKILL, and no waiting; fine if it has ended."""
+        """Send SIGKILL without waiting; do nothing if it has ended."""
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -117,19 +117,19 @@ class Child:
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             if sys.platform == "darwin":
                 self.process.send_signal(number)
-            # send_signal() reaps who has just ended behind the event loop's back, and how it ended would be lost
+            # send_signal() would reap a process that has just ended, and the event loop would lose its status
             elif os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-                os.kill(self.pid, number)  # it is our child, so its number is nobody else's
+                os.kill(self.pid, number)  # our child is not reaped yet, so no other process has its pid
 
     async def exited(self, stage: str) -> HelperExited:
-        """The error that tells of its death."""
+        """Return the error for its unexpected exit."""
         tail = await asyncio.to_thread(logs.tail, self.log_path) if self.log_path else ()
         return HelperExited(
             f"{self.name} ended unexpectedly",
             stage=stage,
             exit_reason=self.exit_reason,
             log_tail=tail,
-            hint=f"its whole log is {self.log_path}" if self.log_path else "",
+            hint=f"read its whole log: {self.log_path}" if self.log_path else "",
         )
 
 
@@ -146,9 +146,9 @@ class Group:
 
     guard: Child
     inherited_fds: tuple[int, ...]
-    """The lock, which every helper keeps open so that it is free only when all are gone."""
+    """The lock, which every helper inherits, so that it is released only when all have ended."""
     spawned: Callable[[Child], object] = lambda _: None
-    """Called with each helper as soon as it runs."""
+    """Callback with each helper as soon as it runs."""
     helpers: list[Child] = field(default_factory=list)
 
     async def spawn(
@@ -161,9 +161,9 @@ class Group:
         pass_fds: Iterable[int] = (),
         rights: confine.Rights | None = None,
     ) -> Child:
-        """Start a helper in this group, with standard output and error in ``log_path``.
+        """Start a helper in this group; write its standard output and error to ``log_path``.
 
-        With ``rights`` it has no others to the host's files, where the host can see to that.
+        ``rights`` limit its access to the host's files, if the host can confine helpers.
 
         Raises:
             HelperError: the program cannot be executed.
@@ -186,35 +186,35 @@ class Group:
         child = Child(name, process, log_path)
         self.spawned(child)
         self.helpers.append(child)
-        if not self.guard.running:  # it has joined what is left of the group
+        if not self.guard.running:  # it ended during the spawn, and follow_guard() may have missed this helper
             child.kill()
         return child
 
     async def follow_guard(self) -> None:
-        """Kill the helpers as soon as the guard is gone: without it they would outlive us."""
+        """Kill the helpers as soon as the guard ends: without it they would outlive the manager."""
         await self.guard.wait()
         for child in self.helpers:
             child.kill()
 
     async def guard_is_lost(self) -> bool:
-        """Whether the guard has ended, and nobody had asked it to."""
+        """Return whether the guard has ended unexpectedly."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(NOTICE_S):
                 await self.guard.wait()
         return not self.guard.running and not self.guard.expected
 
     def kill(self) -> None:
-        """End everything in the group at once, the guard included; safe to call at any time."""
-        if self.guard.running:  # once reaped, its pid and with it the group's number may be reused
+        """Kill the whole group at once, including the guard; safe to call at any time."""
+        if self.guard.running:  # once it is reaped, its pid, which is the group's number, may be reused
             self.guard.expected = True
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.guard.pid, signal.SIGKILL)
 
     async def end(self) -> None:
-        """Kill everything in the group and wait until the guard is reaped.
+        """Kill the whole group and wait until the guard is reaped.
 
         Raises:
-            StopError: the kernel does not release the guard.
+            StopError: the kernel does not end the guard.
         """
         self.kill()
         await self.guard.reaped()
@@ -222,7 +222,7 @@ class Group:
 
 @contextlib.asynccontextmanager
 async def at_last(end: Callable[[], Awaitable[object]]) -> AsyncIterator[None]:
-    """Run ``end`` on the way out. If the body failed, its error is raised; that of ``end`` becomes a note of it."""
+    """Run ``end`` on exit. If the body failed, raise its error; an error of ``end`` becomes a note of it."""
     try:
         yield
     except BaseException as first:
@@ -250,13 +250,13 @@ async def _guard_followed(group: Group) -> AsyncIterator[None]:
 async def process_group(
     inherited_fds: Sequence[int], *, log_path: Path, spawned: Callable[[Child], object] = lambda _: None
 ) -> AsyncIterator[Group]:
-    """A guarded process group; everything left in it is killed on the way out, and at once if the guard ends.
+    """Create a guarded process group; kill what is left of it on exit, and at once if the guard ends.
 
-    ``spawned`` is called with each process of it, the guard first, as soon as it runs.
+    ``spawned`` is called with each of its processes as soon as it runs, first with the guard.
 
     Raises:
-        StartError: the guard did not come up.
-        HelperExited: the guard ended, which is why whatever was done inside failed.
+        StartError: the guard did not start.
+        HelperExited: the guard ended, so the body failed.
     """
     with log_path.open("ab") as errors:
         process = await _execute(
@@ -270,7 +270,7 @@ async def process_group(
             pass_fds=tuple(inherited_fds),
         )
     group = Group(Child("guard", process, log_path), tuple(inherited_fds), spawned)
-    # The group is killed while its guard is still followed: helpers of a guard that dies now are killed one by one.
+    # Follow the guard until the group is killed: if the guard dies now, its helpers are killed one by one.
     async with _guard_followed(group), at_last(group.end):
         try:
             spawned(group.guard)
@@ -279,7 +279,7 @@ async def process_group(
                 async with asyncio.timeout(GUARD_START_S):
                     answer = await process.stdout.read(len(guard_program.WATCHING))
             except TimeoutError:
-                raise StartError(f"the guard did not answer within {GUARD_START_S:g} s", stage="guard") from None
+                raise StartError(f"the guard did not start within {GUARD_START_S:g} s", stage="guard") from None
             if answer != guard_program.WATCHING:
                 await process.wait()
                 raise await group.guard.exited("guard")
@@ -291,12 +291,12 @@ async def process_group(
 
 
 def guard_command(manager: int) -> list[str]:
-    """How the guard of the process ``manager`` is started: by Python, or in a frozen app by the app itself.
+    """Return the command that guards the process ``manager``: Python, or in a frozen app the app itself.
 
-    ``-I`` keeps the user's PYTHON… variables and the working directory out, ``-S`` skips site: it needs neither.
+    ``-I`` ignores the user's PYTHON… variables and the working directory, ``-S`` skips site: the guard needs neither.
 
     Raises:
-        StartError: the app would not know that it is to be the guard, and start a second time.
+        StartError: the app has not called freeze_support(), so it would start a second time instead of being the guard.
     """
     if not (app := guard_program.frozen_app()):
         return [sys.executable, "-I", "-S", os.fspath(Path(guard_program.__file__)), str(manager)]
@@ -304,25 +304,25 @@ def guard_command(manager: int) -> list[str]:
         raise StartError(
             "this frozen app cannot be its own guard",
             stage="guard",
-            hint="call ovm.freeze_support() first thing in its main script",
+            hint="call ovm.freeze_support() at the start of its main script",
         )
     return [app, guard_program.ARGUMENT, str(manager)]
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of every helper: nothing of the user's but what it needs."""
+    """Return the environment of a helper: only the variables it needs from the user's."""
     return {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | dict(extra or {})
 
 
 def guard_environment() -> dict[str, str]:
-    """The environment of the guard, or of what confines helpers: a frozen app finds its own files in it."""
+    """Return the environment of the guard and of the confining wrapper: a frozen app finds its files by it."""
     if not guard_program.frozen_app():
         return clean_environment()
     return clean_environment({name: os.environ[name] for name in os.environ if name.startswith(_LOADERS_OWN)})
 
 
 def users_environment() -> dict[str, str]:
-    """The user's whole environment, for the system's own programs: without the libraries of a frozen app."""
+    """Return the user's whole environment, for the system's programs: without a frozen app's library path."""
     environment = dict(os.environ)
     if guard_program.frozen_app():
         environment.pop("LD_LIBRARY_PATH", None)
@@ -339,7 +339,7 @@ async def _execute(
             *(os.fspath(word) for word in argv),
             env=clean_environment() if env is None else env,
             umask=0o077,
-            **options,  # type: ignore[arg-type]  # typeshed knows no process_group here
+            **options,  # type: ignore[arg-type]  # typeshed lacks process_group here
         )
     except (OSError, ValueError) as error:
         raise HelperError(

@@ -1,7 +1,7 @@
-"""What of the host's files a helper may use: a command line that gives up all else before the helper begins.
+"""Confinement: a command line that limits a helper's access to the host's files before it starts the helper.
 
-By Landlock on Linux (:mod:`ovm.process.landlock`), by ``sandbox-exec`` on macOS. Where the host has neither, the
-helper runs as it is. What a helper was given open, its log for one, it keeps. The network is not confined.
+Linux uses Landlock (:mod:`ovm.process.landlock`), macOS ``sandbox-exec``. On a host with neither, the helper is not
+confined. A helper keeps the open files that it inherits, such as its log. The network is not confined.
 """
 
 from __future__ import annotations
@@ -18,42 +18,42 @@ from ovm.process import guard, landlock
 SANDBOX_EXEC = Path("/usr/bin/sandbox-exec")
 
 SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/nix/store", "/gnu/store", "/home/linuxbrew/.linuxbrew")
-"""Where libraries and their loader are."""
+"""Directories of the libraries and their loader."""
 SETTINGS = (
     "/etc",
     *("/run/systemd", "/run/resolvconf", "/run/NetworkManager", "/run/connman", "/run/nscd"),
     *("/dev/null", "/dev/urandom"),
     *("/proc/self", "/proc/sys", "/sys/fs/cgroup", "/sys/kernel/mm"),
 )
-"""What a program without files of its own asks about the host: names, time, limits. Resolvers are replaced and linked
-to elsewhere when the network changes, so it is directories that may be read; never all of /run, where users' are."""
+"""What a program reads about the host: names, time, limits. A change of network replaces files and links of resolvers,
+so directories may be read; never all of /run, which has users' directories."""
 RESOLVERS = Path("/etc/resolv.conf")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rights:
-    """What a helper may do with files, besides reading the system's own and executing itself."""
+    """What a helper may do with files, besides reading the system's files and executing itself."""
 
     sockets: Sequence[Path] = ()
-    """Directories in which it may make unix sockets, and remove any file."""
+    """Directories in which it may create unix sockets and remove any file."""
     reads: Sequence[Path] = ()
-    """Files it may read, and directories with all that is below."""
+    """Files and directory trees that it may read."""
 
 
 def available() -> bool:
-    """Whether this host can confine a helper."""
+    """Return whether this host can confine a helper."""
     return SANDBOX_EXEC.exists() if sys.platform == "darwin" else landlock.version() > 0
 
 
 def command(argv: Sequence[str | os.PathLike[str]], rights: Rights) -> list[str]:
-    """``argv`` with ``rights`` and no more; unchanged where this host cannot do that.
+    """Return a command that runs ``argv`` with only ``rights``; ``argv`` itself if this host cannot confine.
 
-    The process that executes it becomes the program: with its pid, group and open files. If the program cannot be
-    executed, or not be confined, it says why on standard error and ends with a status of landlock.CANNOT_EXECUTE or
-    landlock.CANNOT_CONFINE; ``sandbox-exec`` has statuses of its own.
+    The wrapper becomes the program by exec: pid, group and open files stay. If the program cannot be executed or
+    confined, the wrapper prints why on standard error and exits with landlock.CANNOT_EXECUTE or
+    landlock.CANNOT_CONFINE; ``sandbox-exec`` has its own statuses.
 
     Args:
-        argv: The program, by its whole path, and its arguments.
+        argv: The program, by its absolute path, and its arguments.
         rights: What it may do.
     """
     words = [os.fspath(word) for word in argv]
@@ -72,12 +72,12 @@ def _wrapper() -> list[str]:
 
 @functools.cache
 def _wrapper_source() -> str:
-    """Read once: a helper may have to be started again when another version has replaced the package."""
+    """Read the wrapper's source once: a helper may be restarted after another version has replaced the package."""
     return Path(landlock.__file__).read_text("utf-8")
 
 
 def rules(program: str, rights: Rights) -> list[str]:
-    """The words that tell :mod:`ovm.process.landlock` what to allow."""
+    """Return the rules for :mod:`ovm.process.landlock`."""
     return [
         *(f"x{path}" for path in (program, *SYSTEM)),
         *(f"r{path}" for path in (*SETTINGS, *_resolvers(), *rights.reads)),
@@ -86,19 +86,19 @@ def rules(program: str, rights: Rights) -> list[str]:
 
 
 def _resolvers() -> Iterator[Path]:
-    """Where /etc/resolv.conf leads on a host of another make: the directory, or if much else may be there, the file."""
+    """Yield the directory that /etc/resolv.conf links to, or the file alone if the directory may have much else."""
     file = RESOLVERS.resolve()
-    crowded = len(file.parent.parts) < 3 or _home().is_relative_to(file.parent)  # /, /run, somebody's home
+    crowded = len(file.parent.parts) < 3 or _home().is_relative_to(file.parent)  # /, /run, the user's home
     yield file if crowded else file.parent
 
 
 def _home() -> Path:
-    """The user's home; a path that nothing has where the user has neither ``HOME`` nor an account."""
+    """Return the user's home; a path that does not exist if the user has neither ``HOME`` nor an account."""
     return Path(os.path.expanduser("~"))  # noqa: PTH111 - Path.expanduser raises then
 
 
 def profile(rights: Rights) -> str:
-    """What is told to ``sandbox-exec``; the last rule that fits decides. Paths come as parameters: nothing to quote."""
+    """Return the profile for ``sandbox-exec``; the last matching rule decides. Paths are parameters: no quoting."""
     reads = ['(literal (param "PROGRAM"))', *_below("READ", rights.reads)]
     writes = ['(literal "/dev/null")', '(literal "/dev/dtracehelper")', *_below("SOCKETS", rights.sockets)]
     return "\n".join(
@@ -120,7 +120,7 @@ def _below(name: str, paths: Sequence[Path]) -> Iterator[str]:
 
 
 def _parameters(program: str, rights: Rights) -> Iterator[str]:
-    """What the profile's names stand for, without links: /tmp is one on macOS."""
+    """Yield the profile's parameters with links resolved: /tmp is one on macOS."""
     named: Mapping[str, str | os.PathLike[str]] = {
         "HOME": _home(),
         "PROGRAM": program,

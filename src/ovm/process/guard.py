@@ -1,12 +1,12 @@
-"""The guard: a small process that ends every helper when the manager is gone.
+"""The guard: a small process that kills every helper when the manager dies.
 
-It leads a process group, every helper is spawned into that group, and it watches the manager through a
-pidfd (Linux) or kqueue (macOS): a pipe's end-of-file would be kept open by the manager's own forked
-children, and a bare pid may be reused. When the manager dies, however it dies, the group is killed at once.
+It leads a process group into which every helper is spawned. It watches the manager through a pidfd (Linux) or
+kqueue (macOS): forked children of the manager would keep a pipe open, and a pid may be reused. When the manager
+dies, in whatever way, the guard kills the group at once.
 
-Run as a program (``python guard.py PID``) it is the guard. It imports the standard library alone and is
-started by its path, so replacing the package under a running machine cannot hurt it. A frozen app has no
-Python to run it with: there the app itself, started with a reserved argument, is the guard.
+Run as a program (``python guard.py PID``), this module is the guard. It only imports the standard library and is
+started by its path, so replacing the package does not affect a running machine. A frozen app has no Python to run it:
+there the app itself, started with a reserved argument, is the guard.
 """
 
 from __future__ import annotations
@@ -21,21 +21,20 @@ WATCHING = b"watching\n"
 ARGUMENT = "--ovm-guard"
 """A frozen app started with this and a process id is the guard of that process."""
 CONFINE_ARGUMENT = "--ovm-confine"
-"""A frozen app started with this is what confines a helper; see :mod:`ovm.process.landlock`."""
+"""A frozen app started with this confines a helper; see :mod:`ovm.process.landlock`."""
 
 SWEEP_S = 1.0
-"""For so long who joins the group late is killed, too; whoever reaps the dead is quicker, and then nobody can join."""
+"""Processes that join the group this late are still killed. Usually the dead are reaped sooner; then none can join."""
 SWEEP_AGAIN_S = 0.005
 
 _supported = False
 
 
 def freeze_support() -> None:
-    """Let a frozen app be its own guard, and confine helpers. Call it first thing in the app's main script.
+    """Let a frozen app be its own guard, and confine helpers. Call it at the start of the app's main script.
 
-    Does nothing but make a note, unless this process was started to be a guard or to become a helper: then it does
-    not return. Apps frozen by PyInstaller need no call of their own, for ovm's hook makes it. Outside a frozen app it
-    is harmless.
+    It only records the call, unless this process was started as a guard or to become a helper: then it does not
+    return. Apps frozen by PyInstaller need no call: ovm's hook makes it. Outside a frozen app it is harmless.
     """
     global _supported  # noqa: PLW0603 - whether it was called is a fact about this process
     _supported = True
@@ -50,12 +49,12 @@ def freeze_support() -> None:
 
 
 def is_supported() -> bool:
-    """Whether this process has called :func:`freeze_support`."""
+    """Return whether this process has called :func:`freeze_support`."""
     return _supported
 
 
 def frozen_app() -> str:
-    """The program that starts this frozen app again; empty where Python is an ordinary one."""
+    """Return the program that starts this frozen app; empty if Python is not frozen."""
     frozen = getattr(sys, "frozen", False)
     if frozen == "macosx_app":  # py2app: sys.executable is a bare interpreter
         return os.environ.get("EXECUTABLEPATH", sys.executable)
@@ -65,9 +64,9 @@ def frozen_app() -> str:
 
 
 def watch(manager: int) -> NoReturn:
-    """Wait for ``manager`` to die, then kill our process group, ourselves included."""
+    """Wait until ``manager`` dies, then kill this process's group, including itself."""
     if os.getpgrp() != os.getpid():
-        sys.exit("the guard must lead a process group of its own")
+        sys.exit("the guard must lead its own process group")
     for harmless in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
         signal.signal(harmless, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: _end_group())
@@ -75,9 +74,9 @@ def watch(manager: int) -> NoReturn:
         wait = _exit_waiter(manager)
     except ProcessLookupError:
         _end_group()
-    if os.getppid() != manager:  # it died before we looked, and its pid may be somebody else's by now
+    if os.getppid() != manager:  # it died before the pidfd was opened, which may refer to another process
         _end_group()
-    os.write(1, WATCHING)
+    os.write(1, WATCHING)  # last: the manager waits for this before it spawns the first helper
     os.close(1)
     wait()
     _end_group()
@@ -103,7 +102,7 @@ else:
         return lambda: select.select([fd], [], [])
 
     def _pidfd_open(pid: int) -> int:
-        """For Pythons that were built on a system older than the one they run on; cx_Freeze brings one."""
+        """Open a pidfd in a Python built on an older system than it runs on, such as cx_Freeze's."""
         import ctypes
 
         fd: int = ctypes.CDLL(None, use_errno=True).syscall(_SYS_PIDFD_OPEN, pid, 0)
@@ -114,16 +113,16 @@ else:
 
 
 def _end_group() -> NoReturn:
-    """Kill everybody in the group: a helper that was just being started joins it when the manager is dead already.
+    """Kill the whole group, repeatedly: a helper whose start was in progress joins it after the manager's death.
 
-    So it is done by a child in a group of its own, again and again until there is no group left to join.
+    A child in its own group does it, until the group no longer exists.
     """
     group = os.getpgrp()
     try:
         if os.fork():
-            signal.pause()  # the signal is ours too
+            signal.pause()  # the child's SIGKILL ends this process too
         os.setpgid(0, 0)
-    except OSError:  # no more processes are to be had
+    except OSError:  # fork failed: the process limit is reached
         os.killpg(group, signal.SIGKILL)
     deadline = time.monotonic() + SWEEP_S
     try:

@@ -1,7 +1,7 @@
-"""Who a process is: its pid, when the kernel started it, and what program it runs.
+"""Identity of a process: its pid, its start time and its program.
 
-A pid alone may be somebody else's by the time it is looked at; together with its start it is one process for ever,
-until the host boots again. Linux tells of both in /proc, macOS in libproc.
+A pid alone may be reused. Pid and start time together identify one process until the host reboots. Linux has both in
+/proc, macOS in libproc.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PID_MAX = 2**31 - 1
-"""What fits the kernel's type."""
+"""Maximum of the kernel's type."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """One process, which no later one equals."""
+    """One process; no later process equals it."""
 
     pid: int
     started: int
-    """When, in the kernel's own words: ticks since the boot on Linux, microseconds since 1970 on macOS."""
+    """Start time in the kernel's unit: ticks since the boot on Linux, microseconds since 1970 on macOS."""
     program: str
-    """The path of what it executes; empty where the kernel does not tell us."""
+    """The path of its executable; empty if the kernel does not report it."""
 
     def __post_init__(self) -> None:
         if not 0 < self.pid <= PID_MAX:  # 0 and below are groups of processes, or all of them
-            raise ValueError(f"{self.pid} is no process")
+            raise ValueError(f"{self.pid} is not a process id")
 
 
 def is_there(process: Identity) -> bool:
-    """Whether it has not ended, whatever program it runs by now; a zombie has."""
+    """Return whether it runs, whatever its program is by now; a zombie does not."""
     now = of(process.pid)
     return now is not None and now.started == process.started
 
@@ -57,7 +57,7 @@ if sys.platform == "darwin":
         ]
 
     def of(pid: int) -> Identity | None:
-        """The process that has this pid now; ``None`` if none has, or it has ended."""
+        """Return the process that has this pid now; ``None`` if there is none or it has ended."""
         if (info := _info(pid)) is None:  # of a zombie, too
             return None
         buffer = ctypes.create_string_buffer(_PATH_BYTES)
@@ -66,12 +66,12 @@ if sys.platform == "darwin":
         return Identity(pid=pid, started=started, program=buffer.raw[:length].decode(errors="replace"))
 
     def owner(pid: int) -> int | None:
-        """The user that process runs as."""
+        """Return the user that the process runs as."""
         info = _info(pid)
         return None if info is None else info.uid
 
     def boot() -> str:
-        """Which boot of the host this is."""
+        """Return the id of the host's current boot."""
         size = ctypes.c_size_t(128)
         buffer = ctypes.create_string_buffer(size.value)
         _system().sysctlbyname(b"kern.bootsessionuuid", buffer, ctypes.byref(size), None, ctypes.c_size_t(0))
@@ -90,16 +90,16 @@ else:
     _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
     _OUR_PIDS = Path("/proc/self/ns/pid")
     _STATE, _THREADS, _STARTED = 0, 17, 19
-    """Of proc_pid_stat(5), counted from the one behind the name."""
+    """Fields of proc_pid_stat(5), counted from the one after the name."""
 
     def of(pid: int) -> Identity | None:
-        """The process that has this pid now; ``None`` if none has, or it has ended."""
+        """Return the process that has this pid now; ``None`` if there is none or it has ended."""
         try:
             told = Path(f"/proc/{pid}/stat").read_bytes()
         except OSError:
             return None
-        fields = told.rpartition(b")")[2].split()  # its name may hold anything, ") " too
-        # a zombie whose other threads go on has not ended
+        fields = told.rpartition(b")")[2].split()  # its name may contain anything, also ") "
+        # a zombie whose other threads run has not ended
         if fields[_STATE] in b"ZXx" and int(fields[_THREADS]) <= 1:
             return None
         try:
@@ -109,16 +109,16 @@ else:
         return Identity(pid=pid, started=int(fields[_STARTED]), program=program.removesuffix(" (deleted)"))
 
     def owner(pid: int) -> int | None:
-        """The user that process runs as."""
+        """Return the user that the process runs as."""
         try:
             told = Path(f"/proc/{pid}/status").read_bytes()
         except OSError:
             return None
-        # not the file's owner: that is root where a process has changed its privileges
+        # not the file's owner, which is root if the process has changed its privileges
         return int(told.partition(b"\nUid:")[2].split()[1])
 
     def boot() -> str:
-        """Which boot of the host this is, and whose numbers pids are: a container counts its own."""
+        """Return the id of the host's current boot and of the pid namespace: a container has its own pids."""
         try:
             return f"{_BOOT_ID.read_text().strip()} {_OUR_PIDS.readlink()}"
         except OSError:

@@ -1,17 +1,17 @@
-"""A wrapper that gives up all rights to files but those it is told of, for ever, and becomes another program.
+"""A wrapper that permanently gives up all rights to files except those of its rules, then executes a program.
 
-``python -I -S -c SOURCE RULE… -- PROGRAM ARGUMENT…``: it has the standard library alone, so that its source is all
-that a running machine has to keep of it. In a frozen app, which has no Python to run it with, it is the app itself,
-started with a reserved argument.
+``python -I -S -c SOURCE RULE… -- PROGRAM ARGUMENT…``: it only uses the standard library, so a running machine has to
+keep nothing but its source. A frozen app has no Python to run it: there the wrapper is the app itself, started with a
+reserved argument.
 
-By Landlock, which Linux has since 5.13: a process may give up rights of its own, without privileges. Pid, process
-group, open files, umask and working directory stay what they were. Rights that the kernel does not know yet are not
-given up; every kernel with Landlock knows those to make and remove files.
+It uses Landlock (since Linux 5.13), by which a process gives up rights without privileges. Pid, process group, open
+files, umask and working directory stay. Rights that the kernel does not support are not given up; every kernel with
+Landlock supports those to create and remove files.
 
-Landlock leaves modes, owners, times, attributes and, before its version 6, other processes within reach. So a seccomp
-filter refuses the system calls that change those, and some more that a program for the network never makes. It lists
-what is refused: a list of what is allowed would break with the next version of Go. Where the kernel has no seccomp, or
-is of an architecture without a list here, there is no filter.
+Landlock does not restrict modes, owners, times, attributes and, before its version 6, access to other processes. So a
+seccomp filter refuses the system calls that change those, and some that a network program never makes. It is a deny
+list: an allow list would break with the next version of Go. There is no filter if the kernel has no seccomp, or if
+the architecture has no list here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import stat
 import struct
 import sys
 
-TYPE_CHECKING = False  # typing and signal would take longer to import than all else takes to do
+TYPE_CHECKING = False  # importing typing and signal would take longer than the rest of the work
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
@@ -37,23 +37,23 @@ _TELL_VERSION = 1
 _BENEATH_A_PATH = 1
 _NO_NEW_PRIVILEGES = 38
 _IGNORED_BY_PYTHON = (13, 25)
-"""SIGPIPE and SIGXFSZ; whatever ignores a signal bequeaths that to what it executes."""
+"""SIGPIPE and SIGXFSZ; an ignored signal stays ignored across exec."""
 
 _EXECUTE, _READ_FILE, _READ_DIRECTORY, _REMOVE_FILE, _MAKE_SOCKET = 1 << 0, 1 << 2, 1 << 3, 1 << 5, 1 << 9
 _OF_FILES = _EXECUTE | _READ_FILE
 _KNOWN_SINCE = {1: 13, 2: 14, 3: 15, 5: 16}
-"""How many rights to files there are, by the version that brought the last of them: to link and rename elsewhere, to
-truncate, to command devices."""
+"""Number of rights to files, by the version that added the last of them: link and rename to another directory,
+truncate, ioctl on devices."""
 _SCOPES_SINCE = 6
 _SCOPES = 0b11
-"""Neither unix sockets without a path nor signals to whoever is not confined as it is."""
+"""No abstract unix sockets and no signals to processes outside the same confinement."""
 
 _SET_SECCOMP, _FILTER = 22, 2
 _LOAD, _EQUALS, _AT_LEAST, _HAS_BITS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # of BPF
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data, of a machine with low bytes first
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data, little endian
 _ALLOW, _FAIL = 0x7FFF0000, 0x00050000
 _X32 = 0x40000000
-"""In the number of a system call that a 64-bit x86 program makes as a 32-bit one; a way around the list otherwise."""
+"""Bit in the number of an x32 system call, which would otherwise bypass the list."""
 _NEW_NAMESPACES = 0x7E020000
 
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -78,28 +78,28 @@ REFUSED: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "add_key request_key keyctl": ((248, 249, 250), (217, 218, 219)),
     "io_uring_setup io_uring_enter io_uring_register": ((425, 426, 427),) * 2,
 }
-"""System calls that fail with EPERM: their numbers on x86_64, and on aarch64, which lacks some."""
+"""System calls that fail with EPERM: their numbers on x86_64 and on aarch64, which lacks some."""
 _OF_ITSELF = {"kill tgkill": ((62, 234), (129, 131))}
-"""The same, unless their first argument is the process that makes them."""
+"""The same, unless their first argument is the calling process."""
 _OF_ITSELF_OR_0 = {"prlimit64": ((302,), (261,))}
-"""The same, or 0, which means that process."""
+"""The same, unless their first argument is the calling process or 0, which means it too."""
 _CLONE, _CLONE3 = (56, 220), 435
-"""clone() is refused with new namespaces. clone3() hides its arguments, so it fails as if the kernel did not have it;
-then programs use clone()."""
+"""clone() with new namespaces is refused. A filter cannot read clone3()'s arguments, so that fails as if the kernel
+lacked it, and programs fall back to clone()."""
 
 RIGHTS = {
     "r": _READ_FILE | _READ_DIRECTORY,
     "x": _READ_FILE | _READ_DIRECTORY | _EXECUTE,
     "s": _MAKE_SOCKET | _REMOVE_FILE,
 }
-"""What a rule's first letter stands for; its path follows. A path that cannot be opened gets no rule."""
+"""Rights by the first letter of a rule; the path follows. A path that cannot be opened gets no rule."""
 
 _ADDED_BY_LOADERS = ("_PYI_", "LD_LIBRARY_PATH", "LC_CTYPE")
-"""What a frozen app's loader, and Python, add to an environment."""
+"""Variables that a frozen app's loader and Python add to an environment."""
 
 
 def version() -> int:
-    """Which Landlock the kernel has; 0 for none, or none that may be used."""
+    """Return the kernel's Landlock version; 0 if it has none or it is disabled."""
     try:
         return _call(_CREATE_RULESET, None, 0, _TELL_VERSION)
     except OSError:
@@ -107,7 +107,7 @@ def version() -> int:
 
 
 def become(rules: Sequence[str], argv: Sequence[str]) -> NoReturn:
-    """Confine this process by ``rules``, then execute ``argv``. What fails is told on standard error."""
+    """Confine this process by ``rules``, then execute ``argv``. Print a failure on standard error."""
     try:
         confine(rules)
     except OSError as error:
@@ -116,13 +116,13 @@ def become(rules: Sequence[str], argv: Sequence[str]) -> NoReturn:
         _libc().signal(number, None)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_ADDED_BY_LOADERS)}
     try:
-        os.execve(argv[0], list(argv), environment)  # noqa: S606 - that is what it is for
+        os.execve(argv[0], list(argv), environment)  # noqa: S606 - its purpose
     except OSError as error:
         _end(CANNOT_EXECUTE, f"{argv[0]} cannot be executed: {error.strerror}")
 
 
 def confine(rules: Sequence[str]) -> None:
-    """Give up all rights to files but those of ``rules``, that to gain others by executing something, and ``REFUSED``.
+    """Give up all rights to files except ``rules``, to gain privileges by exec, and to make the ``REFUSED`` calls.
 
     Raises:
         OSError: the kernel refuses.
@@ -146,16 +146,18 @@ def confine(rules: Sequence[str]) -> None:
 
 
 def _refuse_calls() -> None:
-    """Install the filter for this thread, which is the only one, and whatever it executes; or none."""
+    """Install the filter, if there is one, for this thread, which is the only one, and the program it executes."""
     if not (program := _filter(os.uname().machine, os.getpid())):
         return
     code = ctypes.create_string_buffer(program, len(program))
     head = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
-    _libc().prctl(_SET_SECCOMP, ctypes.c_ulong(_FILTER), ctypes.c_char_p(head))  # what has no seccomp refuses
+    _libc().prctl(
+        _SET_SECCOMP, ctypes.c_ulong(_FILTER), ctypes.c_char_p(head)
+    )  # it fails on a kernel without seccomp, which is fine
 
 
 def _filter(machine: str, pid: int) -> bytes:
-    """The filter as BPF, for a process ``pid``; empty where the architecture has no list."""
+    """Return the filter for the process ``pid`` as BPF; empty if the architecture has no list."""
     if machine not in _ARCHITECTURES or ctypes.sizeof(ctypes.c_void_p) != 8:
         return b""
     which = list(_ARCHITECTURES).index(machine)
@@ -205,7 +207,7 @@ def _end(status: int, message: str) -> NoReturn:
 
 
 def main(words: Sequence[str]) -> NoReturn:
-    """``RULE… -- PROGRAM ARGUMENT…``."""
+    """Run the wrapper with ``RULE… -- PROGRAM ARGUMENT…``."""
     end = words.index(END_OF_RULES)
     become(words[:end], words[end + 1 :])
 

@@ -1,10 +1,10 @@
 """One owner of a directory, by kernel lock.
 
-The lock belongs to an open file, and every helper inherits that file. So a lock that is free means
-that the manager *and* its last helper are gone, whatever became of them; no pid is ever believed.
+The lock belongs to an open file, which every helper inherits. So a released lock means that the manager *and* its last
+helper have ended, however they ended; no pid is trusted.
 
-If manager and guard were killed together, the helpers live on and hold it. Then it is told by identity that the
-manager is dead, and its helpers are ended by theirs (see :mod:`ovm.process.orphans`).
+If manager and guard are both killed, the helpers keep running and hold the lock. Then the manager's identity shows
+that it is dead, and the helpers are killed by theirs (see :mod:`ovm.process.orphans`).
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ from ovm.process.identity import Identity
 from ovm.trust.locks import HELD_RETRY_S, LOOK_WAIT_S, is_held, open_lock, try_lock
 
 GOING_S = 5.0
-"""The last helpers of a manager that was killed are gone by then; a running machine is not."""
+"""Time after which the last helpers of a killed manager have ended, but a running machine's have not."""
 NOTE_MAX_BYTES = 16 << 10
 
 
 class Lock:
-    """Kernel locks on some directories; :func:`hold` makes one."""
+    """Kernel locks on some directories; :func:`hold` creates it."""
 
     def __init__(self, fds: list[int]) -> None:
         self.fds = fds
         _open_locks().add(self)
 
     def release(self) -> None:
-        """Take our name out of the files, and let go."""
-        for fd in self.fds:
+        """Erase the notes in the lock files and close them."""
+        for fd in self.fds:  # while still locked, or it would erase the next owner's note
             with contextlib.suppress(OSError):
                 os.ftruncate(fd, 0)
         self.close()
 
     def close(self) -> None:
-        """Let go. The lock stays held for as long as a helper has inherited it."""
+        """Close the lock files. The lock stays held until the helpers that inherited it end."""
         while self.fds:
             os.close(self.fds.pop())
 
 
 class _Note(msgspec.Struct, frozen=True, kw_only=True):
-    """What an owner writes into the lock file: for people, for patience, and to find what a dead one has left."""
+    """An owner's note in the lock file: for messages, for the timeout, and to find a dead owner's helpers."""
 
     boot_id: str
     manager: Identity
@@ -61,16 +61,16 @@ class _Note(msgspec.Struct, frozen=True, kw_only=True):
     since: float
     brief: bool
     roster: str | None
-    """The file that says who its helpers are."""
+    """The file with the identities of its helpers."""
 
     @property
     def means_us(self) -> bool:
-        """Whether its pids are of this boot, and counted as ours are."""
+        """Whether its pids are of this boot and this pid namespace."""
         return bool(self.boot_id) and self.boot_id == identity.boot()
 
     @property
     def lives(self) -> bool:
-        """Whether its owner is there, by identity."""
+        """Whether its owner runs, by identity."""
         return self.means_us and identity.is_there(self.manager)
 
     @property
@@ -87,17 +87,17 @@ class _Note(msgspec.Struct, frozen=True, kw_only=True):
 async def hold(
     directories: Iterable[Path], *, wait_s: float, brief: bool = False, helpers: Path | None = None
 ) -> AsyncIterator[Lock]:
-    """Own ``directories`` while inside; waits for an owner that is about to go, and ends what a dead one has left.
+    """Own ``directories`` while inside; wait for an owner that is about to end, and kill a dead owner's helpers.
 
     Args:
         directories: Each must exist.
-        wait_s: How long to wait, in seconds; for an owner that is not brief GOING_S at most.
-        brief: Whether this is for a piece of work that comes to its end by itself.
-        helpers: The roster of those that will inherit the lock, for whoever finds it held after our death.
+        wait_s: Timeout in seconds; at most GOING_S unless the owner is brief.
+        brief: Whether this owner's work ends by itself.
+        helpers: The roster of the helpers that will inherit the lock, for the next owner after this one's death.
 
     Raises:
-        InUseError: somebody else owns one of them; says who.
-        FileError: the lock file cannot be made, or a directory or another user's file lies in its place.
+        InUseError: another process owns one of them; names it.
+        FileError: the lock file cannot be created, or a directory or another user's file is in its place.
     """
     lock = Lock([])
     note = await asyncio.to_thread(_our_note, brief=brief, helpers=helpers)
@@ -105,10 +105,10 @@ async def hold(
     reclaimed = set()
     try:
         for directory in await asyncio.to_thread(_distinct, directories):
-            # in no thread: if we were cancelled meanwhile, it would leave us with a lock that nobody knows of
+            # not in a thread: cancelled meanwhile, this task would never release the lock
             while (fd := _try(directory, note)) is None:
                 waited = time.monotonic() - began
-                # between two looks of other processes nobody owns it: whoever looks is waited for, even with no wait_s
+                # not owned, only checked by other processes: wait for them even if wait_s is 0
                 if waited < LOOK_WAIT_S and not await asyncio.to_thread(is_held, directory / LOCK):
                     await asyncio.sleep(HELD_RETRY_S)
                     continue
@@ -128,12 +128,12 @@ async def hold(
 
 
 def _distinct(directories: Iterable[Path]) -> list[Path]:
-    """Each directory once, in the same order for everybody, so that two starts cannot wait for each other."""
+    """Return each directory once, always in the same order, so that two starts cannot deadlock."""
     return sorted({directory.resolve() for directory in directories})
 
 
 def owner(directory: Path) -> Identity | None:
-    """The manager that says it has locked ``directory``, as long as somebody has."""
+    """Return the manager that the note in ``directory`` names; the note alone does not prove that it holds the lock."""
     note = _told(directory)
     return None if note is None else note.manager
 
@@ -168,14 +168,14 @@ def _try(directory: Path, note: bytes) -> int | None:
     if not is_ours:
         os.close(fd)
         return None
-    with contextlib.suppress(OSError):  # a full disk takes the name from the message, not the lock from us
+    with contextlib.suppress(OSError):  # on a full disk only the owner's name in other processes' messages is missing
         os.ftruncate(fd, 0)
         os.pwrite(fd, note, 0)
     return fd
 
 
 def _told(directory: Path) -> _Note | None:
-    """What the last owner wrote into the lock file. Who owns the lock, the kernel alone knows."""
+    """Read the last owner's note in the lock file. Only the kernel knows the current owner."""
     with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         fd = os.open(directory / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
@@ -191,19 +191,21 @@ def _reclaim(note: _Note) -> None:
 
 
 def _in_use(directory: Path, note: _Note | None) -> InUseError:
-    """The error that says who holds the lock, which need not be the one who wrote the note."""
+    """Return the error that names the owner of the lock, which may differ from the writer of the note."""
     if note is not None and note.lives:
         return InUseError(
             f"{directory} is in use by {note.owner}{_since(note)}",
-            hint="stop that machine first, or give this one directories of its own",
+            hint="stop that machine first, or give this one its own directories",
         )
     found = holders(directory / LOCK)
     who = ", ".join(f"{Path(holder.program).name or 'a program'} (process {holder.pid})" for holder in found)
     if note is None or not note.is_dead:
-        return InUseError(f"{directory} is in use by {who or 'another process'}", hint="give directories of its own")
+        return InUseError(
+            f"{directory} is in use by {who or 'another process'}", hint="give this machine its own directories"
+        )
     return InUseError(
         f"{directory} is in use by {who or 'helpers'}, left by {note.owner}, which is dead",
-        hint="end what is left: kill " + " ".join(str(holder.pid) for holder in found) if found else "",
+        hint="kill what is left: kill " + " ".join(str(holder.pid) for holder in found) if found else "",
     )
 
 
@@ -215,7 +217,7 @@ def _since(note: _Note) -> str:
 
 
 def holders(path: Path) -> list[Identity]:
-    """The processes of this user that hold the lock, as Linux tells; macOS does not."""
+    """List the processes of this user that hold the lock; empty on macOS, which does not report them."""
     with contextlib.suppress(OSError):
         file = path.stat()
         pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
@@ -224,7 +226,7 @@ def holders(path: Path) -> list[Identity]:
 
 
 def _has_locked(pid: int, file: os.stat_result) -> bool:
-    with contextlib.suppress(OSError):  # it is another user's, or has just ended
+    with contextlib.suppress(OSError):  # it is another user's or has just ended
         for fd in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):
                 if os.path.samestat(fd.stat(), file) and b"FLOCK" in Path(f"/proc/{pid}/fdinfo/{fd.name}").read_bytes():
@@ -234,7 +236,7 @@ def _has_locked(pid: int, file: os.stat_result) -> bool:
 
 @functools.cache
 def _open_locks() -> weakref.WeakSet[Lock]:
-    """The locks of this process, which a forked child must not keep: it would hold them past our death."""
+    """Return this process's locks. A forked child closes them: it would hold them beyond this process's death."""
     locks: weakref.WeakSet[Lock] = weakref.WeakSet()
 
     def forget() -> None:

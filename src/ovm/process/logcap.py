@@ -1,4 +1,4 @@
-"""Keeps logs small while they are written, whoever writes them: the guest's console, helpers, the service."""
+"""Limits the size of logs while they are written: the guest's console, helpers, the service."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ovm.process import logs
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
-"""Between two looks at the sizes. What is written in it comes on top of ``logs.SIZE_MAX_BYTES``."""
+"""Interval between two checks of the sizes. A log may exceed ``logs.SIZE_MAX_BYTES`` by what is written in it."""
 
 
 @contextlib.asynccontextmanager
 async def kept_small(paths: Iterable[Path], *, look_s: float = LOOK_S) -> AsyncIterator[None]:
-    """Cut each of the logs at ``paths`` whenever it is larger than ``logs.SIZE_MAX_BYTES``."""
+    """Truncate each of the logs at ``paths`` whenever it is larger than ``logs.SIZE_MAX_BYTES``."""
     watching = asyncio.create_task(_watch(tuple(paths), look_s), name="sizes of logs")
     try:
         yield
@@ -31,13 +31,13 @@ async def _watch(paths: tuple[Path, ...], look_s: float) -> None:
     failed: set[Path] = set()
     while True:
         await asyncio.sleep(look_s)
-        # not in a thread: each of these looks, which take microseconds, would wake several threads of an idle machine
+        # not in a thread: a check takes microseconds, but would wake several threads of an idle machine
         if not any(_is_large(path) for path in paths):
             continue
         cutting = asyncio.create_task(asyncio.to_thread(_cut, paths, failed))
         try:
             await asyncio.shield(cutting)
-        finally:  # a thread cannot be cancelled, so it is waited for
+        finally:  # a thread cannot be cancelled, so wait for it
             await asyncio.wait({cutting})
 
 
@@ -47,7 +47,7 @@ def _is_large(path: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError:
-        return True  # what cannot be looked at is told by the cut
+        return True  # _cut() logs the error
 
 
 def _cut(paths: tuple[Path, ...], failed: set[Path]) -> None:
@@ -56,5 +56,5 @@ def _cut(paths: tuple[Path, ...], failed: set[Path]) -> None:
             logs.cut(path)
         except OSError as error:
             if path not in failed:
-                log.warning("%s cannot be kept small: %s", path, error.strerror or error)
+                log.warning("%s cannot be truncated: %s", path, error.strerror or error)
             failed.add(path)

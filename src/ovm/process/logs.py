@@ -1,8 +1,7 @@
 """Logs of the last three starts: NAME.log is the newest, then NAME.2.log and NAME.3.log.
 
-What a guest or a helper writes has no bounds, so all of it is read in blocks, and a line is cut where it is longer than
-LINE_MAX_BYTES. NULs at a line's beginning are left out: a log that was cut while its writer kept a place of its own in
-it has a hole there.
+A guest or a helper may write any amount, so logs are read in blocks, and a line is truncated after LINE_MAX_BYTES.
+NULs at a line's beginning are skipped: a log that was truncated while its writer kept its offset has a hole there.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from ovm.text.printable import printable
 
 TAIL_LINES = 15
 SIZE_MAX_BYTES = 16 * 1024 * 1024
-"""A log that takes more room than this is cut while it is written."""
+"""A log larger than this is truncated while it is written."""
 KEPT_BYTES = 256 * 1024
-"""How much of its end is kept then."""
+"""Size of its end that is kept then."""
 LINE_MAX_BYTES = 8 * 1024
-"""What is shown of one line."""
+"""Longest part of a line that is shown."""
 LOOKED_THROUGH_MAX_BYTES = 2 * SIZE_MAX_BYTES
-"""How far from its end the last lines of a log are looked for."""
+"""Size of a log's end that is searched for the last lines."""
 LINE_CUT = " … (cut)"
 _CUT = b"[ovm: this log was too large; all above its last %d KiB was removed]\n" % (KEPT_BYTES // 1024)
 _TAIL_BYTES = 16 * 1024
@@ -33,12 +32,12 @@ _SECTOR_BYTES = 512
 
 
 def log_path(log_dir: Path, name: str, generation: int = 1) -> Path:
-    """Where the log of ``name`` lies; generation 1 is the newest."""
+    """Return the path of the log of ``name``; generation 1 is the newest."""
     return log_dir / (f"{name}.log" if generation == 1 else f"{name}.{generation}.log")
 
 
 def rotate(log_dir: Path, name: str) -> Path:
-    """Make room for a new log of ``name`` and return its path; the file is there, empty and 0600."""
+    """Rename the older logs of ``name`` and create an empty new one with mode 0600; return its path."""
     for generation in range(LOG_GENERATIONS - 1, 0, -1):
         older = log_path(log_dir, name, generation)
         if older.exists():
@@ -49,10 +48,10 @@ def rotate(log_dir: Path, name: str) -> Path:
 
 
 def cut(path: Path) -> bool:
-    """Keep only the end of the log at ``path``, in place, if it takes more than SIZE_MAX_BYTES on the disk.
+    """Truncate the log at ``path``, in place, to its end, if it takes more than SIZE_MAX_BYTES on the disk.
 
-    Its writer continues behind the kept end if it appends, else at its own place, with a hole before that. What is
-    written at this very moment may be lost. Returns whether it was cut; fine if there is no such log.
+    A writer that appends continues after the kept end; any other at its own offset, with a hole before it. What is
+    written during the truncation may be lost. Return whether it was truncated; a missing log is no error.
 
     Raises:
         OSError: it cannot be written.
@@ -73,9 +72,9 @@ def cut(path: Path) -> bool:
 
 
 def tail(path: Path, lines: int = TAIL_LINES, *, since: int = 0) -> tuple[str, ...]:
-    """The last ``lines`` lines behind byte ``since``, made fit to print; empty where there is no such file.
+    """Return the last ``lines`` lines after byte ``since``, printable; empty if there is no such file.
 
-    Where the log was cut and is shorter than ``since`` now, all that was kept is behind it.
+    If the log was truncated and is now shorter than ``since``, all of it counts as after ``since``.
     """
     try:
         with path.open("rb") as file:
@@ -110,7 +109,7 @@ class Reader:
         self._file.close()
 
     def more(self) -> list[str]:
-        """Some of the whole lines that were not told yet, made fit to print; empty if there are no more now."""
+        """Return some of the complete lines not returned yet, printable; empty if there are none now."""
         while True:
             block = self._file.read(_BLOCK_BYTES)
             if not block:
@@ -126,7 +125,7 @@ class Reader:
                 return lines
 
     def rest(self) -> list[str]:
-        """The line that is not whole yet, if there is one."""
+        """Return the incomplete line, if there is one."""
         return [self._finished(b"")] if self._begun else []
 
     def _begin(self, piece: bytes) -> None:
@@ -142,7 +141,7 @@ class Reader:
         return line
 
     def _goes_on_elsewhere(self) -> bool:
-        """At the end of the file: whether it was replaced or cut, so that the reader is at a beginning now."""
+        """At the end of the file, return whether it was replaced or truncated; then the reader is at its beginning."""
         try:
             here, there = os.fstat(self._file.fileno()), self._path.stat()
         except FileNotFoundError:
@@ -158,7 +157,7 @@ class Reader:
 
 
 def _last_lines(file: BinaryIO, lines: int) -> int:
-    """Where the last ``lines`` lines of ``file`` begin; the last may not be whole."""
+    """Return the offset of the last ``lines`` lines of ``file``; the last may be incomplete."""
     end = file.seek(0, os.SEEK_END)
     oldest = max(0, end - LOOKED_THROUGH_MAX_BYTES)
     wanted = lines + 1  # the newline before them

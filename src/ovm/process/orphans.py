@@ -1,7 +1,7 @@
-"""Who a machine's helpers are, in a file: for the day when manager *and* guard are killed, and nobody ends them.
+"""A file with the identities of a machine's helpers, in case manager *and* guard are killed and helpers keep running.
 
-It is read by whoever finds the machine's lock held although the manager is dead. A process is ended only if it is
-the one that was recorded: same boot, pid, start and program, and ours. Whatever else the file says is ignored.
+The next owner reads it if the machine's lock is held although the manager is dead. It kills a process only if it is
+the recorded one: same boot, pid, start time and program, and of this user.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ log = logging.getLogger(__name__)
 
 MAX_BYTES = 64 << 10
 END_S = 10.0
-"""How long killed processes may take to vanish; freeing gigabytes takes the kernel a while."""
+"""Timeout of killed processes' end; the kernel needs a while to free gigabytes."""
 LOOK_S = 0.01
 
 
 class _Told(msgspec.Struct, frozen=True):
-    """What the file says."""
+    """The file's content."""
 
     boot_id: str
     manager: Identity
@@ -39,7 +39,7 @@ class _Told(msgspec.Struct, frozen=True):
 
 
 class Roster:
-    """The helpers of this process's machine; :func:`keep` makes one."""
+    """The helpers of this process's machine; :func:`keep` creates it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -48,20 +48,20 @@ class Roster:
         self._helpers: dict[str, Identity] = {}
 
     def add(self, child: Child) -> None:
-        """Record a helper that was just started, in place of an earlier one of that name."""
+        """Record a helper that was just started; replace an earlier one of that name."""
         if (process := identity.of(child.pid)) is not None:
             self._helpers[child.name] = process
             self._write()
 
     def update(self) -> None:
-        """Record what programs the helpers are by now: a wrapper becomes what it wraps."""
+        """Record the helpers' current programs: a wrapper becomes the program it wraps."""
         for name, was in self._helpers.items():
             if (now := identity.of(was.pid)) is not None and now.started == was.started:
                 self._helpers[name] = now
         self._write()
 
     def remove(self) -> None:
-        """Forget them, unless one has outlived its end."""
+        """Remove the file, unless a helper still runs."""
         if not any(identity.is_there(helper) for helper in self._helpers.values()):
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
@@ -72,13 +72,13 @@ class Roster:
         told = _Told(boot_id=self._boot, manager=self._manager, helpers=self._helpers)
         try:
             _write(self.path, msgspec.json.encode(told))
-        except OSError as error:  # a full disk takes this precaution from the machine, not the machine from us
+        except OSError as error:  # on a full disk the machine runs without this precaution
             log.warning("%s cannot be written: %s", self.path, error.strerror)
 
 
 @contextlib.contextmanager
 def keep(path: Path) -> Iterator[Roster]:
-    """A roster in the file ``path``, removed on the way out. Its directory's lock is held meanwhile."""
+    """Keep a roster in the file ``path``, removed on exit. The caller holds its directory's lock meanwhile."""
     roster = Roster(path)
     try:
         yield roster
@@ -87,10 +87,10 @@ def keep(path: Path) -> Iterator[Roster]:
 
 
 def reclaim(path: Path) -> list[str]:
-    """End what a dead manager has left, by the roster in ``path``; returns the names of what was killed.
+    """Kill the helpers of a dead manager, by the roster in ``path``; return their names.
 
-    Waits until they are gone, END_S seconds at most. Nothing is touched while the manager lives, after another boot,
-    or if the file is damaged, missing, or somebody else's.
+    Wait until they have ended, END_S seconds at most. Do nothing if the manager runs, the host has rebooted, or the
+    file is damaged, missing or another user's.
     """
     told = _read(path)
     if told is None or not told.boot_id or told.boot_id != identity.boot() or identity.is_there(told.manager):
@@ -100,17 +100,17 @@ def reclaim(path: Path) -> list[str]:
     while any(identity.is_there(helper) for helper in killed.values()) and time.monotonic() < deadline:
         time.sleep(LOOK_S)
     if killed:
-        log.warning("ended %s, left by process %d, which is dead", ", ".join(killed), told.manager.pid)
+        log.warning("killed %s, left by process %d, which is dead", ", ".join(killed), told.manager.pid)
     return list(killed)
 
 
 def _write(path: Path, content: bytes) -> None:
-    write_whole(path, content, 0o600, durable=False)  # a power cut voids it anyway
+    write_whole(path, content, 0o600, durable=False)  # a power cut invalidates it anyway
 
 
 def _read(path: Path) -> _Told | None:
     try:
-        # without waiting for whoever would open the other end of a fifo
+        # O_NONBLOCK: do not wait for the other end of a fifo
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except (OSError, ValueError):
         return None
@@ -126,7 +126,7 @@ def _read(path: Path) -> _Told | None:
 
 
 def _kill(helper: Identity) -> bool:
-    """Whether it was there, by identity, and was sent SIGKILL."""
+    """Send SIGKILL to the helper, checked by identity; return whether it was sent."""
     try:
         fd = os.pidfd_open(helper.pid) if hasattr(os, "pidfd_open") else None
     except ProcessLookupError:
@@ -134,7 +134,7 @@ def _kill(helper: Identity) -> bool:
     except OSError:  # a kernel before 5.3
         fd = None
     try:
-        # looked at behind the pidfd: what has this identity now is what the pidfd refers to
+        # checked after the pidfd is open: a process that has this identity now is the pidfd's
         if not _is_it(helper):
             return False
         if fd is not None and hasattr(signal, "pidfd_send_signal"):

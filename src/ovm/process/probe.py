@@ -1,6 +1,6 @@
-"""Outside programs: which version a given one is, and whether that will do.
+"""External programs: check that a given one has a supported version.
 
-Where to look for them is not known here; see ``ovm.host.programs``.
+``ovm.host.programs`` finds them.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from ovm.process.child import clean_environment
 log = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 10.0
-"""A program that has not told its version by then hangs; loaded machines need a second or two."""
+"""Timeout of a program that prints its version; on a busy host it needs a second or two."""
 
 OUTPUT_MAX_BYTES = 16 << 20
-"""A program that prints more than that is ended; the certificates of a Mac are less."""
+"""A program that prints more is killed; the certificates of a Mac are less."""
 _SHOWN_LINES = 5
 _READ_BYTES = 64 * 1024
 
 _VERSION_MAX_CHARACTERS = 40
 
 Version = tuple[int, ...]
-"""Its numbers; none of a program that does not know its own version."""
+"""Its numbers; empty for a build without version."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Program:
-    """An outside program: how it tells its version, and the oldest one that will do."""
+    """An external program: how to query its version, and the oldest supported one."""
 
     name: str
     argument: str
-    """What makes it print its version and exit."""
+    """Argument with which it prints its version and exits."""
     pattern: str
-    """A regular expression whose group 1 is the version in what it prints."""
+    """Regular expression for its output; group 1 is the version."""
     minimum: Version
     hint: str
-    """How to get it."""
+    """How to install it."""
     reason: str = ""
-    """What is wrong with older ones."""
+    """Fault of older versions."""
     unversioned: str | None = None
-    """A regular expression for what a build prints that does not know its version; such a one is taken as it is."""
+    """Regular expression for the output of a build without version, which is accepted."""
 
 
 GVPROXY = Program(
@@ -80,19 +80,19 @@ VFKIT = Program(
     pattern=r"(?m)^vfkit version:\s*v?(\d+\.\d+\.\d+)",
     minimum=(0, 6, 2),
     hint="install vfkit or podman with Homebrew (brew install vfkit) or MacPorts, or podman's own package for macOS",
-    reason="on SIGTERM, older ones cut the guest's power",
-    # built without its makefile, or out of a clone without tags
+    reason="on SIGTERM, older versions cut the guest's power",
+    # built without its makefile, or from a clone without tags
     unversioned=r"(?m)^vfkit version:[ \t]*(unknown|[0-9a-f]{7,40}(-dirty)?)?[ \t]*$",
 )
 
 
 def show_version(version: Version) -> str:
-    """``(0, 8, 9)`` as people write it."""
+    """Return ``(0, 8, 9)`` as ``0.8.9``."""
     return ".".join(map(str, version)) or "unknown"
 
 
 def parse_version(text: str, pattern: str) -> Version | None:
-    """The numbers of the version that group 1 of ``pattern`` finds in ``text``; None if it finds none."""
+    """Return the version that group 1 of ``pattern`` finds in ``text``; ``None`` if it finds none."""
     found = re.search(pattern, text)
     if found is None or len(found[1]) > _VERSION_MAX_CHARACTERS:
         return None
@@ -100,12 +100,12 @@ def parse_version(text: str, pattern: str) -> Version | None:
 
 
 async def probe_output(argv: Sequence[str | Path], *, timeout: float = PROBE_TIMEOUT_S) -> str:
-    """What a program that ends by itself prints, on both of its outputs.
+    """Run a program that ends by itself; return its standard output and error.
 
-    Nothing of it is left running, whether it hangs or the caller is cancelled.
+    It is killed with its children if it hangs or the caller is cancelled.
 
     Raises:
-        HelperError: it cannot be run, or is not done in time.
+        HelperError: it cannot be run, or does not end in time.
     """
     program = os.fspath(argv[0])
     try:
@@ -115,7 +115,7 @@ async def probe_output(argv: Sequence[str | Path], *, timeout: float = PROBE_TIM
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             env=clean_environment(),
-            start_new_session=True,  # so that what it started ends with it
+            start_new_session=True,  # so that its children are killed with it
         )
     except OSError as error:
         raise HelperError(f"{program} cannot be run: {error.strerror or error}") from error
@@ -124,7 +124,7 @@ async def probe_output(argv: Sequence[str | Path], *, timeout: float = PROBE_TIM
             output = await _read(process, program)
             await process.wait()
     except TimeoutError as error:
-        raise HelperError(f"{program} did not answer to {argv[1:]} within {timeout:g} s") from error
+        raise HelperError(f"{program} {' '.join(map(str, argv[1:]))} did not end within {timeout:g} s") from error
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -144,23 +144,23 @@ async def _read(process: asyncio.subprocess.Process, program: str) -> bytes:
 
 
 async def check_helper(path: Path, program: Program, *, timeout: float = PROBE_TIMEOUT_S) -> Version:
-    """The version of the ``program`` that lies at ``path``; empty if that is a build that does not know it.
+    """Return the version of the ``program`` at ``path``; empty for a build without version.
 
     Raises:
-        HelperError: it is not there, not executable, something else, or too old.
+        HelperError: it is missing, not executable, another program, or too old.
     """
     _check_executable(path, program)
     try:
         output = await probe_output([path, program.argument], timeout=timeout)
         if program.unversioned is not None and re.search(program.unversioned, output):
-            log.warning("%s does not know which version of %s it is", path, program.name)
+            log.warning("%s is a build of %s without a version number", path, program.name)
             return ()
         version = _version_in(output, program.pattern, path)
     except HelperError as error:
         error.hint = error.hint or program.hint
         raise
     if version < program.minimum:
-        needed = f"{show_version(program.minimum)} or newer is needed"
+        needed = f"{show_version(program.minimum)} or newer is required"
         raise HelperError(
             f"{path} is {program.name} {show_version(version)}; "
             + (f"{needed}: {program.reason}" if program.reason else needed),
@@ -173,13 +173,13 @@ def _check_executable(path: Path, program: Program) -> None:
     if not path.is_file():
         raise HelperError(f"{program.name}: {path} is not a file", hint=program.hint)
     if not os.access(path, os.X_OK):
-        raise HelperError(f"{program.name}: {path} is not executable", hint=f"chmod +x {path}")
+        raise HelperError(f"{program.name}: {path} is not executable", hint=f"run chmod +x {path}")
 
 
 def _version_in(output: str, pattern: str, program: str | Path) -> Version:
     if (version := parse_version(output, pattern)) is None:
         raise HelperError(
-            f"{os.fspath(program)} does not tell its version, so it is not the program it is taken for",
+            f"{os.fspath(program)} does not print its version, so it may be another program",
             log_tail=tuple(output.splitlines()[:_SHOWN_LINES]),
         )
     return version

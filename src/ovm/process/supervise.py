@@ -1,4 +1,4 @@
-"""Waiting that cannot hang: every wait has a deadline and races the death of what it waits for."""
+"""Waits that cannot hang: each has a timeout and ends when a process it depends on exits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 async def first_exit(children: Iterable[Child]) -> Child:
-    """The first of ``children`` to end."""
+    """Wait for the first of ``children`` to end and return it."""
     waits = {asyncio.ensure_future(child.wait()): child for child in children}
     try:
         done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -33,11 +33,11 @@ async def race(
     evidence: Path | None = None,
     hint: str = "",
 ) -> T:
-    """The result of ``what``, unless one of ``children`` ends first or ``timeout_s`` seconds pass.
+    """Return the result of ``what``, unless one of ``children`` ends first or ``timeout_s`` seconds pass.
 
     Raises:
         HelperExited: a child ended first.
-        NotReadyError: the deadline passed; shows the last lines of ``evidence``.
+        NotReadyError: the timeout passed; shows the last lines of ``evidence``.
     """
     wanted = asyncio.ensure_future(what)
     death = asyncio.ensure_future(first_exit(children))
@@ -49,7 +49,7 @@ async def race(
         if death in done:
             raise await death.result().exited(stage)
         raise NotReadyError(
-            f"it was not ready within {timeout_s:g} s",
+            f"not ready within {timeout_s:g} s",
             stage=stage,
             log_tail=await asyncio.to_thread(logs.tail, evidence) if evidence else (),
             hint=hint,
@@ -64,7 +64,7 @@ async def _cancel(futures: Iterable[asyncio.Future[Any]]) -> None:
     for future in pending:
         future.cancel()
     if pending:
-        await asyncio.wait(pending)  # which, unlike awaiting each, does not mistake our own cancellation for theirs
+        await asyncio.wait(pending)  # awaiting each would mistake our own cancellation for theirs
     for future in futures:
         if not future.cancelled():
-            future.exception()  # so that nobody complains that it was never looked at
+            future.exception()  # retrieved, so that asyncio does not log it

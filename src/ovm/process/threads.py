@@ -1,4 +1,4 @@
-"""Blocking work in a thread, never left behind."""
+"""Blocking work in a thread that never outlives its caller."""
 
 from __future__ import annotations
 
@@ -13,37 +13,34 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 AHEAD = 4
-"""So many items wait at most for who takes them."""
+"""Limit of items in the queue."""
 AHEAD_THREAD = "ovm: ahead"
-"""What the thread is called that makes them."""
+"""Name of the read-ahead thread."""
 
 
 async def in_thread(work: Callable[[], _T], stop: Event | None = None) -> _T:
-    """The result of ``work``, done in a thread.
+    """Run ``work`` in a thread and return its result.
 
-    When cancelled, it sets ``stop`` and is cancelled only once the thread has come to its end.
+    When cancelled, set ``stop`` and wait until the thread has ended before raising.
     """
-    # not to_thread: its task would be cancelled with all others when the loop ends, and the thread go on alone
+    # not to_thread: the end of the loop would cancel its task with all others, and leave the thread running
     running = asyncio.get_running_loop().run_in_executor(None, work)
     cancelled = None
     while not running.done():
         try:
             await asyncio.wait([running])
-        except asyncio.CancelledError as error:  # perhaps more than once: the thread cannot be left alone
+        except asyncio.CancelledError as error:  # may happen again: always wait for the thread
             cancelled = error
             if stop is not None:
                 stop.set()
     if cancelled is not None:
-        running.exception()  # taken note of; being cancelled is what the caller asked for
+        running.exception()  # retrieved, so that asyncio does not log it
         raise cancelled
     return running.result()
 
 
-def ahead(items: Generator[_T, None, None]) -> Generator[_T, None, None]:
-    """Yield ``items``, which a thread of its own makes while the caller uses those before.
-
-    Close the generator: that ends the thread.
-    """
+def ahead(items: Generator[_T, None, None]) -> Iterator[_T]:
+    """Yield ``items``, produced by a thread that reads ahead; the thread ends with this generator."""
     made: Queue[_T | None] = Queue(AHEAD)
     wanted = True
 
@@ -65,5 +62,5 @@ def ahead(items: Generator[_T, None, None]) -> Generator[_T, None, None]:
         finally:
             wanted = False
             for _ in taken:
-                pass  # it may wait to be rid of them
+                pass  # drain the queue: the thread may block on it when full
         making.result()

@@ -1,1 +1,1 @@
-"""Decides whether what another user, or a guest, could have made is used; and locks files, and writes them whole."""
+"""Checks that no other user or guest could have changed what ovm uses; locks files and writes them atomically."""

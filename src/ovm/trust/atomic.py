@@ -1,7 +1,7 @@
-"""A file appears whole or not at all.
+"""Atomic writes: a file appears complete or not at all.
 
-It grows under a temporary name beside its target, is flushed, and is renamed. As long as it has the temporary name, its
-writer holds a kernel lock on it. So a temporary file that is not locked belongs to a run that died.
+It is written under a temporary name beside its target, flushed and renamed. Until the rename its writer holds a kernel
+lock on it. So a temporary file without a lock belongs to a run that died.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from ovm.trust.locks import try_lock
 
 TEMPORARY_PREFIX = ".ovm-new."
 WRITERS_MAX = 1000
-"""Writers of one name at once."""
+"""Number of concurrent writers of one name."""
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class NewFile:
-    """A file that does not bear its name yet. Several writers of one name do not touch each other's."""
+    """A file under a temporary name. Each of several writers of one name has its own."""
 
     def __init__(self, directory: Path, name: str) -> None:
         self.path, self.fd = _made(directory / (TEMPORARY_PREFIX + name))
         self._placed = False
 
     def seal(self, mode: int, *, durable: bool = True) -> None:
-        """Give it ``mode``, whatever the umask, and make its content durable."""
+        """Set ``mode``, regardless of the umask, and make the content durable."""
         os.fchmod(self.fd, mode)
         if durable:
             sync(self.fd)
 
     def place(self, target: Path) -> None:
-        """Let it take the name ``target``; durable after ``sync_directory``."""
+        """Rename it to ``target``; the name is durable after ``sync_directory``."""
         self.path.replace(target)
         self._placed = True
-        self._close()
+        self._close()  # after the rename: without its lock, another run would remove the temporary file
 
     def discard(self) -> None:
-        """Remove it, unless it has been placed. Where that fails the next run will."""
+        """Remove it, unless it has been placed. If that fails, the next run removes it."""
         if not self._placed:
             self._placed = True
             with suppress(OSError):
@@ -60,7 +60,7 @@ class NewFile:
 
 
 def _made(path: Path) -> tuple[Path, int]:
-    """A new file at ``path``, or beside it if somebody is writing there, locked; and its descriptor."""
+    """Create and lock a file at ``path``, or beside it if another writer is there; return its path and descriptor."""
     for number in range(WRITERS_MAX):
         ours = path.with_name(f"{path.name}.{number}") if number else path
         _remove_abandoned(ours)
@@ -72,21 +72,22 @@ def _made(path: Path) -> tuple[Path, int]:
             except OSError:
                 os.close(fd)
                 raise
-            os.close(fd)  # somebody took it for abandoned, before it was locked
-    raise FileExistsError(errno.EEXIST, "too many write it at once", os.fspath(path))
+            os.close(fd)  # another process took it for abandoned before it was locked
+    raise FileExistsError(errno.EEXIST, "too many concurrent writers", os.fspath(path))
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove a temporary file, unless its writer lives."""
+    """Remove a temporary file, unless its writer is alive."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except FileNotFoundError:
         return
-    except OSError:  # a link or a socket, which is none of ours
+    except OSError:  # a link or a socket, which no writer of ovm creates
         path.unlink(missing_ok=True)
         return
     try:
         with suppress(FileNotFoundError):
+            # compared once locked: another run may have removed it and a new writer taken its name
             if _is_free(fd) and os.path.samestat(os.fstat(fd), path.lstat()):
                 path.unlink()
     finally:
@@ -94,17 +95,17 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def _is_free(fd: int) -> bool:
-    """Whether nobody else holds the lock of ``fd``, which is ours then."""
+    """Try to lock ``fd``; return false if another process holds the lock."""
     try:
         return try_lock(fd)
-    except OSError:  # the file system has no locks: whoever holds the lock of the directory is alone
+    except OSError:  # the file system has no locks; the directory's lock keeps other writers out
         return True
 
 
 def write_whole(path: Path, content: bytes, mode: int, *, durable: bool = True) -> None:
-    """Replace ``path`` by ``content``: after a crash it is the old one or the new one, and after return the new one.
+    """Replace ``path`` with ``content``: a crash leaves the old file or the new one, a return the new one.
 
-    A writer that is killed leaves a temporary file, which the next one removes. Without ``durable``, a power cut may
+    A killed writer leaves a temporary file, which the next writer removes. Without ``durable``, a power cut may
     leave an empty file.
     """
     sweep(path.parent, path.name)
@@ -120,11 +121,11 @@ def write_whole(path: Path, content: bytes, mode: int, *, durable: bool = True) 
 
 
 def write_through(path: Path, content: bytes, mode: int, *, durable: bool = True) -> None:
-    """Write as :func:`write_whole` does the file that ``path`` is, or leads to: links of the user stay.
+    """Write like :func:`write_whole`, but follow links: the user's links stay.
 
     Raises:
-        UntrustedError: a link leads to where another user could exchange the file.
-        OSError: it cannot be written; a link that leads back to itself, too.
+        UntrustedError: a link leads to a directory where another user could replace the file.
+        OSError: it cannot be written, or the link leads back to itself.
     """
     target = Path(os.path.realpath(path))
     if target.is_symlink():
@@ -135,7 +136,7 @@ def write_through(path: Path, content: bytes, mode: int, *, durable: bool = True
 
 
 def write_at(fd: int, content: bytes, offset: int) -> None:
-    """All of ``content``; the kernel may take less at a time."""
+    """Write all of ``content``; the kernel may take less at a time."""
     rest = memoryview(content)
     while rest:
         written = os.pwrite(fd, rest, offset)
@@ -143,9 +144,9 @@ def write_at(fd: int, content: bytes, offset: int) -> None:
 
 
 def start_writing(fd: int, offset: int, count: int) -> None:
-    """Have the disk begin on these bytes of ``fd``. Makes nothing durable and is only a hint: ``sync`` has less to do.
+    """Start to write these bytes of ``fd`` to the disk, so that ``sync`` has less to do. This makes nothing durable.
 
-    What Linux is told it may forget it writes first, and keeps it in memory as long as it writes.
+    Linux writes dirty pages before it drops them as POSIX_FADV_DONTNEED asks, and keeps them in memory meanwhile.
     """
     if advise := getattr(os, "posix_fadvise", None):
         with suppress(OSError):
@@ -154,13 +155,13 @@ def start_writing(fd: int, offset: int, count: int) -> None:
 
 def sync(fd: int) -> None:
     """Make the content of ``fd`` survive a power cut."""
-    full = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone leaves it in the drive's own cache
+    full = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone leaves the data in the drive's cache
     if full is None:
         os.fsync(fd)
         return
     try:
         fcntl.fcntl(fd, full)
-    except OSError:  # network file systems know fsync only
+    except OSError:  # network file systems only support fsync
         os.fsync(fd)
 
 
@@ -174,15 +175,15 @@ def sync_directory(directory: Path) -> None:
 
 
 def sync_path(directory: Path) -> None:
-    """Make the names in ``directory`` survive a power cut, and those that lead to it: it may be new itself."""
+    """Make the names in ``directory`` and in its parents survive a power cut: it may be new itself."""
     sync_directory(directory)
     for above in directory.absolute().parents:
-        with suppress(OSError):  # not ours to open, so not made by us
+        with suppress(OSError):  # we may not open it, so we did not create it
             sync_directory(above)
 
 
 def sweep(directory: Path, name: str = "") -> None:
-    """Remove the temporary files that runs which died have left: all, or those whose targets' names begin so."""
+    """Remove the temporary files of dead runs: all, or those whose target's name begins with ``name``."""
     with os.scandir(directory) as entries:
         found = [entry.name for entry in entries if entry.name.startswith(TEMPORARY_PREFIX + name)]
     for leftover in found:
@@ -191,11 +192,11 @@ def sweep(directory: Path, name: str = "") -> None:
 
 @contextmanager
 def disk_errors(action: str) -> Iterator[None]:
-    """Tell the operating system's errors in ovm's words: ``action`` is what could not be done.
+    """Convert OSError to ovm's errors; ``action`` is the first part of the message.
 
     Raises:
-        SpaceError: the file system is full, or cannot hold a file of that size.
-        FileError: anything else the operating system refused.
+        SpaceError: the file system is full or cannot hold a file of that size.
+        FileError: any other OSError.
     """
     try:
         yield

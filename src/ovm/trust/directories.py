@@ -1,11 +1,11 @@
-"""Directories that no other user can change, and no other user could have put there.
+"""Directories that no other user can change or could have created.
 
-A path is as safe as its weakest directory. Each one on the way must belong to this user or to root, and be writable
-by nobody else, unless it is sticky: there nobody can rename or remove what is ours. A link on the way is followed if
-no other user can have made it. The way is walked by descriptors, so nothing is exchanged between a look and the next.
+A path is as safe as its weakest directory. Each directory of the path must belong to this user or to root, and no other
+user may write to it, unless it is sticky: there other users cannot rename or remove our files. A link in the path is
+followed if no other user can have created it. The walk uses descriptors, so nothing can be replaced between two checks.
 
-Once a path has passed, no other user can change what it leads to. So it can be used by its name, too: for binding and
-connecting sockets, which the kernel does by name alone.
+Once a path has passed, no other user can change what it leads to. So its name is safe to use as well: the kernel binds
+and connects sockets by name only.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from ovm.errors import FileError, UntrustedError
 from ovm.trust.files import advice
 
 LINKS_MAX = 40
-"""As many links as the kernel itself follows."""
+"""The kernel's own limit."""
 STEPS_MAX = 1000
-"""Of a walk; somebody who makes and removes a directory on the way, over and over, must not keep us there."""
+"""Step limit of a walk, against a user who creates and removes a directory of the path over and over."""
 PRIVATE_MODE = 0o700
 
 _MACOS_O_EXEC = 0x40000000
-"""With O_DIRECTORY it is O_SEARCH (macOS, sys/fcntl.h), which Python does not name."""
+"""With O_DIRECTORY it is O_SEARCH (macOS, sys/fcntl.h), which Python does not define."""
 _PASS = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", _MACOS_O_EXEC)
-"""Opens a directory that may be entered, even one that may not be listed."""
+"""Opens a directory that the user may enter, even one that the user may not list."""
 _READ = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _POSIX_ACL = "system.posix_acl_access"
 
 
 @contextlib.contextmanager
 def opened(path: Path, *, make: bool = False, private: bool = False) -> Iterator[int]:
-    """The directory at ``path``, as a descriptor that can be listed and used as ``dir_fd``.
+    """Open the directory at ``path``; yield a descriptor that can be listed and used as ``dir_fd``.
 
     Args:
-        path: Made absolute if it is not.
-        make: Make what is missing of it, each directory with mode 0700.
-        private: It must be this user's own, and gets mode 0700 if it has another.
+        path: May be relative.
+        make: Create missing directories of the path with mode 0700.
+        private: Require that this user owns it, and set its mode to 0700.
 
     Raises:
-        UntrustedError: another user made, or could change, the directory or one that leads to it.
-        OSError: there is none, or it cannot be made or opened.
+        UntrustedError: another user created, or could change, the directory or one of its parents.
+        OSError: it does not exist, or cannot be created or opened.
     """
     passing = _walk(path, make=make)
     try:
@@ -60,50 +60,50 @@ def opened(path: Path, *, make: bool = False, private: bool = False) -> Iterator
 
 
 def make(path: Path, *, private: bool = False) -> None:
-    """Make what is missing of ``path``. Its name is safe to use then.
+    """Create the missing directories of ``path``. Afterwards its name is safe to use.
 
     Args:
-        path: Made absolute if it is not.
-        private: It must be this user's own, and gets mode 0700 if it has another.
+        path: May be relative.
+        private: Require that this user owns it, and set its mode to 0700.
 
     Raises:
-        UntrustedError: another user made, or could change, the directory or one that leads to it.
-        FileError: it cannot be made.
+        UntrustedError: another user created, or could change, the directory or one of its parents.
+        FileError: it cannot be created.
     """
     try:
         with opened(path, make=True, private=private):
             pass
     except OSError as error:
-        hint = advice(error, path) or "choose a directory of your own, on a disk with room"
-        raise FileError(f"{path} cannot be made: {error.strerror}", hint=hint) from error
+        hint = advice(error, path) or "choose your own directory, on a disk with free space"
+        raise FileError(f"{path} cannot be created: {error.strerror}", hint=hint) from error
 
 
 def check(path: Path) -> bool:
-    """Refuse ``path`` if what exists of it is not safe; whether all of it exists. Its name is safe to use then.
+    """Refuse ``path`` if an existing part of it is not safe; return whether all of it exists.
 
     Raises:
-        UntrustedError: another user made, or could change, the directory or one that leads to it.
-        FileError: it cannot be looked at.
+        UntrustedError: another user created, or could change, the directory or one of its parents.
+        FileError: it cannot be reached.
     """
     try:
         os.close(_walk(path, make=False))
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        raise FileError(f"{path} cannot be reached: {error.strerror}", hint="check who owns the way to it") from error
+        raise FileError(f"{path} cannot be reached: {error.strerror}", hint="check who owns its directories") from error
     return True
 
 
 def _make_private(fd: int, path: Path) -> None:
     status = os.fstat(fd)
     if status.st_uid != os.geteuid():
-        raise UntrustedError(f"{path} belongs to {_user(status.st_uid)}", hint="choose a directory of your own")
+        raise UntrustedError(f"{path} belongs to {_user(status.st_uid)}", hint="choose your own directory")
     if stat.S_IMODE(status.st_mode) != PRIVATE_MODE:
         os.fchmod(fd, PRIVATE_MODE)
 
 
 def _walk(path: Path, *, make: bool) -> int:
-    """A descriptor of the directory at ``path``, all of whose way has been checked."""
+    """Check each directory of ``path``; return a descriptor of the last."""
     todo = list(reversed(path.absolute().parts[1:]))
     links = steps = 0
     here = Path("/")
@@ -120,7 +120,7 @@ def _walk(path: Path, *, make: bool) -> int:
             except FileNotFoundError:
                 if not make:
                     raise
-                with contextlib.suppress(FileExistsError):  # another start of ours was quicker, or it is checked below
+                with contextlib.suppress(FileExistsError):  # created by another process; checked below
                     os.mkdir(name, PRIVATE_MODE, dir_fd=fd)
                 todo.append(name)
                 continue
@@ -143,7 +143,7 @@ def _walk(path: Path, *, make: bool) -> int:
 
 
 def _moved(fd: int, name: str) -> int:
-    """A descriptor of the directory ``name``, in place of ``fd``."""
+    """Replace ``fd`` with a descriptor of the directory ``name``."""
     moved = os.open(name, _PASS, dir_fd=fd)
     os.close(fd)
     return moved
@@ -154,27 +154,27 @@ def _check_directory(fd: int, here: Path, path: Path) -> None:
     if status.st_uid not in _trusted_users():
         raise UntrustedError(
             f"{path} cannot be trusted: {here} belongs to {_user(status.st_uid)}",
-            hint=f"remove {here}, or choose a directory of your own",
+            hint=f"remove {here}, or choose your own directory",
         )
     if status.st_mode & stat.S_ISVTX:
         return
     if status.st_mode & stat.S_IWOTH:
-        raise UntrustedError(f"{path} cannot be trusted: everybody can write to {here}", hint=f"chmod o-w {here}")
+        raise UntrustedError(f"{path} cannot be trusted: everybody can write to {here}", hint=f"run chmod o-w {here}")
     if status.st_mode & stat.S_IWGRP and not _is_ours_alone(fd, status):
         raise UntrustedError(
-            f"{path} cannot be trusted: others of the group {_group(status.st_gid)} can write to {here}",
-            hint=f"chmod g-w {here}",
+            f"{path} cannot be trusted: other members of the group {_group(status.st_gid)} can write to {here}",
+            hint=f"run chmod g-w {here}",
         )
 
 
 def _check_link(parent: int, link: os.stat_result, here: Path, path: Path) -> None:
-    """Where only we can write, only we have made it. In a sticky directory others may have, by a hard link too."""
+    """Refuse a link that another user may have created: in a sticky directory, by a hard link too."""
     if not os.fstat(parent).st_mode & (stat.S_IWOTH | stat.S_IWGRP):
         return
     if link.st_uid not in _trusted_users() or link.st_nlink != 1:
         raise UntrustedError(
-            f"{path} cannot be trusted: {here} is a link that {_user(link.st_uid)} may have made",
-            hint=f"remove {here}, or choose a directory of your own",
+            f"{path} cannot be trusted: {here} is a link that {_user(link.st_uid)} may have created",
+            hint=f"remove {here}, or choose your own directory",
         )
 
 
@@ -183,7 +183,7 @@ def _trusted_users() -> set[int]:
 
 
 def _is_ours_alone(fd: int, status: os.stat_result) -> bool:
-    """Whether only this user is in the group that can write: the group of its own that many systems give each user."""
+    """Return whether this user is the only member of the group: many systems give each user a private group."""
     import grp
     import pwd
 
@@ -198,7 +198,7 @@ def _is_ours_alone(fd: int, status: os.stat_result) -> bool:
 
 
 def _has_acl(fd: int) -> bool:
-    """Whether more users have rights to it than its mode shows: the group's bits then stand for theirs, too."""
+    """Return whether an ACL gives more users rights; the mode's group bits then stand for theirs, too."""
     if not hasattr(os, "getxattr"):
         return False
     try:

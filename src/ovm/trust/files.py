@@ -1,4 +1,4 @@
-"""Files that may be anything: a pipe that nobody writes to, a device without an end, gigabytes."""
+"""Safe reads of paths that may be anything: a pipe without a writer, an endless device, a file of gigabytes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
 def read_file(path: Path, limit_bytes: int) -> bytes:
-    """All of the regular file at ``path``; links are followed.
+    """Return the content of the regular file at ``path``; follow links.
 
     Raises:
-        OSError: there is none, it is no regular file, or it is longer than ``limit_bytes``.
+        OSError: it does not exist, is not a regular file, or is longer than ``limit_bytes``.
     """
     fd = os.open(path, _READ)
     with open(fd, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         content = bytearray()
         while piece := file.read(limit_bytes + 1 - len(content)):
             content += piece
@@ -29,17 +29,17 @@ def read_file(path: Path, limit_bytes: int) -> bytes:
 
 
 def advice(error: OSError, path: Path) -> str:
-    """What a person can do about ``error``, which making or replacing ``path`` met."""
+    """Return a hint for ``error``, raised by creating or replacing ``path``; empty if there is none."""
     if error.errno == errno.EROFS:
-        return f"choose another place: the file system of {path.parent} is mounted read-only"
+        return f"choose another directory: the file system of {path.parent} is mounted read-only"
     if error.errno in {errno.EACCES, errno.EPERM}:
-        return f"check who owns {path.parent} and what is in it, and their modes"
+        return f"check the owner and mode of {path.parent} and of the files in it"
     if error.errno == errno.EISDIR:
         return f"remove {path}: it is a directory"
     if error.errno == errno.EEXIST:
         return f"move {path} away"
     if error.errno == errno.ENOTDIR:
-        return f"check {path} and the way to it: something there is no directory"
+        return f"check {path}: it or one of its parents is not a directory"
     if error.errno == errno.ELOOP:
         return f"remove the link {path}: it leads back to itself"
     return ""

@@ -1,6 +1,6 @@
-"""Files that carry kernel locks: the one place that calls flock.
+"""Lock files with kernel locks; only this module calls flock.
 
-A regular file is never removed here: somebody may hold the lock that it carries.
+It never removes a regular file: a process may hold its lock.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from ovm.errors import FileError, InUseError
 from ovm.trust.files import advice
 
 REPLACE_WAIT_S = 1.0
-"""How long another process may take to replace the same path."""
+"""Timeout for another process that replaces the same path."""
 LOOK_WAIT_S = 2.0
-"""How long an owner-to-be waits for processes that only look whether a lock is held."""
+"""Timeout of a new owner for processes that only check whether the lock is held."""
 TRIES = 5
-"""Of opening a path that keeps changing."""
+"""Attempts to open a path that keeps changing."""
 HELD_RETRY_S = 0.02
-"""flock cannot wait with a deadline, so a held lock is tried again this often."""
+"""Retry interval for a held lock: flock has no timeout."""
 NOTE_MAX_BYTES = 20
-"""The holder's process id, in digits."""
+"""Size limit of the owner's process id, in digits."""
 
 _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _KINDS = (
@@ -44,29 +44,29 @@ def open_lock(path: Path, *, create: bool = True, replace: bool = False) -> int:
 
     Args:
         path: Its directory must exist.
-        create: Make it, with mode 0600, if there is none, and open it for reading and writing. It must be this user's
-            own, without a second name. Otherwise open for reading whatever regular file is there.
-        replace: Remove a link, a pipe, a socket or a device that lies there.
+        create: Create it with mode 0600 if it is missing, and open it for reading and writing. It must belong to this
+            user and have a single name. Otherwise open any regular file for reading.
+        replace: Remove a link, pipe, socket or device in its place.
 
     Raises:
-        FileNotFoundError: there is none, and ``create`` is false.
-        FileError: it cannot be opened or made, or something else lies there; says what, and what to do.
+        FileNotFoundError: it is missing, and ``create`` is false.
+        FileError: it cannot be opened or created, or something else is in its place.
     """
     for _ in range(TRIES):
         if (fd := _opened(path, create=create)) is not None:
             return fd
         if (kind := _kind(path)) is None:
-            continue  # it was removed, or replaced, just now
+            continue  # it was just removed or replaced
         if kind == "a directory" or not replace:
-            raise FileError(f"{path} is {kind}, and belongs to a lock file", hint=f"remove {path}")
+            raise FileError(f"{path} is {kind} instead of a lock file", hint=f"remove {path}")
         _remove(path)
-    raise FileError(f"{path} cannot be opened: it keeps changing", hint=f"find out what writes to {path.parent}")
+    raise FileError(f"{path} cannot be opened: it keeps changing", hint=f"find what writes to {path.parent}")
 
 
 def try_lock(fd: int, *, shared: bool = False) -> bool:
-    """Lock the open file ``fd`` without waiting; return whether that succeeded.
+    """Try to lock the open file ``fd`` without waiting; return whether it succeeded.
 
-    The lock belongs to the open file: a child that inherits ``fd`` holds it too, until the last copy is closed.
+    The lock belongs to the open file: a child that inherits ``fd`` holds it too, and closing the last copy releases it.
 
     Raises:
         OSError: the file system has no locks.
@@ -81,7 +81,7 @@ def try_lock(fd: int, *, shared: bool = False) -> bool:
 
 
 def lock_within(fd: int, wait_s: float, *, shared: bool = False) -> bool:
-    """Lock as :func:`try_lock` does, but wait ``wait_s`` seconds for other holders."""
+    """Lock like :func:`try_lock`, but wait up to ``wait_s`` seconds for other owners."""
     deadline = time.monotonic() + wait_s
     while not try_lock(fd, shared=shared):
         if time.monotonic() > deadline:
@@ -91,25 +91,25 @@ def lock_within(fd: int, wait_s: float, *, shared: bool = False) -> bool:
 
 
 def unlock(fd: int) -> None:
-    """Release the lock of the open file ``fd``, for every process that has inherited it."""
+    """Release the lock of the open file ``fd``, also for processes that have inherited it."""
     fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 @contextlib.contextmanager
 def held(path: Path, *, wait_s: float) -> Iterator[None]:
-    """Hold the lock file at ``path`` alone while inside. Its directory must exist; no child inherits it.
+    """Hold the lock file at ``path`` exclusively while inside. Its directory must exist; no child inherits the lock.
 
     Args:
-        path: Made if there is none.
-        wait_s: How long another process may hold it, in seconds.
+        path: Created if missing.
+        wait_s: Timeout for another owner, in seconds.
 
     Raises:
-        InUseError: it was held for longer; says by which process.
-        FileError: it cannot be opened or made.
+        InUseError: another process holds it; names the process.
+        FileError: it cannot be opened or created.
     """
     fd = _locked(path, time.monotonic() + wait_s)
     try:
-        with contextlib.suppress(OSError):  # a full disk takes the number from the message, not the lock from us
+        with contextlib.suppress(OSError):  # on a full disk only the process id in other processes' messages is missing
             os.ftruncate(fd, 0)
             os.pwrite(fd, b"%d" % os.getpid(), 0)
         yield
@@ -120,27 +120,27 @@ def held(path: Path, *, wait_s: float) -> Iterator[None]:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process owns the lock file at ``path``.
+    """Return whether a process owns the lock file at ``path``.
 
-    Looking takes the lock, shared, for a moment: :func:`owned` and :mod:`ovm.process.lock` wait until it is over.
+    The check takes the lock, shared, for a moment; :func:`owned` and :mod:`ovm.process.lock` wait for its end.
     """
     try:
         fd = open_lock(path, create=False)
-    except (OSError, FileError):  # there is none, or something else lies there, which nobody holds
+    except (OSError, FileError):  # it is missing, or something else that cannot be locked is in its place
         return False
     try:
         return not try_lock(fd, shared=True)
-    except OSError:  # the file system has no locks, so nobody holds one
+    except OSError:  # the file system has no locks
         return False
     finally:
         os.close(fd)
 
 
 def owned(path: Path, *, replace: bool = False) -> int | None:
-    """Own the lock file at ``path`` without waiting for another owner; ``None`` if there is one.
+    """Own the lock file at ``path`` without waiting for another owner; return ``None`` if there is one.
 
-    Processes that only look at it are waited for, LOOK_WAIT_S at most. The descriptor, which is not inheritable, holds
-    the lock until it is closed. Raises as :func:`open_lock` does.
+    It waits for processes that only check the lock, LOOK_WAIT_S at most. The descriptor is not inheritable and holds
+    the lock until it is closed. Raises like :func:`open_lock`.
     """
     deadline = time.monotonic() + LOOK_WAIT_S
     fd = open_lock(path, replace=replace)
@@ -161,7 +161,7 @@ def _locked(path: Path, deadline: float) -> int:
         fd = open_lock(path)
         try:
             is_ours = lock_within(fd, deadline - time.monotonic())
-            if is_ours and os.fstat(fd).st_nlink:  # else whoever held it has removed it
+            if is_ours and os.fstat(fd).st_nlink:  # else the previous owner has removed the file
                 return fd
         except OSError as error:
             os.close(fd)
@@ -172,17 +172,17 @@ def _locked(path: Path, deadline: float) -> int:
         os.close(fd)
         if not is_ours:
             who = f"process {holder}" if holder.isdigit() else "another process"
-            raise InUseError(f"{path} is held by {who}", hint=f"try again, or end {who}")
+            raise InUseError(f"{path} is held by {who}", hint=f"try again, or stop {who}")
 
 
 def _opened(path: Path, *, create: bool) -> int | None:
-    """A regular file's descriptor; ``None`` if something else is there."""
+    """Open a regular file; return ``None`` if something else is there."""
     try:
         fd = os.open(path, _SAFE | (os.O_RDWR | os.O_CREAT if create else os.O_RDONLY), 0o600)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not create:
             raise
-        # of a link, a directory, a socket or a device without a driver; of a pipe on macOS
+        # raised for a link, a directory, a socket or a device without a driver; for a pipe on macOS
         if error.errno in {errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EOPNOTSUPP, errno.ENODEV}:
             return None
         raise FileError(f"{path} cannot be opened: {error.strerror}", hint=advice(error, path)) from error
@@ -202,16 +202,17 @@ def _opened(path: Path, *, create: bool) -> int | None:
 def _check_ours(path: Path, status: os.stat_result) -> None:
     if status.st_uid != os.geteuid():
         raise FileError(
-            f"{path} belongs to the user with id {status.st_uid}", hint="run ovm as that user, or choose another place"
+            f"{path} belongs to the user with id {status.st_uid}",
+            hint="run ovm as that user, or choose another path",
         )
     if status.st_nlink > 1:
         raise FileError(
-            f"{path} has a second name, so it may be another file", hint=f"stop the machine, then remove {path}"
+            f"{path} has a second hard link, so it may be another file", hint=f"stop the machine, then remove {path}"
         )
 
 
 def _kind(path: Path) -> str | None:
-    """What lies at ``path`` in a lock file's place; ``None`` if nothing does, or a regular file."""
+    """Return what is at ``path`` in a lock file's place; ``None`` if it is nothing or a regular file."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -220,7 +221,7 @@ def _kind(path: Path) -> str | None:
 
 
 def _remove(path: Path) -> None:
-    """Remove what lies there, unless another process has replaced it by a lock file meanwhile."""
+    """Remove what is there, unless another process has replaced it with a lock file."""
     try:
         with _alone(path.parent):
             if _kind(path) is not None:
@@ -231,7 +232,7 @@ def _remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """While inside no other process removes what lies in a lock file's place in ``directory``."""
+    """Lock ``directory``, so that no other process removes what is in a lock file's place there."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if not lock_within(fd, REPLACE_WAIT_S):

@@ -1,4 +1,4 @@
-"""Who listens behind a unix socket: asked of the kernel, before a byte of what it sends is believed."""
+"""Checks which user listens on a unix socket: the kernel's answer, before the first byte is trusted."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ovm.trust import directories
 
 _SOL_LOCAL = 0
 _LOCAL_PEERCRED = 1
-"""macOS, sys/un.h; Python does not name them."""
+"""macOS, sys/un.h; Python does not define them."""
 _XUCRED = struct.Struct("=IIh")
-"""The head of macOS's ``struct xucred``: its version, the user, how many groups follow (sys/ucred.h)."""
+"""The head of macOS's ``struct xucred``: version, user, number of groups that follow (sys/ucred.h)."""
 _XUCRED_VERSION = 0
 _XUCRED_BYTES = 76
 _UCRED = struct.Struct("=iII")
@@ -26,29 +26,29 @@ def check_way(path: Path) -> None:
     """Refuse to connect to, or bind, the socket at ``path`` unless its directory is safe.
 
     Raises:
-        UntrustedError: another user made, or could change, a directory on the way.
-        FileError: a directory on the way cannot be looked at.
+        UntrustedError: another user created, or could change, a directory of the path.
+        FileError: a directory of the path cannot be reached.
     """
     directories.check(path.parent)
 
 
 def check_peer(connection: socket.socket, path: Path) -> None:
-    """Refuse a connection to ``path`` that was accepted by neither this user nor root.
+    """Refuse a connection to ``path`` if neither this user nor root accepted it.
 
     Raises:
         UntrustedError: it was another user.
-        OSError: the kernel does not say who it was.
+        OSError: the kernel does not report the user.
     """
     user = peer_user(connection)
     if user not in {0, os.geteuid()}:
-        raise UntrustedError(f"behind {path} listens another user, with id {user}", hint=f"remove {path}")
+        raise UntrustedError(f"another user, with id {user}, listens on {path}", hint=f"remove {path}")
 
 
 def peer_user(connection: socket.socket) -> int:
-    """The user of the process that made the listening socket at the other end.
+    """Return the user of the process that created the listening socket at the other end.
 
     Raises:
-        OSError: the kernel does not say.
+        OSError: the kernel does not report it.
     """
     if sys.platform == "darwin":
         version, user, _groups = _XUCRED.unpack_from(connection.getsockopt(_SOL_LOCAL, _LOCAL_PEERCRED, _XUCRED_BYTES))

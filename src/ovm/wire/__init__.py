@@ -1,1 +1,1 @@
-"""Bytes on a socket and what they mean; knows nothing of virtual machines."""
+"""HTTP and JSON over unix sockets; independent of virtual machines."""

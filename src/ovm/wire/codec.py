@@ -1,4 +1,4 @@
-"""JSON of structs that hold paths and errors: a path is a string, an error what :meth:`OVMError.as_dict` returns."""
+"""JSON of structs with paths and errors: a path is a string, an error the dict of :meth:`OVMError.as_dict`."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def decode(content: bytes | str, kind: type[T]) -> T:
     """Return the ``kind`` that :func:`encode` wrote.
 
     Raises:
-        msgspec.DecodeError: ``content`` is no JSON, or not of that shape.
-        UnicodeDecodeError: It is not UTF-8.
-        RecursionError: It is nested too deeply.
+        msgspec.DecodeError: ``content`` is not JSON, or not a ``kind``.
+        UnicodeDecodeError: ``content`` is not UTF-8.
+        RecursionError: ``content`` is nested too deeply.
     """
     return msgspec.json.decode(content, type=kind, dec_hook=_made)
 
 
 def schema(kind: type) -> dict[str, Any]:
-    """Return the JSON schema of a type that msgspec does not know."""
+    """Return the JSON schema of a type that msgspec does not support."""
     if issubclass(kind, Path):
         return {"type": "string"}
     if issubclass(kind, OVMError):
@@ -51,7 +51,7 @@ def _plain(value: Any) -> Any:
 
 
 def _made(kind: type, value: Any) -> Any:
-    """Return ``value`` as a ``kind``; msgspec reports a TypeError as content of another shape."""
+    """Return ``value`` as a ``kind``; msgspec converts a TypeError to a ValidationError."""
     if issubclass(kind, Path) and isinstance(value, str):
         return kind(value)
     if issubclass(kind, OVMError) and isinstance(value, dict):

@@ -4,12 +4,12 @@ from ovm.text.printable import GuestText
 
 
 class WireError(Exception):
-    """A request was not answered, or not with success; ``status`` is 0 if nothing came back."""
+    """A request failed; ``status`` is 0 if there was no response."""
 
     def __init__(self, message: str, status: int = 0, content: bytes = b"") -> None:
         self.message = str(GuestText(message))
-        """What went wrong, as one printable line: a server may have chosen the words."""
+        """The failure as one printable line: a server may have written it."""
         super().__init__(self.message)
         self.status = status
         self.content = content
-        """All of what was answered without success."""
+        """The body of the error response."""

@@ -25,51 +25,51 @@ T = TypeVar("T")
 REQUEST_TIMEOUT_S = 10.0
 ANSWER_MAX_BYTES = 1 << 20
 LINE_MAX_BYTES = 1 << 20
-"""Of one line of an answer that is read line by line."""
+"""Size limit of one line of a response that is read line by line."""
 
 
 class UnixHTTP:
-    """A client of the server behind one unix socket; :func:`connect` makes one."""
+    """A client of the server on one unix socket; :func:`connect` creates it."""
 
     def __init__(self, client: httpx2.AsyncClient, socket_path: Path) -> None:
         self._client = client
         self._extensions = {"trace": partial(_check_peer, socket_path)}
 
     async def get(self, path: str, answer: type[T], *, timeout_s: float = REQUEST_TIMEOUT_S) -> T:
-        """What GET ``path`` answers, decoded as ``answer``.
+        """Send GET ``path``; return the response, decoded as ``answer``.
 
         Raises:
-            WireError: no answer within ``timeout_s`` seconds, one without success, or not of that shape.
+            WireError: no response within ``timeout_s`` seconds, an error status, or a response that is no ``answer``.
         """
         content = await self._request("GET", path, None, timeout_s)
         try:
             return codec.decode(content, answer)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise WireError(f"GET {path} answered something unexpected: {error}") from tamed(error)
+            raise WireError(f"GET {path}: unexpected response: {error}") from tamed(error)
 
     async def text(self, path: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> str:
-        """What GET ``path`` answers, as text; raises as :meth:`get` does."""
+        """Send GET ``path``; return the response as text. Raises like :meth:`get`."""
         return (await self._request("GET", path, None, timeout_s)).decode(errors="replace")
 
     async def post(self, path: str, body: Any, *, timeout_s: float = REQUEST_TIMEOUT_S) -> bytes:
-        """POST ``body`` as JSON; raises as :meth:`get` does."""
+        """POST ``body`` as JSON; return the response. Raises like :meth:`get`."""
         return await self._request("POST", path, msgspec.json.encode(body), timeout_s)
 
     async def _request(self, method: str, path: str, content: bytes | None, timeout_s: float) -> bytes:
         import httpx2
 
         try:
-            async with asyncio.timeout(timeout_s):  # the client's own deadlines are for each piece alone
+            async with asyncio.timeout(timeout_s):  # the client's own timeouts apply to each piece
                 request = self._client.stream(
                     method, f"http://localhost{path}", content=content, timeout=None, extensions=self._extensions
                 )
                 async with request as response:
                     answer = await _whole(response, f"{method} {path}")
         except TimeoutError as error:
-            raise WireError(f"{method} {path}: no answer within {timeout_s:g} s") from error
-        except OVMError:  # some are ValueErrors, too
+            raise WireError(f"{method} {path}: no response within {timeout_s:g} s") from error
+        except OVMError:  # some are also ValueErrors
             raise
-        except (httpx2.HTTPError, ValueError) as error:  # the latter for a cookie that is none, for example
+        except (httpx2.HTTPError, ValueError) as error:  # ValueError, for example, for an invalid cookie
             raise WireError(f"{method} {path}: {GuestText.of(error)}") from tamed(error)
         if not response.is_success:
             raise _refusal(f"{method} {path}", response.status_code, answer)
@@ -79,11 +79,11 @@ class UnixHTTP:
     async def lines(
         self, method: str, path: str, body: Any = None, *, timeout_s: float = REQUEST_TIMEOUT_S
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The answer line by line as it comes, for as long as it takes; closes the connection on the way out.
+        """Yield the response line by line as it arrives, without an overall timeout; close the connection on exit.
 
         Raises:
-            WireError: it did not begin within ``timeout_s`` seconds, breaks off, has a line of more than
-                LINE_MAX_BYTES, or is none of success.
+            WireError: it does not begin within ``timeout_s`` seconds, is incomplete, has a line of more than
+                LINE_MAX_BYTES, or has an error status.
         """
         import httpx2
 
@@ -102,11 +102,11 @@ class UnixHTTP:
                             )
                         )
                 except TimeoutError as error:
-                    raise WireError(f"{method} {path}: no answer within {timeout_s:g} s") from error
+                    raise WireError(f"{method} {path}: no response within {timeout_s:g} s") from error
                 if not response.is_success:
                     raise await _refused(response, f"{method} {path}")
                 yield _lines(response, f"{method} {path}")
-        except OVMError:  # of whoever reads the lines
+        except OVMError:  # raised by the caller while it reads the lines
             raise
         except (httpx2.HTTPError, ValueError) as error:
             raise WireError(f"{method} {path}: {GuestText.of(error)}") from tamed(error)
@@ -114,15 +114,15 @@ class UnixHTTP:
 
 async def _whole(response: httpx2.Response, what: str) -> bytes:
     answer = bytearray()
-    async for piece in response.aiter_raw():  # nobody was asked to pack it
+    async for piece in response.aiter_raw():  # raw: no compression was requested
         answer += piece
         if len(answer) > ANSWER_MAX_BYTES:
-            raise WireError(f"{what}: an answer of more than {ANSWER_MAX_BYTES} bytes")
+            raise WireError(f"{what}: a response of more than {ANSWER_MAX_BYTES} bytes")
     return bytes(answer)
 
 
 async def _lines(response: httpx2.Response, what: str) -> AsyncIterator[bytes]:
-    """Without their ends, which are LF or CRLF alone: JSON may have other separators of lines in its strings."""
+    """Yield lines without LF or CRLF; other line separators may occur in JSON strings."""
     begun = b""
     async for piece in response.aiter_raw():
         *lines, begun = (begun + piece).split(b"\n")
@@ -139,7 +139,7 @@ async def _refused(response: httpx2.Response, what: str) -> WireError:
         async with asyncio.timeout(REQUEST_TIMEOUT_S):
             answer = await _whole(response, what)
     except TimeoutError:
-        return WireError(f"{what}: status {response.status_code}, and no end within {REQUEST_TIMEOUT_S:g} s")
+        return WireError(f"{what}: status {response.status_code}, incomplete after {REQUEST_TIMEOUT_S:g} s")
     return _refusal(what, response.status_code, answer)
 
 
@@ -150,10 +150,10 @@ def _refusal(what: str, status: int, answer: bytes) -> WireError:
 
 @contextlib.asynccontextmanager
 async def connect(socket_path: Path) -> AsyncIterator[UnixHTTP]:
-    """A client for ``socket_path``; connections are made when needed and closed on the way out.
+    """Create a client for ``socket_path``; it connects when needed and closes its connections on exit.
 
     Raises:
-        UntrustedError: another user could exchange the socket. Requests raise it if another user listens there.
+        UntrustedError: another user could replace the socket. Requests raise it if another user listens there.
     """
     import httpx2
 
@@ -165,7 +165,7 @@ async def connect(socket_path: Path) -> AsyncIterator[UnixHTTP]:
 
 
 async def _check_peer(socket_path: Path, event: str, told: dict[str, Any]) -> None:
-    """Called by httpx2 at each step of a request: once connected, and before a byte is sent, look who listens."""
+    """Check the listening user once connected, before a byte is sent. httpx2 calls this at each step of a request."""
     if event != "connection.connect_unix_socket.complete":
         return
     stream = told["return_value"]

@@ -1,4 +1,4 @@
-"""HTTP over a unix socket for those who wait: without an event loop, and quick to import."""
+"""Blocking HTTP over a unix socket: no event loop, and quick to import."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ READ_BYTES = 64 << 10
 
 
 class _Socket(socket.socket):
-    """A unix socket with one deadline for all that is sent and received; ``None`` is no deadline."""
+    """A unix socket with one deadline for all that it sends and receives; ``None`` means no deadline."""
 
     deadline: float | None = None
 
@@ -38,7 +38,7 @@ class _Socket(socket.socket):
         super().connect(address)
 
     def _hurry(self) -> None:
-        """Give the next call what is left of the time."""
+        """Set the next call's timeout to the time left."""
         if self.deadline is None:
             self.settimeout(None)
             return
@@ -64,7 +64,7 @@ class _Connection(http.client.HTTPConnection):
 
 
 class Answer:
-    """A status and what follows it, whole or piece by piece."""
+    """A response: its status, and its body, whole or line by line."""
 
     def __init__(self, response: http.client.HTTPResponse, what: str) -> None:
         self._response = response
@@ -73,29 +73,29 @@ class Answer:
 
     @property
     def is_success(self) -> bool:
-        """Whether the server did as asked."""
+        """Whether the status is 2xx."""
         return 200 <= self.status < 300
 
     def header(self, name: str) -> str:
-        """What the header ``name`` says; empty if there is none."""
+        """Return the header ``name``; empty if there is none."""
         return self._response.headers.get(name, "")
 
     def read(self) -> bytes:
-        """All of it.
+        """Read the whole body.
 
         Raises:
-            WireError: it breaks off, or has no end.
+            WireError: it is incomplete or too long.
         """
         with _wire_errors(self._what):
             content = self._response.read(ANSWER_MAX_BYTES + 1)
             if len(content) <= ANSWER_MAX_BYTES:
                 self._check_end()
         if len(content) > ANSWER_MAX_BYTES:
-            raise WireError(f"{self._what}: an answer of more than {ANSWER_MAX_BYTES} bytes")
+            raise WireError(f"{self._what}: a response of more than {ANSWER_MAX_BYTES} bytes")
         return content
 
     def lines(self) -> Iterator[bytes]:
-        """Line by line as they come, without their ends; raises as :meth:`read` does."""
+        """Yield the lines as they arrive, without line ends. Raises like :meth:`read`."""
         begun = b""
         with _wire_errors(self._what):
             while piece := self._response.read1(READ_BYTES):
@@ -109,7 +109,7 @@ class Answer:
             yield begun
 
     def _check_end(self) -> None:
-        """Of a body in chunks, reading notices itself that it breaks off; of one of known length it does not."""
+        """Refuse an incomplete body of known length; http.client only detects an incomplete chunked one."""
         if self._response.length:
             raise http.client.IncompleteRead(b"", self._response.length)
 
@@ -124,32 +124,32 @@ def request(
     timeout_s: float = REQUEST_TIMEOUT_S,
     endless: bool = False,
 ) -> Iterator[Answer]:
-    """Send a request to the server behind ``socket_path``; closes the connection on the way out.
+    """Send a request to the server on ``socket_path``; close the connection on exit.
 
-    Nothing is sent to, or believed of, a server of another user.
+    A server of another user is refused before anything is sent.
 
     Args:
         socket_path: The unix socket.
         method: ``GET`` or ``POST``.
-        path: What is requested.
-        content: The body, which is JSON.
-        timeout_s: Seconds for the request and its whole answer, however slowly it comes.
-        endless: The deadline is for the head of the answer alone: the rest may take as long as it likes.
+        path: The path to request.
+        content: The body, as JSON.
+        timeout_s: Timeout of the request and its whole response, in seconds.
+        endless: Apply the timeout only to the response's head, not to its body.
 
     Raises:
-        WireError: nobody listens there, or nothing came back in time.
-        UntrustedError: another user listens there, or could exchange the socket.
+        WireError: nothing listens there, or there was no response in time.
+        UntrustedError: another user listens there, or could replace the socket.
     """
     what = f"{method} {path}"
     headers = {"accept-encoding": "identity"} | ({"content-type": "application/json"} if content is not None else {})
     with _wire_errors(what):
         connection = _Connection(socket_path, timeout_s)
     with contextlib.closing(connection):
-        sock = connection.sock  # the connection forgets it when the answer is to be its last
+        sock = connection.sock  # the connection drops it when the response is its last
         with _wire_errors(what):
             connection.request(method, path, content, headers)
             response = connection.getresponse()
-            if response.length is None and not response.chunked:  # a head that breaks off is none without an end, too
+            if response.length is None and not response.chunked:  # an incomplete head looks the same
                 raise http.client.IncompleteRead(b"")
         if endless:
             sock.deadline = None
@@ -161,11 +161,11 @@ def request(
 def _wire_errors(what: str) -> Iterator[None]:
     try:
         yield
-    except UntrustedError:  # which is a ValueError, too
+    except UntrustedError:  # it is also a ValueError
         raise
     except TimeoutError as error:
-        raise WireError(f"{what}: no answer in time") from error
+        raise WireError(f"{what}: no response in time") from error
     except http.client.IncompleteRead as error:
-        raise WireError(f"{what}: the answer breaks off") from error
+        raise WireError(f"{what}: the response is incomplete") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise WireError(f"{what}: {GuestText.of(error)}") from tamed(error)

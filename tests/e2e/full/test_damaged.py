@@ -128,8 +128,10 @@ DAMAGES = {
     "tree of trees gone": Damage(lambda disk: disk.break_tree("root"), "data-damaged", "cannot be mounted: .*root"),
     "log damaged": Damage(lambda disk: disk.break_tree("log_root"), "data-log-damaged", "cannot be mounted: .*log"),
     "cut": Damage(lambda disk: os.truncate(disk.path, SIZE_MIB * MIB // 2), "data-damaged", "mounted: .*device"),
-    "emptied": Damage(Disk.empty, "data-unformatted", "carries no file system"),
-    "another btrfs": Damage(lambda disk: disk.make("mkfs.btrfs", "-q", "-L", "mine"), "data-foreign", "not ovm-data"),
+    "emptied": Damage(Disk.empty, "data-unformatted", "has no file system"),
+    "another btrfs": Damage(
+        lambda disk: disk.make("mkfs.btrfs", "-q", "-L", "mine"), "data-foreign", "other than ovm-data"
+    ),
 }
 
 

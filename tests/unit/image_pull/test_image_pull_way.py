@@ -55,7 +55,7 @@ def test_urls(url, sha256, usable):
 
 async def test_a_url_that_is_none(target):
     """As far as its port."""
-    with pytest.raises(ImageError, match="no URL"):
+    with pytest.raises(ImageError, match="is not a URL"):
         await fetch("https://images.example:70000x/a.zip", target)
 
 
@@ -73,7 +73,7 @@ async def test_redirects(web, target):
     [
         ("/image.zip", "more than 10 times"),
         ("http://images.example/a.zip?token=secret", r"to http://images.example/a.zip\?\[removed\]: .*plain http"),
-        ("file:///etc/passwd", "no http"),
+        ("file:///etc/passwd", "not an http"),
     ],
 )
 async def test_redirects_that_are_not_followed(web, target, location, complaint):
