@@ -39,8 +39,11 @@ async def in_thread(work: Callable[[], _T], stop: Event | None = None) -> _T:
     return running.result()
 
 
-def ahead(items: Generator[_T, None, None]) -> Iterator[_T]:
-    """Yield ``items``, produced by a thread that reads ahead; the thread ends with this generator."""
+def ahead(items: Generator[_T, None, None]) -> Generator[_T, None, None]:
+    """Yield ``items``, produced by a thread that reads ahead.
+
+    Close the generator: that ends the thread.
+    """
     made: Queue[_T | None] = Queue(AHEAD)
     wanted = True
 
