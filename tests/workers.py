@@ -15,8 +15,8 @@ import under
 if TYPE_CHECKING:
     from xdist.remote import Producer
 
-SHARED = "shared"
-"""The directory whose tests share one guest of each hypervisor."""
+SHARED = ("shared", "reports")
+"""Directories whose tests share one guest of each hypervisor."""
 LONG = ("full", "build", "frozen", "tiny", "soak")
 """The marks of what takes long, longest first: it is begun first, so that short tests fill the end of a run."""
 
@@ -33,7 +33,7 @@ def together(nodeid: str) -> str:
     path, _, name = nodeid.partition("::")
     file = PurePosixPath(path)
     words = re.split(r"[\[\]-]", name)
-    where = file.parent if file.parent.name == SHARED else file
+    where = file.parent if file.parent.name in SHARED else file
     return " ".join([str(where), *(hypervisor for hypervisor in under.HYPERVISORS if hypervisor in words)])
 
 

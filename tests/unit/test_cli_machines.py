@@ -129,16 +129,45 @@ def test_a_machine_is_made_with_what_was_chosen(good, home):
 
 def test_relative_folders_are_those_of_the_working_directory(good, home, monkeypatch):
     monkeypatch.chdir(home)
-    monkeypatch.setenv("HOME", "/home/you")
+    monkeypatch.setenv("HOME", str(home / "you"))
+    monkeypatch.setattr("ovm.registry.host_checks.load_image", lambda _directory: None)
+    for folder in ("src", "you/x"):
+        (home / folder).mkdir(parents=True)
     good(
         "init", "--mount", "src:/src", "--mount", "~/x", "--image", "mine", "--port", "80:80", "--port", "[::1]:1:2/udp"
     )
     settings = machines.find("default").settings()
-    assert [str(mount.host_path) for mount in settings.mounts or ()] == [f"{home}/src", "/home/you/x"]
+    assert [str(mount.host_path) for mount in settings.mounts or ()] == [f"{home}/src", f"{home}/you/x"]
     assert (settings.image, [str(port) for port in settings.ports]) == (
         f"{home}/mine",
         ["127.0.0.1:80:80/tcp", "[::1]:1:2/udp"],
     )
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        (("mounts", "/nonexistent"), "/nonexistent is not a directory"),
+        (("ca_certificates", "/nonexistent.pem"), "/nonexistent.pem is not a file"),
+        (("timezone", "Mars"), "Mars is unknown"),
+        (("image", "/nonexistent"), "/nonexistent"),
+    ],
+)
+def test_a_setting_that_this_host_cannot_serve_is_refused(run, good, setting, words):
+    """It is not stored, so later commands and other settings work."""
+    good("init")
+    before = machines.find("default").settings_text()
+    status, _, err = run("config", "set", *setting)
+    assert (status, machines.find("default").settings_text()) == (1, before)
+    assert words in err
+
+
+def test_a_folder_that_vanished_does_not_block_other_settings(good, home):
+    """Only what changes is checked: a folder may be on a disk that is not mounted now."""
+    (home / "src").mkdir()
+    good("init", "--mount", str(home / "src"))
+    (home / "src").rmdir()
+    good("config", "set", "cpus", "3")
 
 
 def test_without_choices_all_is_left_to_the_defaults(good):

@@ -13,12 +13,14 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NoReturn
 
 import asyncssh
 import pytest
 
 from ovm import cli, paths
+from ovm.model.states import VMState
 from ovm.paths import KeyPaths, public
 
 DEADLINE_S = 60.0
@@ -138,6 +140,14 @@ async def test_words_reach_it_as_they_are(ovm: Run, running) -> None:
     status, out, _ = await ovm("exec", "--", "printf", "[%s]", *WORDS)
     assert status == 0
     assert out.decode() == "".join(f"[{word}]" for word in WORDS)
+
+
+async def test_a_paused_machine_says_so(ovm: Run, running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ssh would wait for its sshd, and fail of the key exchange."""
+    paused = SimpleNamespace(state=VMState.PAUSED)
+    monkeypatch.setattr("ovm.service.client.Service.status", lambda _self: paused)
+    status, _, err = await ovm("exec", "--", "true")
+    assert (status, "default is paused" in err, "ovm resume default" in err) == (1, True, True)
 
 
 async def test_a_signal_is_a_status(ovm: Run, running) -> None:

@@ -8,7 +8,27 @@ from types import SimpleNamespace
 import pytest
 
 from ovm import cli
-from ovm.errors import OptionError
+from ovm.errors import HelperError, OptionError
+
+
+async def found() -> None:
+    """A gvproxy."""
+
+
+async def missing() -> None:
+    """No gvproxy."""
+    raise HelperError("gvproxy is not on this machine")
+
+
+def test_nothing_is_built_without_a_gvproxy(monkeypatch, tmp_path, capsys):
+    """The first start fails at once where the machine could not run, not after minutes of building an image."""
+    monkeypatch.setenv("OVM_HOME", str(tmp_path))
+    monkeypatch.setattr("ovm.host.programs.find_gvproxy", missing)
+    monkeypatch.setattr("ovm.image.build_image", lambda *_args, **_more: pytest.fail("an image was built"))
+    monkeypatch.setattr("ovm.image.pull_image", lambda *_args, **_more: pytest.fail("an image was fetched"))
+    with pytest.raises(SystemExit):
+        cli.main(["--progress", "plain", "start"])
+    assert "gvproxy is not on this machine" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -31,6 +51,7 @@ def test_first_start_comes_by_an_image(monkeypatch, tmp_path, platform, released
     monkeypatch.setattr("ovm.registry.images.is_released", lambda _arch: released)
     monkeypatch.setattr("ovm.image.build_image", way("build"))
     monkeypatch.setattr("ovm.image.pull_image", way("pull"))
+    monkeypatch.setattr("ovm.host.programs.find_gvproxy", found)
     with pytest.raises(SystemExit):
         cli.main(["--progress", "plain", "start"])
     assert done == [how]

@@ -48,12 +48,20 @@ def test_what_the_guest_reports(report, problems):
 
 
 @pytest.mark.parametrize(
-    "report", [b"", b"nonsense", b"1 2 rw", b"1 2 rw x", b"1 2 rw 0 0", b"\xff\xfe 1 rw 0", WELL * 2]
+    "report", [b"", b"nonsense", b"1 2 rw", b"1 2 rw x", b"1 2 rw 0 0", b"\xff\xfe 1 rw 0", b"\n" + WELL]
 )
 def test_a_report_that_is_none(report):
     """Whatever else a guest says is told as such."""
     with pytest.raises(GuestError, match="is malformed"):
         health.parse(report)
+
+
+def test_further_lines_are_problems():
+    """Each line after the first is a problem in the guest's words, made printable, and no more than twenty count."""
+    found = health.parse(b"1000000000 900000000 rw 0\ncontainer web is not started: port 80 is taken\nodd \x1b[31m\n")
+    assert found.problems[0] == "container web is not started: port 80 is taken"
+    assert found.problems[1].isprintable()
+    assert len(health.parse(b"1000000000 900000000 rw 0\n" + b"line\n" * 100).problems) == 20
 
 
 class Guest:

@@ -116,6 +116,24 @@ async def test_an_address_that_is_none_is_refused(session):
     assert session.network.calls == []
 
 
+async def test_a_refused_port_is_reported_once(session):
+    """The guest retries a container whose port is taken; the report comes again only after the port was open."""
+    reported = []
+    session.on_refused = reported.append
+    session.network.taken.add(8080)
+    for _ in range(3):
+        with pytest.raises(PortError):
+            await session.publish(published("tcp", "", 8080), True)
+    assert len(reported) == 1
+    session.network.taken.clear()
+    await session.publish(published("tcp", "", 8080), True)
+    await session.publish(published("tcp", "", 8080), False)
+    session.network.taken.add(8080)
+    with pytest.raises(PortError):
+        await session.publish(published("tcp", "", 8080), True)
+    assert len(reported) == 2
+
+
 async def test_podman_may_repeat_itself(session):
     """Announcing an open port again changes nothing, and it is closed once."""
     wanted = published("tcp", "", 8080)

@@ -39,7 +39,7 @@ def ssh_program(program: str, name: str) -> list[str]:
     The host to name then is ``ssh_config.host(name)``.
 
     Raises:
-        StateError: there is no such machine, or it is not running.
+        StateError: there is no such machine, or it is not running, or it is paused.
         HelperError: this host has no ``program``.
     """
     import shutil
@@ -51,7 +51,22 @@ def ssh_program(program: str, name: str) -> list[str]:
     if not (found := shutil.which(program)):
         raise HelperError(f"{program} is not installed", hint="install OpenSSH's client (Debian: openssh-client)")
     machine = machines.find(name)
+    _refuse_paused(machine)
     return [found, "-F", str(ssh_config.write(name, port=ssh_port(machine)))]
+
+
+def _refuse_paused(machine: Machine) -> None:
+    import contextlib
+
+    from ovm.errors import OVMError, StateError
+    from ovm.model.states import VMState
+    from ovm.service.client import Service
+
+    state = None
+    with contextlib.suppress(OVMError):  # a program runs it through the library, or nothing does
+        state = Service(machine.name, machine.service_socket).status().state
+    if state is VMState.PAUSED:
+        raise StateError(f"{machine.name} is paused", hint=f"resume it: ovm resume {machine.name}")
 
 
 def become(argv: list[str]) -> NoReturn:

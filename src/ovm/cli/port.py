@@ -36,7 +36,7 @@ def ls(name: str, *, as_json: bool, template: str | None) -> None:
     found = [
         {
             "protocol": port.protocol,
-            "host": f"{port.host_address}:{port.host_port}",
+            "host": port.local,
             "guest": port.guest_port,
             "purpose": port.purpose,
         }
@@ -62,7 +62,7 @@ def add(port: str, name: str, *, as_json: bool) -> None:
     if as_json:
         say_json(opened)
     else:
-        say(f"{opened.host_address}:{opened.host_port}")
+        say(opened.local)
 
 
 @command.command("rm")

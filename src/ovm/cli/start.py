@@ -59,10 +59,13 @@ def command(
     """
     from ovm.cli import init
     from ovm.registry import machines, removal
+    from ovm.registry.settings import RESTART_KEYS
 
     machine = machines.of(name)
     if changed := init.write(machine, given):
         say(f"set in {machine.settings_path}: {', '.join(changed)}", err=True)
+        if changed.keys() & RESTART_KEYS and machines.at_rest(machine).held_by != "nobody":
+            say(f"Takes effect at the next start: ovm restart {machine.name}", err=True)
     if cold:
         removal.forget_memory(machine)
     wanted = Timings(as_table=timings, picture=timeline)
@@ -134,6 +137,7 @@ def _given_up_by_signals() -> Iterator[None]:
 def provide_image(machine: Machine, shown: Steps) -> None:
     """Fetch the released image, or build one, unless there is one or the machine has one of its own."""
     from ovm import image
+    from ovm.host import programs
     from ovm.registry import images as registry
 
     if machine.settings().image is not None:
@@ -141,6 +145,7 @@ def provide_image(machine: Machine, shown: Steps) -> None:
     directory = registry.default_image_dir(registry.host_arch())
     if (directory / registry.IMAGE_MANIFEST).exists():  # a damaged one is not built over: loading it says what is wrong
         return
+    run(programs.find_gvproxy())  # first: without it the image would be built for nothing
     if sys.platform != "linux" or registry.is_released(registry.host_arch()):
         with shown.step("fetching the guest image") as advance:
             run(image.pull_image(image.PullOptions(), progress=advance))

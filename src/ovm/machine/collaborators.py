@@ -22,6 +22,9 @@ FIRST_WORD_S = 60.0
 ROOM_AGAIN_S = 5.0
 """How often to check whether the host has room again for a guest that was paused for lack of it."""
 
+REFUSED_LOOK_S = 5.0
+"""After a port of a container was refused; by then the guest has listed the container as not started."""
+
 
 class PowerOn(Protocol):
     """Signature of :func:`ovm.machine.boot.power_on`."""
@@ -64,3 +67,4 @@ class Collaborators:
     blame_wait_s: float = boot.BLAME_WAIT_S
     first_word_s: float = FIRST_WORD_S
     room_again_s: float = ROOM_AGAIN_S
+    refused_look_s: float = REFUSED_LOOK_S

@@ -17,6 +17,7 @@ from ovm.model.info import Health
 from ovm.model.options import MIB, Options
 from ovm.paths import TargetPaths
 from ovm.process.threads import in_thread
+from ovm.text.printable import GuestText
 
 TIMEOUT_S = 10.0
 """Timeout for podman and for the guest, each."""
@@ -27,6 +28,7 @@ ENOUGH_MIB = 32
 NUMBER_MAX = 1 << 53
 """Largest number accepted in a guest's report: more bytes than any disk has, and exact in JSON."""
 _SHOWN_BYTES = 100
+_PROBLEMS_MAX = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +69,14 @@ async def _guest(session: Session) -> Health:
 
 
 def parse(report: bytes) -> Health:
-    """Parse the guest's report on its data disk.
+    """Parse the guest's report: a line about its data disk, then a line for each other problem.
 
     Raises:
         GuestError: the report is malformed.
     """
+    disk, *others = report.splitlines() or [b""]
     try:
-        size, free, mode, errors = report.split()
+        size, free, mode, errors = disk.split()
         size_bytes, free_bytes, error_count = int(size), int(free), int(errors)
     except ValueError:
         raise _not_understood(report) from None
@@ -86,6 +89,7 @@ def parse(report: bytes) -> Health:
         problems.append(f"the data disk has counted {error_count} errors")
     if size_bytes and free_bytes < LOW_MIB * MIB:
         problems.append(f"the data disk is almost full: {free_bytes // MIB} MiB are free")
+    problems += [str(GuestText(line)) for line in others[:_PROBLEMS_MAX]]
     return Health(problems=tuple(problems), data_size_bytes=size_bytes or None, data_free_bytes=free_bytes or None)
 
 

@@ -7,7 +7,7 @@ import contextlib
 import logging
 
 from ovm.disks.saved_state import Unfit
-from ovm.errors import OVMError, StartError, first_error
+from ovm.errors import OVMError, PortError, StartError, first_error
 from ovm.machine.collaborators import Collaborators
 from ovm.machine.context import Context
 from ovm.machine.monitor import Monitor
@@ -126,6 +126,7 @@ class Run:
     def _become_ready(self, session: Session) -> None:
         context = self._context
         context.session = session
+        session.on_refused = self._report_refused
         context.monitor = Monitor(
             session, context.prepared.driver, is_running=context.is_running, changed=self._tell_health
         )
@@ -133,6 +134,16 @@ class Run:
         context.events.emit("ready")
         self._ready.set_result(None)
         context.look_after(session)
+
+    def _report_refused(self, error: PortError) -> None:
+        self._context.events.emit("error", error)
+        self._context.in_background(self._look_at_containers())
+
+    async def _look_at_containers(self) -> None:
+        """Look again once the guest knows whether a container waits for a refused port."""
+        await asyncio.sleep(self._collaborators.refused_look_s)
+        if self._context.monitor is not None:
+            self._context.monitor.look_soon()
 
     async def _shut_down(self, session: Session) -> None:
         """Shut the guest down; if its state is saved, only cut its power."""

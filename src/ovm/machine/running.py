@@ -58,8 +58,12 @@ class Session:
     """Size of the console log when the guest was last ready."""
     initrd_is_read: bool = True
     """Whether a ready guest no longer needs ``boot.initrd``."""
+    on_refused: Callable[[PortError], object] = log.warning
+    """Called once for each port of a container that could not be opened, until it could."""
     facts: dict[str, str] = field(default_factory=dict)
     """The facts recorded with a saved state; empty if the machine cannot be suspended."""
+
+    _refused: set[tuple[str, str]] = field(default_factory=set)
 
     @property
     def forwards(self) -> dict[tuple[str, str], Forward]:
@@ -195,9 +199,19 @@ class Session:
         known = self.forwards.get(forward.key)
         if opened:
             if not self.network.keeps(forward):  # podman announces its ports again after a restart
-                await self.network.expose(forward)
+                await self._expose_or_report(forward)
         elif known is not None and known.purpose == "container":
             await self.network.unexpose(known)
+
+    async def _expose_or_report(self, forward: Forward) -> None:
+        try:
+            await self.network.expose(forward)
+        except PortError as error:
+            if forward.key not in self._refused:  # the guest retries
+                self._refused.add(forward.key)
+                self.on_refused(error)
+            raise
+        self._refused.discard(forward.key)
 
     async def export(self, host_port: int, guest_port: int, protocol: Protocol, address: str) -> Forward:
         """Forward a host port, or any free one for 0, to a guest port; raises PortError."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from ovm import paths
-from ovm.errors import FileError, InUseError, OptionError, StateError
+from ovm.errors import FileError, InUseError, OptionError, SettingsError, StateError
 from ovm.model import defaults
 from ovm.process import identity
 from ovm.registry.records import Ended, ServiceRecord, read
@@ -168,7 +168,7 @@ class Machine:
             change: Given the present text, returns the new one. What it raises leaves everything as it was.
             make: Make the machine's directory if there is none.
 
-        Raises as :meth:`check_settings` does, and:
+        Raises as :meth:`check_settings` and :func:`ovm.registry.host_checks.check_changes` do, and:
 
         Raises:
             InUseError: another process has been changing settings for SETTINGS_WAIT_S.
@@ -177,17 +177,26 @@ class Machine:
             UntrustedError: it is a link to where another user could exchange the file.
             SpaceError: the file system is full.
         """
+        from ovm.registry.host_checks import check_changes  # those that only read need not import it
+
         with settings_held():
             if not make:
                 _check_there(self)
             before = self.settings_text()
             after = change(before)
-            self.check_settings(after)
+            wanted = self.check_settings(after)
+            check_changes(self._present(before), wanted)
             if after == before and self.settings_path.exists():
                 return
             directories.make(self.directory)
             with disk_errors(f"{self.settings_path} cannot be written"):
                 write_through(self.settings_path, after.encode(), 0o600)
+
+    def _present(self, text: str) -> Settings:
+        try:
+            return parse(text, self.settings_path)
+        except SettingsError:  # the change is there to mend it
+            return Settings()
 
     def write_settings(self, text: str) -> None:
         """Replace the settings by ``text``, and make the machine's directory if there is none.
