@@ -1,0 +1,161 @@
+"""Run the clients' own suites against a machine, and write what came of it to docs/clients.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import ovm.sync
+from ovm.image import load_image
+from ovm.registry.images import default_image_dir, host_arch
+from suites import podman_stand_in, registry, sources
+from suites.outcome import Ran, outcomes, placed, reasons, stale, table
+from suites.plan import LEFT_OUT, PODMANS_OWN, SUITES, TEST_S, Suite
+
+ROOT = Path(__file__).parents[1]
+WORK = ROOT / ".cache" / "clients"
+TOOLS = ROOT / ".cache" / "tools" / "usr" / "bin"
+PAGE = ROOT / "docs" / "clients.md"
+MINUTES = 40.0
+GUEST_CONFIG = "/etc/containers/registries.conf.d/clients.conf"
+
+
+def main() -> int:
+    """Its status is 1 if a failure is ours, or if time ran out."""
+    chosen = _arguments()
+    until = time.monotonic() + chosen.minutes * 60
+    image = load_image(chosen.image or default_image_dir(host_arch()))
+    WORK.mkdir(parents=True, exist_ok=True)
+    wanted = [suite for suite in SUITES if not chosen.only or suite.client in chosen.only]
+    interpreter = sources.python(WORK)
+    unpacked = {suite.client: sources.sdist(suite, WORK) for suite in wanted}
+    path = f"{TOOLS}:{os.environ['PATH']}"
+    with tempfile.TemporaryDirectory(prefix="ovm-", dir=Path("/tmp").resolve()) as directory:
+        work = Path(directory)
+        os.environ["OVM_HOME"] = os.fspath(work / "home")  # with the images and programs of the real one given by path
+        with registry.serving(work, path) as port:
+            machine = ovm.sync.create_ovm("clients", image=image.directory, memory_mib=2048, podman_tcp=False)
+            with machine:
+                config = registry.guest_config(port)
+                machine.exec(["tee", GUEST_CONFIG], stdin=config.encode())
+                machine.exec(["systemctl", "try-restart", "podman.service"])
+                surroundings = _surroundings(machine, work, image.versions.get("podman", ""), path)
+                ran = [
+                    _run(suite, unpacked[suite.client], interpreter, surroundings, work, until, chosen.select)
+                    for suite in wanted
+                ]
+    versions = ", ".join(f"{name} {image.versions[name]}" for name in ("podman", "crun", "netavark", "kernel"))
+    shown = "\n\n".join([table(ran, f"Debian {image.suite}: {versions}"), reasons(ran, PODMANS_OWN)])
+    print(shown)
+    for one in ran:
+        for outcome in one.outcomes:
+            if outcome.verdict == "ours":
+                print(f"ours: {outcome.test}: {outcome.said[:300]}")
+    for test in stale(ran, PODMANS_OWN):
+        print(f"passes now, though the table says podman's own: {test}")
+    if chosen.write:
+        PAGE.write_text(placed(PAGE.read_text(encoding="utf-8"), shown), encoding="utf-8")
+    return int(any(one.count("ours") or not one.ended for one in ran))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make clients CLIENTS_ARGS=", description=__doc__)
+    parser.add_argument("--image", type=Path, help="directory of the guest image; by default the default one")
+    parser.add_argument("--only", action="append", choices=[suite.client for suite in SUITES])
+    parser.add_argument("-k", dest="select", default="", help="the tests that pytest's -k selects")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="in all; %(default)s by default")
+    parser.add_argument("--write", action="store_true", help="write the table to docs/clients.md")
+    return parser.parse_args()
+
+
+def _surroundings(machine: ovm.sync.OVM, work: Path, podman: str, path: str) -> dict[str, str]:
+    """What the suites' processes find in their environment."""
+    programs = work / "bin"
+    programs.mkdir()
+    stand_in = programs / "podman"
+    stand_in.write_text(f"#!{sys.executable}\n{Path(podman_stand_in.__file__).read_text(encoding='utf-8')}")
+    stand_in.chmod(0o755)
+    return {
+        "PATH": f"{programs}:{path}",
+        "HOME": os.fspath(work),
+        "LANG": "C.UTF-8",
+        "DOCKER_HOST": machine.info.docker_host,
+        "PODMAN_BINARY": os.fspath(stand_in),
+        "OVM_PODMAN_VERSION": podman.partition("+")[0],
+        "OVM_PODMAN_SOCKET": os.fspath(machine.info.podman_socket),
+        "TESTCONTAINERS_RYUK_DISABLED": "true",
+        "PYTHONPATH": os.fspath(ROOT / "suites"),
+    }
+
+
+def _run(
+    suite: Suite,
+    unpacked: Path,
+    interpreter: Path,
+    surroundings: dict[str, str],
+    work: Path,
+    until: float,
+    select: str,
+) -> Ran:
+    found = []
+    ended = True
+    for module in suite.modules:  # each a process of its own, so that what is over time costs one module alone
+        report = work / f"{suite.client}-{Path(module).stem}.xml"
+        left = until - time.monotonic()
+        if left <= 0:
+            ended = False
+            break
+        begun = time.monotonic()
+        ended = _pytest(suite, module, unpacked, interpreter, surroundings, report, left, select) and ended
+        got = outcomes(report, suite, LEFT_OUT, PODMANS_OWN)
+        found += got
+        passed = sum(outcome.verdict == "passed" for outcome in got)
+        print(f"{module}: {passed} of {len(got)} passed, {time.monotonic() - begun:.0f} s", flush=True)
+    return Ran(suite, tuple(found), ended)
+
+
+def _pytest(
+    suite: Suite,
+    module: str,
+    unpacked: Path,
+    interpreter: Path,
+    surroundings: dict[str, str],
+    report: Path,
+    left: float,
+    select: str,
+) -> bool:
+    """Whether it came to its end."""
+    rows = {row.test.partition("::")[2]: row.why for row in LEFT_OUT if row.test.startswith(f"{suite.client}::")}
+    # fmt: off
+    command: Sequence[str | Path] = [
+        interpreter, "-m", "pytest", "-q", "--tb=short", "-o", "addopts=", "-p", "leave_out", "-p", "no:cacheprovider",
+        f"--timeout={TEST_S}", f"--junitxml={report}", *(["-k", select] if select else []), *suite.options, module,
+    ]
+    # fmt: on
+    log = WORK / f"{suite.client}-{Path(module).stem}.log"
+    with log.open("wb") as out:
+        try:
+            subprocess.run(
+                command,
+                cwd=unpacked,
+                env=surroundings | {"OVM_LEFT_OUT": json.dumps(rows)},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                timeout=left,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return False
+    return report.exists()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
