@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ovm.sync
-from ovm.image import load_image
+from ovm.image import GuestImage, load_image
+from ovm.image.images import FILE_NAMES
 from ovm.registry.images import default_image_dir, host_arch
 from suites import podman_stand_in, registry, sources
 from suites.outcome import Ran, outcomes, placed, reasons, stale, table
@@ -24,6 +25,7 @@ WORK = ROOT / ".cache" / "clients"
 TOOLS = ROOT / ".cache" / "tools" / "usr" / "bin"
 PAGE = ROOT / "docs" / "clients.md"
 MINUTES = 40.0
+MEMORY_MIB = 2048
 GUEST_CONFIG = "/etc/containers/registries.conf.d/clients.conf"
 
 
@@ -39,10 +41,9 @@ def main() -> int:
     path = f"{TOOLS}:{os.environ['PATH']}"
     with tempfile.TemporaryDirectory(prefix="ovm-", dir=Path("/tmp").resolve()) as directory:
         work = Path(directory)
-        os.environ["OVM_HOME"] = os.fspath(work / "home")  # with the images and programs of the real one given by path
-        with registry.serving(work, path) as port:
-            machine = ovm.sync.create_ovm("clients", image=image.directory, memory_mib=2048, podman_tcp=False)
-            with machine:
+        certificate = registry.certified(work)
+        with registry.serving(work, path, certificate) as port:
+            with ovm.sync.create_linux_ovm(_options(image, work, certificate)) as machine:
                 config = registry.guest_config(port)
                 machine.exec(["tee", GUEST_CONFIG], stdin=config.encode())
                 machine.exec(["systemctl", "try-restart", "podman.service"])
@@ -73,6 +74,19 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=MINUTES, help="in all; %(default)s by default")
     parser.add_argument("--write", action="store_true", help="write the table to docs/clients.md")
     return parser.parse_args()
+
+
+def _options(image: GuestImage, work: Path, certificate: Path) -> dict[str, object]:
+    """A machine of its own, of which nothing is left."""
+    files = {name: image.directory / file for name, file in FILE_NAMES.items()}
+    return {
+        "origin_path": files,
+        "versions": dict.fromkeys(files, "1"),
+        **{f"{kind}_dir": work / kind for kind in ("target", "socket", "log", "ssh_key")},
+        "memory_mib": MEMORY_MIB,
+        "podman_tcp": False,
+        "ca_certificates": [certificate],
+    }
 
 
 def _surroundings(machine: ovm.sync.OVM, work: Path, podman: str, path: str) -> dict[str, str]:
@@ -133,12 +147,14 @@ def _pytest(
 ) -> bool:
     """Whether it came to its end."""
     rows = {row.test.partition("::")[2]: row.why for row in LEFT_OUT if row.test.startswith(f"{suite.client}::")}
+    settings = report.with_name("pytest.ini")  # else that of a directory above would count
     # fmt: off
     command: Sequence[str | Path] = [
-        interpreter, "-m", "pytest", "-q", "--tb=short", "-o", "addopts=", "-p", "leave_out", "-p", "no:cacheprovider",
-        f"--timeout={TEST_S}", f"--junitxml={report}", *(["-k", select] if select else []), *suite.options, module,
+        interpreter, "-m", "pytest", "-q", "--tb=short", "-c", settings, f"--rootdir={unpacked}", "-p", "leave_out",
+        "-p", "no:cacheprovider", f"--timeout={TEST_S}", f"--junitxml={report}", *(["-k", select] if select else []), *suite.options, module,
     ]
     # fmt: on
+    settings.write_text("[pytest]\n")
     log = WORK / f"{suite.client}-{Path(module).stem}.log"
     with log.open("wb") as out:
         try:

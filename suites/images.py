@@ -40,6 +40,7 @@ IMAGES = (
     Image("library/alpine", ("latest", "3.10", "3.3")),
     Image("library/busybox"),
     Image("library/hello-world", ("latest", "linux"), ("/bin/echo", GREETING)),
+    Image("library/ubi8"),
     Image("libpod/alpine"),
     Image("libpod/alpine_labels", labels={"PODMAN": "/usr/bin/podman run -it IMAGE", "Env": "test"}),
     Image("libpod/busybox"),
@@ -76,11 +77,12 @@ def root_file_system() -> bytes:
         entry = tarfile.TarInfo("bin/busybox")
         entry.size, entry.mode = len(program), 0o755
         tar.addfile(entry, io.BytesIO(program))
-        for applet in applets:
-            if applet != "busybox":
-                entry = tarfile.TarInfo(f"bin/{applet}")
-                entry.type, entry.linkname = tarfile.SYMTYPE, "/bin/busybox"
-                tar.addfile(entry)
+        for directory in ("bin", "usr/bin"):  # some tests name the whole path
+            for applet in applets:
+                if applet != "busybox":
+                    entry = tarfile.TarInfo(f"{directory}/{applet}")
+                    entry.type, entry.linkname = tarfile.SYMTYPE, "/bin/busybox"
+                    tar.addfile(entry)
         for name, text in _ETC.items():
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(text), 0o644

@@ -7,6 +7,7 @@ import http.client
 import platform
 import shutil
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
@@ -24,8 +25,27 @@ PROGRAMS = ("docker-registry", "registry")
 """Debian's name, and its authors'."""
 
 
+def certified(work: Path) -> Path:
+    """A certificate for the host as guests call it, ``registry.pem`` and its key; signed by itself, so its own CA.
+
+    Without TLS podman-py cannot pull: it asks for verification whatever the guest's configuration says of the registry.
+    """
+    certificate = work / "registry.pem"
+    # fmt: off
+    subprocess.run(
+        [
+            "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-batch", "-days", "2",
+            "-subj", "/CN=registry", "-addext", f"subjectAltName=IP:{HOST_IN_GUEST},IP:{LOOPBACK}",
+            "-keyout", work / "registry.key", "-out", certificate,
+        ],
+        check=True, capture_output=True,
+    )
+    # fmt: on
+    return certificate
+
+
 @contextlib.contextmanager
-def serving(work: Path, path: str) -> Iterator[int]:
+def serving(work: Path, path: str, certificate: Path) -> Iterator[int]:
     """Debian's docker-registry with every image in it; yields its port."""
     program = next(filter(None, (shutil.which(name, path=path) for name in PROGRAMS)), None)
     if program is None:
@@ -36,13 +56,13 @@ def serving(work: Path, path: str) -> Iterator[int]:
     config.write_text(
         "version: 0.1\nlog: {level: warn}\n"
         f"storage: {{filesystem: {{rootdirectory: {work / 'registry'}}}, delete: {{enabled: true}}}}\n"
-        f"http: {{addr: '{LOOPBACK}:{port}'}}\n"
+        f"http: {{addr: '{LOOPBACK}:{port}', tls: {{certificate: {certificate}, key: {certificate.with_suffix('.key')}}}}}\n"
     )
     with (work / "registry.log").open("wb") as log:
         process = subprocess.Popen([program, "serve", config], stdout=log, stderr=log)
     try:
         _wait(process, port)
-        _fill(port)
+        _fill(port, certificate)
         yield port
     finally:
         process.terminate()
@@ -52,7 +72,7 @@ def serving(work: Path, path: str) -> Iterator[int]:
 def guest_config(port: int) -> str:
     """A file for registries.conf.d in the guest."""
     return "".join(
-        f'[[registry]]\nprefix = "{name}"\nlocation = "{HOST_IN_GUEST}:{port}"\ninsecure = true\n' for name in SERVED
+        f'[[registry]]\nprefix = "{name}"\nlocation = "{HOST_IN_GUEST}:{port}"\n' for name in SERVED
     )
 
 
@@ -69,10 +89,11 @@ def _wait(process: subprocess.Popen[bytes], port: int) -> None:
             return
 
 
-def _fill(port: int) -> None:
+def _fill(port: int, certificate: Path) -> None:
+    trust = ssl.create_default_context(cafile=certificate)
     root = root_file_system()
     layer = compressed(root)
-    with contextlib.closing(http.client.HTTPConnection(LOOPBACK, port, timeout=REQUEST_S)) as connection:
+    with contextlib.closing(http.client.HTTPSConnection(LOOPBACK, port, timeout=REQUEST_S, context=trust)) as connection:
         for image in IMAGES:
             config, manifest = packed(image, root, layer, platform.machine())
             for blob in (layer, config):
@@ -84,7 +105,7 @@ def _fill(port: int) -> None:
 
 def _upload(connection: http.client.HTTPConnection, repository: str, blob: Blob) -> None:
     begun = _request(connection, "POST", f"/v2/{repository}/blobs/uploads/")
-    location = begun.removeprefix(f"http://{LOOPBACK}:{connection.port}")
+    location = begun.removeprefix(f"https://{LOOPBACK}:{connection.port}")
     joint = "&" if "?" in location else "?"
     _request(connection, "PUT", f"{location}{joint}digest={blob.digest}", blob.content, "application/octet-stream")
 

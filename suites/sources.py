@@ -28,7 +28,8 @@ def sdist(suite: Suite, work: Path) -> Path:
         )
         # fmt: on
         with tarfile.open(archives / f"{name}.tar.gz") as tar:
-            tar.extractall(work, filter="data")
+            kept = f"{name}/{suite.unpacked}"
+            tar.extractall(work, [member for member in tar if member.name.startswith(kept)], filter="data")
     return unpacked
 
 
