@@ -1,1 +1,1 @@
-"""The test suites of others, run against a machine; ``make clients`` starts it and docs/clients.md shows what came of it."""
+"""The test suites of others, run against a machine by ``make clients``, for the table in docs/clients.md."""

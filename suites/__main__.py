@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import ovm.sync
@@ -17,13 +17,14 @@ from ovm.image import GuestImage, load_image
 from ovm.image.images import FILE_NAMES
 from ovm.registry.images import default_image_dir, host_arch
 from suites import podman_stand_in, registry, sources
-from suites.outcome import Ran, outcomes, placed, reasons, stale, table
+from suites.outcome import Outcome, Ran, outcomes, placed, reasons, stale, table
 from suites.plan import LEFT_OUT, PODMANS_OWN, SUITES, TEST_S, Suite
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / ".cache" / "clients"
 TOOLS = ROOT / ".cache" / "tools" / "usr" / "bin"
 PAGE = ROOT / "docs" / "clients.md"
+SHORT = Path("/tmp").resolve()  # noqa: S108  # names of sockets are short; the directory in it is private
 MINUTES = 40.0
 MEMORY_MIB = 2048
 GUEST_CONFIG = "/etc/containers/registries.conf.d/clients.conf"
@@ -39,7 +40,7 @@ def main() -> int:
     interpreter = sources.python(WORK)
     unpacked = {suite.client: sources.sdist(suite, WORK) for suite in wanted}
     path = f"{TOOLS}:{os.environ['PATH']}"
-    with tempfile.TemporaryDirectory(prefix="ovm-", dir=Path("/tmp").resolve()) as directory:
+    with tempfile.TemporaryDirectory(prefix="ovm-", dir=SHORT) as directory:
         work = Path(directory)
         certificate = registry.certified(work)
         with registry.serving(work, path, certificate) as port:
@@ -48,10 +49,8 @@ def main() -> int:
                 machine.exec(["tee", GUEST_CONFIG], stdin=config.encode())
                 machine.exec(["systemctl", "try-restart", "podman.service"])
                 surroundings = _surroundings(machine, work, image.versions.get("podman", ""), path)
-                ran = [
-                    _run(suite, unpacked[suite.client], interpreter, surroundings, work, until, chosen.select)
-                    for suite in wanted
-                ]
+                runner = Runner(interpreter, surroundings, work, until, chosen.select)
+                ran = [runner.run(suite, unpacked[suite.client]) for suite in wanted]
     versions = ", ".join(f"{name} {image.versions[name]}" for name in ("podman", "crun", "netavark", "kernel"))
     shown = "\n\n".join([table(ran, f"Debian {image.suite}: {versions}"), reasons(ran, PODMANS_OWN)])
     print(shown)
@@ -109,68 +108,60 @@ def _surroundings(machine: ovm.sync.OVM, work: Path, podman: str, path: str) -> 
     }
 
 
-def _run(
-    suite: Suite,
-    unpacked: Path,
-    interpreter: Path,
-    surroundings: dict[str, str],
-    work: Path,
-    until: float,
-    select: str,
-) -> Ran:
-    found = []
-    ended = True
-    for module in suite.modules:  # each a process of its own, so that what is over time costs one module alone
-        report = work / f"{suite.client}-{Path(module).stem}.xml"
-        left = until - time.monotonic()
-        if left <= 0:
-            ended = False
-            break
-        begun = time.monotonic()
-        ended = _pytest(suite, module, unpacked, interpreter, surroundings, report, left, select) and ended
-        got = outcomes(report, suite, LEFT_OUT, PODMANS_OWN)
-        found += got
-        passed = sum(outcome.verdict == "passed" for outcome in got)
-        print(f"{module}: {passed} of {len(got)} passed, {time.monotonic() - begun:.0f} s", flush=True)
-    return Ran(suite, tuple(found), ended)
+@dataclass(frozen=True)
+class Runner:
+    """What all suites are run with."""
 
+    interpreter: Path
+    surroundings: dict[str, str]
+    work: Path
+    until: float
+    """On the monotonic clock."""
+    select: str
 
-def _pytest(
-    suite: Suite,
-    module: str,
-    unpacked: Path,
-    interpreter: Path,
-    surroundings: dict[str, str],
-    report: Path,
-    left: float,
-    select: str,
-) -> bool:
-    """Whether it came to its end."""
-    rows = {row.test.partition("::")[2]: row.why for row in LEFT_OUT if row.test.startswith(f"{suite.client}::")}
-    settings = report.with_name("pytest.ini")  # else that of a directory above would count
-    # fmt: off
-    command: Sequence[str | Path] = [
-        interpreter, "-m", "pytest", "-q", "--tb=short", "-c", settings, f"--rootdir={unpacked}", "-p", "leave_out",
-        "-p", "no:cacheprovider", f"--timeout={TEST_S}", f"--junitxml={report}", *(["-k", select] if select else []), *suite.options, module,
-    ]
-    # fmt: on
-    settings.write_text("[pytest]\n")
-    log = WORK / f"{suite.client}-{Path(module).stem}.log"
-    with log.open("wb") as out:
-        try:
-            subprocess.run(
-                command,
-                cwd=unpacked,
-                env=surroundings | {"OVM_LEFT_OUT": json.dumps(rows)},
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                timeout=left,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return False
-    return report.exists()
+    def run(self, suite: Suite, unpacked: Path) -> Ran:
+        """Each module in a process of its own, so that one that hangs costs no other its results."""
+        found: list[Outcome] = []
+        ended = True
+        for module in suite.modules:
+            begun = time.monotonic()
+            if begun >= self.until:
+                return Ran(suite, tuple(found), ended=False)
+            report = self.work / f"{suite.client}-{Path(module).stem}.xml"
+            ended = self._pytest(suite, module, unpacked, report) and ended
+            got = outcomes(report, suite, LEFT_OUT, PODMANS_OWN)
+            found += got
+            passed = sum(outcome.verdict == "passed" for outcome in got)
+            print(f"{module}: {passed} of {len(got)} passed, {time.monotonic() - begun:.0f} s", flush=True)
+        return Ran(suite, tuple(found), ended)
+
+    def _pytest(self, suite: Suite, module: str, unpacked: Path, report: Path) -> bool:
+        """Whether it came to its end."""
+        rows = {row.test.partition("::")[2]: row.why for row in LEFT_OUT if row.test.startswith(f"{suite.client}::")}
+        settings = self.work / "pytest.ini"  # else that of a directory above would count
+        settings.write_text("[pytest]\n")
+        # fmt: off
+        command = [
+            self.interpreter, "-m", "pytest", "-q", "--tb=short", "-c", settings, f"--rootdir={unpacked}",
+            "-p", "leave_out", "-p", "no:cacheprovider", f"--timeout={TEST_S}", f"--junitxml={report}",
+            *(["-k", self.select] if self.select else []), *suite.options, module,
+        ]
+        # fmt: on
+        with (WORK / f"{report.stem}.log").open("wb") as log:
+            try:
+                subprocess.run(
+                    command,
+                    cwd=unpacked,
+                    env=self.surroundings | {"OVM_LEFT_OUT": json.dumps(rows)},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    timeout=max(0.0, self.until - time.monotonic()),
+                    check=False,
+                )
+            except subprocess.TimeoutExpired:
+                return False
+        return report.exists()
 
 
 if __name__ == "__main__":

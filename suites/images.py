@@ -19,10 +19,13 @@ CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
 LAYER_TYPE = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 DEBIAN_TO_OCI = {"x86_64": "amd64", "aarch64": "arm64"}
 _ETC = {
-    "etc/passwd": "root:x:0:0:root:/root:/bin/sh\noperator:x:11:0:operator:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n",
-    "etc/group": "root:x:0:root\noperator:x:11:\nnobody:x:65534:\n",
-    "etc/os-release": "ID=alpine\nNAME=\"Alpine Linux\"\nVERSION_ID=3.10.0\n",
-}  # fmt: skip
+    "etc/passwd": "".join(
+        f"{name}:x:{ids}:{name}:/:/bin/sh\n"
+        for name, ids in (("root", "0:0"), ("operator", "11:0"), ("nobody", "99:99"))
+    ),
+    "etc/group": "root:x:0:root\noperator:x:11:\nnobody:x:99:\n",
+    "etc/os-release": 'ID=alpine\nNAME="Alpine Linux"\nVERSION_ID=3.10.0\n',
+}
 _DIRECTORIES = ("bin", "dev", "etc", "home", "mnt", "proc", "root", "run", "sys", "tmp", "usr", "usr/bin", "var")
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import collections
 import re
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from xml.etree import ElementTree as ET
 
 from suites.plan import Known, Suite
 
@@ -51,8 +51,8 @@ def outcomes(
     """The tests of a JUnit report of pytest's. Without a report, nothing was run."""
     if not report.exists():
         return ()
-    found = {}
-    for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314  # pytest wrote it
+    found: dict[str, Outcome] = {}
+    for case in ET.parse(report).iter("testcase"):  # noqa: S314  # pytest wrote it
         name = name_of(suite, case.get("classname", ""), case.get("name", ""))
         failed = case.find("failure") if case.find("failure") is not None else case.find("error")
         verdict: Verdict = "passed"
@@ -92,7 +92,9 @@ def reasons(ran: Sequence[Ran], podmans_own: Sequence[Known]) -> str:
         for outcome in one.outcomes
         if outcome.verdict == "podman's own" and (row := known(outcome.test, podmans_own))
     )
-    return "\n".join(["| podman's own | tests |", "|---|---|", *(f"| {why} | {n} |" for why, n in counted.most_common())])
+    return "\n".join(
+        ["| podman's own | tests |", "|---|---|", *(f"| {why} | {n} |" for why, n in counted.most_common())]
+    )
 
 
 def stale(ran: Sequence[Ran], podmans_own: Sequence[Known]) -> list[str]:

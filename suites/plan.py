@@ -37,7 +37,7 @@ class Suite:
 
 @dataclass(frozen=True)
 class Known:
-    """Tests that begin with ``test``, a name as ``suite::module::Class::test``, and why they are not counted as ours."""
+    """A test, as ``suite::module::Class::test``, or all of a class or module, and why it does not count as ours."""
 
     test: str
     why: str

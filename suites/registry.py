@@ -56,7 +56,8 @@ def serving(work: Path, path: str, certificate: Path) -> Iterator[int]:
     config.write_text(
         "version: 0.1\nlog: {level: warn}\n"
         f"storage: {{filesystem: {{rootdirectory: {work / 'registry'}}}, delete: {{enabled: true}}}}\n"
-        f"http: {{addr: '{LOOPBACK}:{port}', tls: {{certificate: {certificate}, key: {certificate.with_suffix('.key')}}}}}\n"
+        f"http:\n  addr: {LOOPBACK}:{port}\n"
+        f"  tls: {{certificate: {certificate}, key: {certificate.with_suffix('.key')}}}\n"
     )
     with (work / "registry.log").open("wb") as log:
         process = subprocess.Popen([program, "serve", config], stdout=log, stderr=log)
@@ -71,9 +72,7 @@ def serving(work: Path, path: str, certificate: Path) -> Iterator[int]:
 
 def guest_config(port: int) -> str:
     """A file for registries.conf.d in the guest."""
-    return "".join(
-        f'[[registry]]\nprefix = "{name}"\nlocation = "{HOST_IN_GUEST}:{port}"\n' for name in SERVED
-    )
+    return "".join(f'[[registry]]\nprefix = "{name}"\nlocation = "{HOST_IN_GUEST}:{port}"\n' for name in SERVED)
 
 
 def _wait(process: subprocess.Popen[bytes], port: int) -> None:
@@ -93,7 +92,9 @@ def _fill(port: int, certificate: Path) -> None:
     trust = ssl.create_default_context(cafile=certificate)
     root = root_file_system()
     layer = compressed(root)
-    with contextlib.closing(http.client.HTTPSConnection(LOOPBACK, port, timeout=REQUEST_S, context=trust)) as connection:
+    with contextlib.closing(
+        http.client.HTTPSConnection(LOOPBACK, port, timeout=REQUEST_S, context=trust)
+    ) as connection:
         for image in IMAGES:
             config, manifest = packed(image, root, layer, platform.machine())
             for blob in (layer, config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import tarfile
@@ -41,7 +42,7 @@ def python(work: Path) -> Path:
     done = directory / "done"
     if not done.exists():
         venv.create(directory, with_pip=True, clear=True)
-        pip = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        pip = [os.fspath(interpreter), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, *REQUIREMENTS], check=True)
         done.touch()
     return interpreter
