@@ -63,7 +63,9 @@ def main() -> int:
 
 
 def _counted(suite: Suite, ended: bool) -> Ran:
-    found = [outcomes(_report(suite, module), suite, LEFT_OUT, PODMANS_OWN) for module in suite.modules]
+    found = [
+        outcomes(_report(suite, module), suite, Path(module).stem, LEFT_OUT, PODMANS_OWN) for module in suite.modules
+    ]
     return Ran(suite, tuple(itertools.chain.from_iterable(found)), ended)
 
 

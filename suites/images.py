@@ -21,12 +21,27 @@ DEBIAN_TO_OCI = {"x86_64": "amd64", "aarch64": "arm64"}
 _ETC = {
     "etc/passwd": "".join(
         f"{name}:x:{ids}:{name}:/:/bin/sh\n"
-        for name, ids in (("root", "0:0"), ("operator", "11:0"), ("nobody", "99:99"))
+        for name, ids in (("root", "0:0"), ("operator", "11:0"), ("postgres", "70:70"), ("nobody", "99:99"))
     ),
-    "etc/group": "root:x:0:root\noperator:x:11:\nnobody:x:99:\n",
+    "etc/group": "root:x:0:root\noperator:x:11:\npostgres:x:70:\nnobody:x:99:\n",
     "etc/os-release": 'ID=alpine\nNAME="Alpine Linux"\nVERSION_ID=3.10.0\n',
 }
-_DIRECTORIES = ("bin", "dev", "etc", "home", "mnt", "proc", "root", "run", "sys", "tmp", "usr", "usr/bin", "var")
+_DIRECTORIES = (
+    "bin",
+    "dev",
+    "etc",
+    "home",
+    "mnt",
+    "proc",
+    "root",
+    "run",
+    "sys",
+    "tmp",
+    "usr",
+    "usr/bin",
+    "var",
+    "var/opt",
+)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 
 import pytest
 
@@ -13,7 +12,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skipped, with the reason, so that the report has them."""
     rows: dict[str, str] = json.loads(os.environ["OVM_LEFT_OUT"])
     for item in items:
-        name = re.sub(r"^.*/|\.py(?=::|$)", "", item.nodeid)
+        owner = getattr(item, "cls", None)
+        name = "::".join([item.path.stem, *([owner.__name__] if owner else []), item.name])
         for test, why in rows.items():
             if name == test or name.startswith(f"{test}::"):
                 item.add_marker(pytest.mark.skip(reason=why))

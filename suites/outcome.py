@@ -46,18 +46,18 @@ def known(test: str, table: Iterable[Known]) -> Known | None:
 
 
 def outcomes(
-    report: Path, suite: Suite, left_out: Sequence[Known], podmans_own: Sequence[Known]
+    report: Path, suite: Suite, module: str, left_out: Sequence[Known], podmans_own: Sequence[Known]
 ) -> tuple[Outcome, ...]:
-    """The tests of a JUnit report of pytest's. Without a report, nothing was run."""
+    """The tests of pytest's JUnit report of a module. Without a report, nothing was run."""
     if not report.exists():
         return ()
     found: dict[str, Outcome] = {}
     for case in ET.parse(report).iter("testcase"):  # noqa: S314  # pytest wrote it
-        name = name_of(suite, case.get("classname", ""), case.get("name", ""))
+        name = name_of(suite, module, case.get("classname", ""), case.get("name", ""))
         failed = case.find("failure") if case.find("failure") is not None else case.find("error")
         verdict: Verdict = "passed"
         if failed is not None:
-            verdict = "podman's own" if known(name, podmans_own) else "ours"
+            verdict = "left out" if known(name, left_out) else "podman's own" if known(name, podmans_own) else "ours"
         elif case.find("skipped") is not None:
             verdict = "left out" if known(name, left_out) else "skipped"
         said = " ".join((failed.get("message") or "").split()) if failed is not None else ""
@@ -66,11 +66,10 @@ def outcomes(
     return tuple(found.values())
 
 
-def name_of(suite: Suite, classname: str, name: str) -> str:
-    """``client::module::Class::test``, of what JUnit calls ``tests.integration.module.Class`` and ``test``."""
-    words = [word for word in classname.split(".") if word]
-    module = next((n for n, word in enumerate(words) if re.search(r"_test$|^test_", word)), len(words) - 1)
-    return "::".join([suite.client, *words[module:], name])
+def name_of(suite: Suite, module: str, classname: str, name: str) -> str:
+    """``client::module::Class::test``; JUnit has the class behind a path or a package, and none for a function."""
+    last = re.split(r"[.:]+", classname)[-1]
+    return "::".join([suite.client, module, *([last] if last[:1].isupper() else []), name])
 
 
 def table(ran: Sequence[Ran], versions: str) -> str:

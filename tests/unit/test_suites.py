@@ -29,7 +29,7 @@ HUB = (Known("docker-py::api_exec_test::ExecTest::test_hub", "hub"),)
 def ran(tmp_path):
     report = tmp_path / "report.xml"
     report.write_text(REPORT)
-    return [outcome.Ran(SUITE, outcome.outcomes(report, SUITE, HUB, OWN))]
+    return [outcome.Ran(SUITE, outcome.outcomes(report, SUITE, "api_exec_test", HUB, OWN))]
 
 
 def test_every_test_counts_once(ran):
@@ -47,7 +47,7 @@ def test_every_test_counts_once(ran):
 
 def test_a_suite_that_died_has_no_passes(tmp_path):
     """Without a report there is nothing to count."""
-    assert outcome.outcomes(tmp_path / "none.xml", SUITE, (), ()) == ()
+    assert outcome.outcomes(tmp_path / "none.xml", SUITE, "api_exec_test", (), ()) == ()
 
 
 def test_a_row_that_passes_is_named(ran):
