@@ -120,7 +120,7 @@ LEFT_OUT: tuple[Known, ...] = (
 """Not run: they need what is not here."""
 
 _WORDS = "the error is the same, its words are podman's own"
-_NAMES = "images have whole names: docker.io/library/alpine:latest for alpine (containers/podman#12320)"
+_NAMES = "images have whole names: docker.io/library/alpine:latest for alpine (containers/podman#432)"
 _ALIASES = (
     "a network's aliases have the container's short ID, until docker's API 1.45 is there (containers/podman#29227)"
 )
