@@ -1,7 +1,7 @@
 # Everything a newcomer needs; `make` alone lists it. The work is done by scripts/setup and the tools themselves.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak lint bench clean
+.PHONY: help run test soak lint bench clients clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-7s %s\n' "$$name" "$$text"; done
@@ -26,6 +26,10 @@ bench: ## Measure what people wait for, side by side with what they would do wit
 	@scripts/setup test
 	@.venv/bin/python -m bench $(if $(BASE),--base '$(BASE)') $(BENCH_ARGS)
 
+clients: ## Run the own test suites of docker-py, podman-py and testcontainers against a machine
+	@scripts/setup test
+	@.venv/bin/python -m suites $(CLIENTS_ARGS)
+
 clean: ## Remove what was made in this directory (machines and images stay)
 	@rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
-	@find src tests bench examples scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find src tests bench suites examples scripts -name __pycache__ -type d -prune -exec rm -rf {} +

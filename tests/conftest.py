@@ -92,6 +92,18 @@ async def second_image() -> Path:
 
 
 @pytest.fixture(scope="session")
+async def forky_image() -> Path:
+    """The guest made of the next Debian: $OVM_TEST_IMAGE_FORKY, or built."""
+    if chosen := os.environ.get("OVM_TEST_IMAGE_FORKY"):
+        return Path(chosen).absolute()
+
+    async def build(directory: Path) -> None:
+        await ovm.image.build_image(ovm.image.BuildOptions(arch=host_arch(), suite="forky", output=directory))
+
+    return await _built_once("forky-test-image", build)
+
+
+@pytest.fixture(scope="session")
 async def arm64_image() -> Path:
     """The guest for arm64: $OVM_TEST_IMAGE_ARM64, or built, which takes many minutes where programs are emulated."""
     if chosen := os.environ.get("OVM_TEST_IMAGE_ARM64"):

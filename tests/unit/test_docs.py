@@ -27,7 +27,7 @@ from ovm.model.states import TRANSITIONS, VMState
 from ovm.process import logs
 
 ROOT = Path(__file__).parents[2]
-DIRECTORIES = ("src", "tests", "bench", "docs", "examples", "scripts", ".ci")
+DIRECTORIES = ("src", "tests", "bench", "suites", "docs", "examples", "scripts", ".ci")
 TEXTS = (*DIRECTORIES, "*.md", "Makefile", "pyproject.toml", ".gitignore")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 

@@ -197,11 +197,19 @@ async def test_other_peoples_directories_are_not_replaced(host, tmp_path):
     assert (precious / "file").exists()
 
 
-@pytest.mark.parametrize("wrong", [{"arch": "mips"}, {"suite": "trixie; rm"}, {"mirror": "not a url"}])
+@pytest.mark.parametrize(
+    "wrong", [{"arch": "mips"}, {"suite": "trixie; rm"}, {"suite": "trixi"}, {"mirror": "not a url"}]
+)
 def test_options_are_checked_before_anything_is_done(wrong):
     """They end up on a command line."""
     with pytest.raises(OptionError):
         BuildOptions(**wrong)
+
+
+@pytest.mark.parametrize("given", [{}, {"suite": "forky"}, {"suite": "ours", "mirror": "https://deb.example/debian"}])
+def test_a_suite_is_debians_or_one_of_a_named_archive(given):
+    """trixie unless something else is asked for; what another archive calls its suites is not known here."""
+    assert BuildOptions(**given).suite == given.get("suite", "trixie")
 
 
 async def _pid(path):

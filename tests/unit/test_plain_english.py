@@ -80,7 +80,9 @@ EXAMPLES = (
 )
 """Sentences as this project once had them."""
 
-GENERATED = re.compile(r"<!-- from the code: .*?<!-- as written -->", re.DOTALL)
+GENERATED = re.compile(
+    r"<!-- from the code: .*?<!-- as written -->|<!-- make clients: begin.*?make clients: end -->", re.DOTALL
+)
 CODE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 

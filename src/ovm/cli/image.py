@@ -34,7 +34,7 @@ command = image
 @click.option("--arch", type=click.Choice(["amd64", "arm64"]), help="Of the guest; by default the host's own.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="The image's directory.")
 @click.option("--zip", is_flag=True, help="Also pack the rootfs as rootfs.btrfs.zip.")
-@click.option("--suite", default="trixie", show_default=True, help="Debian's suite.")
+@click.option("--suite", default="trixie", show_default=True, help="Debian's release: trixie, or forky for podman 5.8.")
 @click.option("--mirror", default="", metavar="URL", help="Debian's archive; by default the one this host's apt uses.")
 @json_option
 @click.pass_obj

@@ -9,6 +9,8 @@ from pathlib import Path
 
 CODENAMES = frozenset({"bullseye", "bookworm", "trixie", "forky", "duke", "sid"})
 _CLASSES = frozenset({"oldoldstable", "oldstable", "stable", "testing", "unstable"})
+RELEASES = CODENAMES | _CLASSES
+"""Every name that a release of Debian's is known by."""
 
 _CARRIED_OPTIONS = ("check-valid-until", "check-date", "by-hash")
 """Options of a source that control how apt reads the archive, not which keys or architectures it uses."""
@@ -76,8 +78,7 @@ def _read(path: Path) -> str:
 def guest_sources(sources: Iterable[Source], suite: str) -> list[str]:
     """Return one-line sources of ``suite`` from the host's Debian archive; empty if the host has none."""
     debian = [source for source in sources if "main" in source.components and ":/" in source.uri]
-    releases = CODENAMES | _CLASSES
-    archives = [source for source in debian if releases.intersection(source.suites) and _looks_like_debian(source)]
+    archives = [source for source in debian if RELEASES.intersection(source.suites) and _looks_like_debian(source)]
     if not archives:
         return []
     archive = archives[0]
@@ -102,7 +103,7 @@ def _looks_like_debian(source: Source) -> bool:
 
 def _is_security(suite: str) -> bool:
     codename = suite.removesuffix("-security").removesuffix("/updates")
-    return codename != suite and codename in CODENAMES | _CLASSES
+    return codename != suite and codename in RELEASES
 
 
 def _line(source: Source, suite: str) -> str:

@@ -62,6 +62,8 @@ LOG_TAIL_LINES = 15
 
 KERNEL_PACKAGES: Mapping[Arch, str] = {"amd64": "linux-image-cloud-amd64", "arm64": "linux-image-arm64"}
 """arm64's cloud kernel lacks KEYBOARD_GPIO, which the power button of a virtual machine requires."""
+DEFAULT_SUITE = "trixie"
+"""Of the images that are released, and the one that all tests use."""
 _TOOLS = {"mmdebstrap": "mmdebstrap", "mkfs.btrfs": "btrfs-progs", "xz": "xz-utils", "setpriv": "util-linux"}
 """Programs that the build runs on the host, and their Debian packages."""
 _KEYRINGS = ("debian-archive-keyring.pgp", "debian-archive-keyring.gpg")
@@ -100,7 +102,8 @@ class BuildOptions:
     """The image's directory; by default the one that ovm starts machines from."""
     zip: bool = False
     """Also pack the rootfs as ``rootfs.btrfs.zip``."""
-    suite: str = "trixie"
+    suite: str = DEFAULT_SUITE
+    """A release of Debian's; with ``mirror``, whatever suite is there."""
     mirror: str = ""
     """URL of Debian's archive; by default the one of the host's apt."""
 
@@ -109,6 +112,10 @@ class BuildOptions:
             raise OptionError(f"there is no guest for the architecture {self.arch!r}", hint="use amd64 or arm64")
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.suite):
             raise OptionError(f"{self.suite!r} is not the name of a Debian suite")
+        if not self.mirror and self.suite not in apt.RELEASES:
+            raise OptionError(
+                f"Debian has no release {self.suite!r}", hint="use trixie or forky, or name the archive with --mirror"
+            )
         if self.mirror and not re.fullmatch(r"[a-z0-9+]+:/\S+", self.mirror):
             raise OptionError(f"{shown_url(self.mirror)!r} is not the URL of a Debian archive")
 
