@@ -468,7 +468,9 @@ def test_the_service_logs_so(short_path: Path) -> None:
 def test_a_real_service_logs_so(fails: str, served: Path) -> None:
     """B2: what a service writes to its log while it fails is one record for each thing that was logged."""
     machine = machines.find("dev")
-    machine.write_settings('image = "/\\u001b[2J\\u202e\\n' + FORGED + '"\n')
+    machine.write_settings("")
+    # as an editor would: a command refuses an image that is not there
+    machine.settings_path.write_text('image = "/\\u001b[2J\\u202e\\n' + FORGED + '"\n')
     script = "from ovm.service import run; import sys; sys.exit(run.main(['dev']))"
     if fails == "with any other":
         script = (
