@@ -186,7 +186,7 @@ ROWS = {
     ),
     "stands still for a while": Row(
         steps="start freeze pause! thaw pause freeze resume! thaw resume stop", events="ready vmPause vmResume close",
-        refusal="vfkit did not report its state: GET /vm/state: no answer", pressed=True,
+        refusal="vfkit did not report its state: GET /vm/state: no response", pressed=True,
         haste={"ovm.hypervisors.vfkit.ANSWER_TIMEOUT_S": 2.0},
     ),
     # -- running and paused
