@@ -289,7 +289,7 @@ async def test_a_kernel_that_falls_before_its_first_word_is_given_a_second_try(
     )
     with pytest.raises(ovm.StartError, match="kernel panic"):
         await machine.ovm.start()
-    assert [record for record in caplog.records if "is started once more" in record.message]
+    assert [record for record in caplog.records if "starting it again" in record.message]
     logs = sorted(path.name for path in machine.ovm.options.log_dir.glob("console*.log"))
     assert logs == ["console.2.log", "console.log"]
     assert machine.transitions == ["Starting", "Stopped"] * 2
