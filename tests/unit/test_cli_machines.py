@@ -380,7 +380,7 @@ async def test_none_is_removed_if_one_is_in_use(good, run):
     async with lock.hold([disk.parent], wait_s=0):
         status, _, err = run("rm", "-y", "a", "b")
     assert (status, machines.names()) == (1, ["a", "b"])
-    assert f"b is held by process {os.getpid()}" in err
+    assert f"b is in use by process {os.getpid()}" in err
     status, _, err = run("rm", "-y", "a", "nowhere")
     assert (status, machines.names()) == (1, ["a", "b"])
 
@@ -431,7 +431,7 @@ def test_a_setting_is_changed_and_taken_away(good, run):
         (["set", "cpus", "many"], 1, "cpus = 'many' is not a whole number"),
         (["set", "cpus"], 2, "give a VALUE, or --unset"),
         (["set", "cpus", "3", "--unset"], 2, "give a VALUE, or --unset"),
-        (["set", "disk", "1G"], 1, "has 65536M, and only ever grows"),
+        (["set", "disk", "1G"], 1, "has 65536M and cannot shrink"),
         (["get", "--machine", "nowhere"], 1, "no machine called nowhere"),
     ],
 )
