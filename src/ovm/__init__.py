@@ -1,6 +1,6 @@
-"""ovm boots a small Linux virtual machine whose job is to run Podman, and looks after it.
+"""ovm boots a small Linux virtual machine that runs Podman, and manages it.
 
-Its rooms, from top to bottom. Each imports only those below it, and none in its own line (import-linter holds it)::
+Its packages, from top to bottom. Each imports only packages on lines below its own (checked by import-linter)::
 
     cli
     testing
@@ -18,7 +18,7 @@ Its rooms, from top to bottom. Each imports only those below it, and none in its
     errors
     text
 
-The names below are resolved when first used, so that ``import ovm`` stays cheap.
+The public names are resolved on first use, so that ``import ovm`` stays fast.
 """
 
 from __future__ import annotations
@@ -120,9 +120,9 @@ _HOME = {
     "SkewError": "errors",
     "ImageError": "errors",
 }
-"""The public names, most important first, and the module each comes from."""
+"""The public names, most important first, and the module that defines each."""
 
-__all__ = [*_HOME, "__version__"]  # noqa: PLE0604 - built from the table above, so they cannot drift
+__all__ = [*_HOME, "__version__"]  # noqa: PLE0604 - built from the table above
 
 
 def __getattr__(name: str) -> object:

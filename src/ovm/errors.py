@@ -1,34 +1,34 @@
-"""What can go wrong, as types.
+"""The exceptions that ovm raises.
 
 ::
 
     OVMError
-    ├── InputError            refused before anything was changed (also a ValueError)
+    ├── InputError            refused before any change (also a ValueError)
     │   ├── OptionError       an option is unknown, missing or out of range
-    │   ├── SettingsError     a machine's settings say something that cannot be; with its line
+    │   ├── SettingsError     a machine's settings are invalid; the message names the line
     │   ├── FileError         a given file or directory is missing, unreadable or of the wrong kind
-    │   │   └── UntrustedError  another user made it, or could change it
+    │   │   └── UntrustedError  another user created it, or could change it
     │   ├── ArchiveError      an archive is damaged or hostile
     │   ├── HelperError       a helper program is missing, not executable or too old
     │   ├── SocketPathError   a socket's path would not fit the kernel's limit
-    │   └── UnsupportedError  this host or hypervisor cannot do what was asked
-    ├── StateError            the call does not fit the machine's present state
+    │   └── UnsupportedError  this host or hypervisor does not support the request
+    ├── StateError            the machine's state does not allow the call
     ├── InUseError            another process owns the directory
-    ├── SpaceError            the disk has too little room
+    ├── SpaceError            the file system is full
     ├── PortError             a host port could not be bound, or is not exported
-    ├── StartError            the start failed; says at which stage, and why
-    │   ├── HelperExited      a helper ended although nobody had asked it to
+    ├── StartError            the start failed; names the stage and the reason
+    │   ├── HelperExited      a helper process ended unexpectedly
     │   ├── NotReadyError     the guest was not ready within its deadline
-    │   └── GuestRefused      the guest itself reported that it cannot go on
-    ├── GuestError            the running guest could not be reached or did not do as asked
+    │   └── GuestRefused      the guest reported that it cannot continue
+    ├── GuestError            the running guest could not be reached, or a request to it failed
     │   ├── HostKeyMismatch   sshd answered with a host key other than the pinned one
-    │   └── ExecTimeout       a command in the guest ran past its deadline
+    │   └── ExecTimeout       a command in the guest exceeded its timeout
     ├── StopError             the machine could not be stopped
-    ├── SkewError             the service of a machine is of another version of ovm
+    ├── SkewError             the machine's service runs an incompatible version of ovm
     └── ImageError            a guest image is damaged, unknown, or could not be built or fetched
 
-Every class has a stable ``code`` for programs; every instance a message for people, a ``hint``
-(what to do next) and the evidence it was made from. Only the command line turns these into an exit.
+Every class has a stable ``code`` for programs. Every instance has a message for people, a ``hint``
+(what to do next) and evidence. Only the command line turns these into an exit status.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from ovm.text.printable import printable
 
 
 class OVMError(Exception):
-    """The base of everything ovm raises on purpose."""
+    """The base class of all errors that ovm raises on purpose."""
 
     code: ClassVar[str] = "ovm"
 
@@ -53,18 +53,18 @@ class OVMError(Exception):
         exit_reason: str = "",
         log_tail: tuple[str, ...] = (),
     ) -> None:
-        message = printable(message)  # its evidence may be the words of a guest or a server
+        message = printable(message)  # it may contain text from a guest or a server
         super().__init__(message)
         self.message = message
         """What failed, in one sentence."""
         self.hint = printable(hint)
-        """What to do next; empty where there is nothing to advise."""
+        """What to do next; may be empty."""
         self.stage = stage
-        """The step of a start or stop at which it happened; empty outside of one."""
+        """The step of a start or stop that failed; empty outside of one."""
         self.exit_reason = printable(exit_reason)
-        """How a helper ended ("exit status 1", "killed by SIGKILL"); empty if none did."""
+        """How a program ended ("exit status 1", "killed by SIGKILL"); empty if none did."""
         self.log_tail = tuple(printable(line) for line in log_tail)
-        """The last lines of the log that tells about it, oldest first."""
+        """The last lines of the relevant log, oldest first."""
 
     def __str__(self) -> str:
         lines = [self.message]
@@ -78,7 +78,7 @@ class OVMError(Exception):
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, object]:
-        """The same for programs: ``code``, ``message`` and whatever evidence there is."""
+        """Return the error for programs: ``code``, ``message`` and all evidence that is not empty."""
         evidence: dict[str, object] = {
             "hint": self.hint,
             "stage": self.stage,
@@ -89,7 +89,7 @@ class OVMError(Exception):
 
 
 class InputError(OVMError, ValueError):
-    """What was given cannot be used. Nothing has been changed."""
+    """The input is invalid. Nothing was changed."""
 
     code = "invalid-input"
 
@@ -101,7 +101,7 @@ class OptionError(InputError):
 
 
 class SettingsError(InputError):
-    """A machine's settings cannot be understood; the message begins with the file and the line."""
+    """A machine's settings are invalid; the message begins with the file and the line."""
 
     code = "invalid-settings"
 
@@ -113,13 +113,13 @@ class FileError(InputError):
 
 
 class UntrustedError(FileError):
-    """Another user of the host made a directory or socket, or could change it; the message says which."""
+    """Another user of the host created a directory or socket, or could change it; the message names it."""
 
     code = "untrusted"
 
 
 class ArchiveError(InputError):
-    """An archive is damaged, or would write where or what it must not."""
+    """An archive is damaged or hostile: it has entries that must not be extracted."""
 
     code = "invalid-archive"
 
@@ -131,49 +131,49 @@ class HelperError(InputError):
 
 
 class SocketPathError(InputError):
-    """A socket's path would be longer than the kernel allows (103 bytes on macOS, 107 on Linux)."""
+    """A socket's path exceeds the kernel's limit (103 bytes on macOS, 107 on Linux)."""
 
     code = "socket-path-too-long"
 
 
 class UnsupportedError(InputError):
-    """This host or this hypervisor cannot do what was asked."""
+    """This host or this hypervisor does not support the request."""
 
     code = "unsupported"
 
 
 class StateError(OVMError):
-    """The call does not fit the machine's present state; the message says what would."""
+    """The machine's state does not allow the call; the hint says what to do first."""
 
     code = "wrong-state"
 
 
 class InUseError(OVMError):
-    """Another process owns the directory; the message says which."""
+    """Another process owns the directory; the message names it."""
 
     code = "in-use"
 
 
 class SpaceError(OVMError):
-    """The file system has too little room; the message says how much is needed."""
+    """The file system has too little free space; the message says how much is needed."""
 
     code = "no-space"
 
 
 class PortError(OVMError):
-    """A host port could not be bound, or is not one that was exported."""
+    """A host port could not be bound, or was not exported."""
 
     code = "port"
 
 
 class StartError(OVMError):
-    """The start failed. ``stage``, ``exit_reason`` and ``log_tail`` say where and why; nothing is left running."""
+    """The start failed. ``stage``, ``exit_reason`` and ``log_tail`` say where and why. Nothing is left running."""
 
     code = "start-failed"
 
 
 class HelperExited(StartError):
-    """A helper process ended although nobody had asked it to."""
+    """A helper process ended unexpectedly."""
 
     code = "helper-exited"
 
@@ -185,25 +185,25 @@ class NotReadyError(StartError):
 
 
 class GuestRefused(StartError):
-    """The guest itself reported that it cannot go on, a damaged data disk for one."""
+    """The guest reported that it cannot continue, for example with a damaged data disk."""
 
     code = "guest-refused"
 
 
 class GuestError(OVMError):
-    """The running guest could not be reached, or did not do as asked."""
+    """The running guest could not be reached, or a request to it failed."""
 
     code = "guest-error"
 
 
 class HostKeyMismatch(GuestError):
-    """sshd answered with a host key other than the one this manager gave its guest."""
+    """sshd answered with a host key other than the pinned one."""
 
     code = "host-key-mismatch"
 
 
 class ExecTimeout(GuestError):
-    """A command in the guest ran past its deadline."""
+    """A command in the guest exceeded its timeout."""
 
     code = "exec-timeout"
 
@@ -215,7 +215,7 @@ class StopError(OVMError):
 
 
 class SkewError(OVMError):
-    """The service that holds the machine is of another version of ovm, and not understood."""
+    """The machine's service runs an incompatible version of ovm."""
 
     code = "version-skew"
 
@@ -227,7 +227,7 @@ class ImageError(OVMError):
 
 
 def from_dict(told: Mapping[str, Any]) -> OVMError:
-    """The error that :meth:`OVMError.as_dict` told of, in this or another process; of an unknown code, a plain one."""
+    """Return the error that :meth:`OVMError.as_dict` described; an ``OVMError`` if the code is unknown."""
     kinds, code = {OVMError.code: OVMError}, told.get("code")
     below = [OVMError]
     while below:
@@ -244,7 +244,7 @@ def from_dict(told: Mapping[str, Any]) -> OVMError:
 
 
 def first_error(error: BaseException) -> BaseException:
-    """The first real error of a task group."""
+    """Return the first exception of a task group that is not a group itself."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -192,7 +192,10 @@ def test_a_list_for_people_has_no_escapes(home, capfd):
 
 @pytest.mark.parametrize(
     ("put", "words"),
-    [(Path.touch, "is no directory"), (lambda path: path.symlink_to("machines"), "leads through more than 40 links")],
+    [
+        (Path.touch, "is not a directory"),
+        (lambda path: path.symlink_to("machines"), "leads through more than 40 links"),
+    ],
 )
 def test_machines_that_cannot_be_listed_are_an_error(home, capfd, put, words):
     """B14: a typed one, that names their directory."""

@@ -186,7 +186,7 @@ def test_ssh_is_not_told_what_it_would_read_as_something_else(place, monkeypatch
     """A typed error instead, and no file."""
     monkeypatch.setenv("OVM_HOME", str(place / f"a{character}b"))
     keys(place / f"a{character}b" / "machines" / "dev")
-    with pytest.raises(FileError, match="ssh cannot be told"):
+    with pytest.raises(FileError, match="ssh cannot use the path"):
         ssh_config.write("dev", port=2223)
     assert not ssh_config.config_path("dev").exists()
 
@@ -209,7 +209,7 @@ def test_docker_is_told_of_the_socket(place, monkeypatch, name):
 def test_docker_is_not_told_what_it_refuses(place, monkeypatch, name):
     """It would end each of its commands with an error, for want of a URL."""
     monkeypatch.setenv("OVM_HOME", str(place / "home"))
-    with pytest.raises(FileError, match="docker cannot be told"):
+    with pytest.raises(FileError, match="docker cannot use the path"):
         docker_context.add("default", place / name / "podman.sock")
     assert not (place / "docker").exists()
 

@@ -359,6 +359,6 @@ async def test_a_service_of_another_version(
         assert "is of ovm 9.9.9" in (await home.run("status")).err
         told |= {"api": p.API + 1, "state": "Dreaming"}
         done = await home.run("status")
-        assert (done.status, "does not understand" in done.err, "ovm stop default" in done.err) == (1, True, True)
+        assert (done.status, "is incompatible" in done.err, "ovm stop default" in done.err) == (1, True, True)
         with pytest.raises(ovm.SkewError):
             await ovm.connect()

@@ -130,7 +130,7 @@ def test_what_another_made_is_left_alone(monkeypatch, system, home):
     theirs = autostart.unit("dev") if system == "linux" else autostart.agent("dev")
     monkeypatch.setenv("OVM_HOME", str(home / "home"))
     file.write_text(theirs)
-    with pytest.raises(StateError, match="was not made for this machine"):
+    with pytest.raises(StateError, match="is not of this machine"):
         autostart.add("dev")
     assert autostart.remove("dev") == ""
     assert file.read_text() == theirs

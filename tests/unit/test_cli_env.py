@@ -145,7 +145,7 @@ def test_no_such_machine(ovm_env: Env, name: str) -> None:
     """Nothing is printed that a shell would do."""
     status, out, err = ovm_env(name)
     assert (status, out) == (1, "")
-    assert "there is no machine called nobody" in err or "cannot be called 'a/b'" in err
+    assert "there is no machine called nobody" in err or "'a/b' is not a valid machine name" in err
 
 
 @pytest.mark.parametrize("runtime", ["plain"], indirect=True)

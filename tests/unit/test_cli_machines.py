@@ -460,7 +460,7 @@ def test_a_setting_is_changed_and_taken_away(good, run):
         (["set", "cpus", "many"], 1, "cpus = 'many' is not a whole number"),
         (["set", "cpus"], 2, "give a VALUE, or --unset"),
         (["set", "cpus", "3", "--unset"], 2, "give a VALUE, or --unset"),
-        (["set", "disk", "1G"], 1, "has 65536M, and only ever grows"),
+        (["set", "disk", "1G"], 1, "has 65536M and cannot shrink"),
         (["get", "--machine", "nowhere"], 1, "no machine called nowhere"),
     ],
 )

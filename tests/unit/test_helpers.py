@@ -161,7 +161,7 @@ async def test_vfkit_is_found_beside_podman(bare_host: Path, tmp_path: Path, mon
 @pytest.mark.usefixtures("bare_host")
 async def test_missing_helpers_name_their_package():
     """What is not there is an error that says how to get it."""
-    with pytest.raises(HelperError, match="gvproxy is not on this machine") as caught:
+    with pytest.raises(HelperError, match="gvproxy is not installed on this host") as caught:
         await programs.find_gvproxy()
     assert "go install" in caught.value.hint
     with pytest.raises(HelperError) as caught:
@@ -170,7 +170,7 @@ async def test_missing_helpers_name_their_package():
     assert "qemu-system-arm" in caught.value.hint
     with pytest.raises(HelperError, match="virtiofsd"):
         await programs.find_virtiofsd()
-    with pytest.raises(HelperError, match="vfkit is not on this machine") as caught:
+    with pytest.raises(HelperError, match="vfkit is not installed on this host") as caught:
         await programs.find_vfkit()
     assert "brew install vfkit" in caught.value.hint
     with pytest.raises(UnsupportedError):

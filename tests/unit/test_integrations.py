@@ -98,7 +98,7 @@ def test_another_ones_context_is_left_alone(home: Path, metadata: object) -> Non
     meta = next(home.rglob("meta.json"))
     meta.write_text(json.dumps(json.loads(meta.read_text()) | {"Metadata": metadata}, indent=3))
     before = everything(home)
-    with pytest.raises(StateError, match="was not made for this machine") as caught:
+    with pytest.raises(StateError, match="is not of this machine") as caught:
         docker_context.add("default", Path("/run/new.sock"))
     assert "docker context rm ovm" in caught.value.hint
     assert docker_context.remove("default") == ""
@@ -133,9 +133,9 @@ def test_a_removed_context_that_docker_uses_is_told_of(home: Path) -> None:
     docker_context.add("default", SOCKET)
     chosen = home / "docker" / "config.json"
     chosen.write_text('{"currentContext": "ovm"}')
-    with pytest.raises(StateError, match="still uses it by default") as caught:
+    with pytest.raises(StateError, match="still docker's default") as caught:
         docker_context.remove("default")
-    assert caught.value.hint == "docker context use default"
+    assert caught.value.hint == "choose another: docker context use default"
     assert context() == {}
     assert chosen.read_text() == '{"currentContext": "ovm"}'
 
@@ -172,7 +172,7 @@ def test_another_ones_connection_is_left_alone(home: Path) -> None:
     """podman would overwrite it without a word; we do not, and do not remove it."""
     said(program("podman"), "system", "connection", "add", "ovm", "unix:///run/mine.sock")
     before = everything(home)
-    with pytest.raises(StateError, match=r"leads elsewhere, to unix:///run/mine\.sock"):
+    with pytest.raises(StateError, match=r"with another URL: unix:///run/mine\.sock"):
         podman_connection.add("default", SOCKET)
     assert podman_connection.remove("default", SOCKET) == ""
     assert everything(home) == before
@@ -199,10 +199,10 @@ def fake_podman(monkeypatch: pytest.MonkeyPatch, directory: Path, script: str) -
     ("script", "words"),
     [
         ("echo 'database is locked' >&2; exit 125", "database is locked"),
-        ("echo nonsense", "does not tell its connections"),
-        ("echo '[{}]'", "does not tell its connections"),
-        ("echo 7", "does not tell its connections"),
-        ("sleep 60", "was not done within"),
+        ("echo nonsense", "list of connections is invalid"),
+        ("echo '[{}]'", "list of connections is invalid"),
+        ("echo 7", "list of connections is invalid"),
+        ("sleep 60", "did not end within"),
     ],
 )
 def test_a_podman_that_does_not(monkeypatch: pytest.MonkeyPatch, home: Path, script: str, words: str) -> None:
@@ -301,7 +301,7 @@ def test_the_next_start_has_another_port() -> None:
 
 def test_a_machine_without_keys_has_no_block() -> None:
     """It was never made."""
-    with pytest.raises(FileError, match="ssh cannot be told of default"):
+    with pytest.raises(FileError, match="cannot write the ssh configuration of default"):
         ssh_config.write("default", port=2000)
 
 
@@ -311,7 +311,7 @@ def test_a_path_ssh_cannot_be_told(monkeypatch: pytest.MonkeyPatch, home: Path, 
     monkeypatch.setenv("OVM_HOME", str(home / f"a{character}b"))
     machine("default")
     for make in (lambda: ssh_config.write("default", port=1), ssh_config.include):
-        with pytest.raises(FileError, match="ssh cannot be told of") as caught:
+        with pytest.raises(FileError, match="ssh cannot use the path") as caught:
             make()
         assert "OVM_HOME" in caught.value.hint
 

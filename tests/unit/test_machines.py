@@ -81,7 +81,7 @@ def test_no_machines(made):
     assert machines.names() == []
     with pytest.raises(errors.StateError, match="no machine called dev") as missing:
         machines.find("dev")
-    assert missing.value.hint == "make it: ovm start dev"
+    assert missing.value.hint == "create it: ovm start dev"
 
 
 def test_machines_are_directories_with_names(made):
@@ -94,12 +94,12 @@ def test_machines_are_directories_with_names(made):
     assert machines.find("default") == Machine("default", home / "default")
     with pytest.raises(errors.StateError) as missing:
         machines.find("notes")
-    assert missing.value.hint == "there are b.2_x-y, default"
+    assert missing.value.hint == "choose one of: b.2_x-y, default"
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-a", ".a", "a b", "ä", "a\n", "a" * 33])
 def test_what_no_machine_is_called(name):
-    with pytest.raises(errors.OptionError, match="cannot be called"):
+    with pytest.raises(errors.OptionError, match="not a valid machine name"):
         machines.of(name)
 
 
@@ -261,7 +261,7 @@ def test_what_a_killed_service_has_left_is_no_machine_that_runs(made):
         assert (rest.held_by, rest.pid, rest.state) == ("program", None, "crashed")
         assert "was killed" in rest.why
         machines.refuse_others(machine)
-        with pytest.raises(errors.InUseError, match="not gone yet"):
+        with pytest.raises(errors.InUseError, match="have not ended yet"):
             removal.remove(machine)
         machine.service_record.unlink()
         assert machines.at_rest(machine).why == f"the program that held it (process {record.pid}) was killed"
@@ -317,7 +317,7 @@ def test_a_data_disk_only_grows(made):
     data_disk(machine, 1024)
     machine.write_settings('disk = "2G"\n')
     machine.write_settings('disk = "1G"\n')
-    with pytest.raises(errors.OptionError, match="has 1024M, and only ever grows"):
+    with pytest.raises(errors.OptionError, match="has 1024M and cannot shrink"):
         machine.write_settings('disk = "1023M"\n')
     assert machine.settings().disk == 1024
 

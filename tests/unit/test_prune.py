@@ -184,7 +184,7 @@ def test_a_machine_that_does_not_run(capsys: pytest.CaptureFixture[str], name: s
     status, out, err = ovm(capsys, name, "--yes")
     assert (status, out) == (1, "")
     assert ("is not running" if name == "default" else "there is no machine called other") in err
-    assert f"hint: {'start it: ovm start default' if name == 'default' else 'there is default'}" in err
+    assert f"hint: {'start it: ovm start default' if name == 'default' else 'choose one of: default'}" in err
 
 
 def test_without_a_terminal_it_must_be_told(capsys: pytest.CaptureFixture[str], running: Guest) -> None:

@@ -88,5 +88,5 @@ def test_a_name_that_is_none_is_told_in_words(tmp_path, args):
     (tmp_path / "test_it.py").write_text("def test_it(ovm_machine): pass")
     done = run(tmp_path, *args)
     assert done.returncode == 1
-    assert "a machine cannot be called 'not/a name'" in done.stdout
+    assert "'not/a name' is not a valid machine name" in done.stdout
     assert "sharing.py" not in done.stdout

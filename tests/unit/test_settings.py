@@ -118,7 +118,7 @@ WRONG = [
     ("memory = 1", 1, "memory=1 is not a whole number from 256"),
     ("disk = 1", 1, "disk=1 is not a whole number from 256"),
     ("[[mounts]]\nhost = 1", 1, "is not like"),
-    ('mounts = [\n  "/a",\n  "src",\n]', 3, "'src' is not a whole path"),
+    ('mounts = [\n  "/a",\n  "src",\n]', 3, "'src' is not an absolute path"),
     ('mounts = ["/a:/b:/c"]', 1, "is not like"),
     ('mounts = ["/a:/etc"]', 1, "cannot be a mount point"),
     ('mounts = ["/a", "/a"]', 1, "/a is mounted twice"),
@@ -134,11 +134,11 @@ WRONG = [
     ("environment = 1", 1, "is not a table"),
     ('cpus = 1\n[environment]\nOK = "1"\n"a b" = "c"', 4, "'a b' is not a variable"),
     ('proxy = "mine"', 1, 'is not one of "host", "none"'),
-    ('ca_certificates = ["ca.pem"]', 1, "is not a whole path"),
+    ('ca_certificates = ["ca.pem"]', 1, "is not an absolute path"),
     ('dns = ["9.9.9.9", "::1"]', 1, "'::1' is not an IPv4 address"),
     ('accelerator = ["kvm"]', 1, "is not one of"),
-    ('kernel_cmdline = "a\\nb"', 1, "is not a text of one line"),
-    ('image = "./mine"', 1, "is not a whole path"),
+    ('kernel_cmdline = "a\\nb"', 1, "is not a string of one line"),
+    ('image = "./mine"', 1, "is not an absolute path"),
     ('image = ""', 1, "is not the name of an image"),
     ("cpus = = 1", 1, "Invalid value"),
     ('cpus = 1\nmemory = """', 2, "Unterminated"),
@@ -172,7 +172,7 @@ def test_a_slip_of_the_pen_is_recognised():
 def test_no_variable_is_shown():
     """It may be a proxy's password."""
     for text in ("[environment]\nSECRET = 12345", '[environment]\nSECRET = "12345\\n"\nOTHER = "12345"'):
-        with pytest.raises(errors.SettingsError, match="SECRET is not a text") as wrong:
+        with pytest.raises(errors.SettingsError, match="SECRET is not a string") as wrong:
             parse(text, FILE)
         assert "12345" not in str(wrong.value)
 

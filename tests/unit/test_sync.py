@@ -204,7 +204,9 @@ def test_a_fork_is_refused():
     """And may have a loop of its own."""
     loop = Loop.current()
     answer = in_a_fork(lambda: str(loop.run(_add, 1)))
-    assert answer.startswith(f"StateError: this machine belongs to process {os.getpid()}, of which this one is a fork")
+    assert answer.startswith(
+        f"StateError: this machine belongs to process {os.getpid()}, and this process is a fork of it"
+    )
     assert in_a_fork(lambda: str(Loop.current().run(_add, 1))) == "1"
     assert loop.run(_add, 1) == 1
 

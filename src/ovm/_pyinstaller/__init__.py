@@ -1,4 +1,4 @@
-"""What PyInstaller has to know to freeze an app that uses ovm; it finds this by the entry point ``pyinstaller40``."""
+"""Hooks for PyInstaller to freeze an app that uses ovm; found by the entry point ``pyinstaller40``."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from pathlib import Path
 
 
 def hook_dirs() -> list[str]:
-    """Where the hooks are."""
+    """Return the directory of the hooks."""
     return [str(Path(__file__).parent)]

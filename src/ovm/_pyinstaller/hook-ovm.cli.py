@@ -1,4 +1,4 @@
-"""Each verb is imported when it is chosen, and rich imports its tables by their names."""
+"""Collect what is imported by name at run time: ovm's commands and rich's tables."""
 
 from PyInstaller.utils.hooks import collect_submodules
 

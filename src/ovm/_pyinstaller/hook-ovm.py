@@ -1,4 +1,4 @@
-"""All of the library: its names are resolved when used, which no analysis sees; and the guest's files."""
+"""Collect the whole library, whose names are resolved at run time, and the guest's files."""
 
 from PyInstaller.utils.hooks import collect_data_files, collect_submodules
 

@@ -1,1 +1,1 @@
-"""What this host has: helper programs, proxies, certificate authorities, the ssh agent."""
+"""The host's helper programs, proxies, certificate authorities and ssh agent."""

@@ -1,4 +1,4 @@
-"""What surrounds machines on their host and can be carried into them: proxies, certificate authorities, ssh's agent."""
+"""What a guest can use of the host's environment: proxies, certificate authorities, the ssh agent."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ NEVER_PROXIED = (
     ".containers.internal",
     "host.docker.internal",
 )
-"""What is nearer to the guest than any proxy."""
+"""Hosts and networks that the guest reaches directly."""
 
 KEYCHAIN_CERTIFICATES = "host-ca.pem"
-"""Below ovm's cache: what the keychain of a Mac told last."""
+"""File in ovm's cache with the authorities of a Mac's keychain."""
 
 AGENT_TIMEOUT_S = 5.0
 
@@ -45,17 +45,17 @@ _ANCHORS = {
     "/etc/pki/trust/anchors": "*",  # SUSE
     "/etc/ca-certificates/trust-source/anchors": "*",  # Arch
 }
-"""Where people put the authorities that their system is to trust besides the usual ones."""
+"""Directories where users add trusted authorities to those of the distribution."""
 _KEYCHAIN = ("/usr/bin/security", "find-certificate", "-a", "-p", "/Library/Keychains/System.keychain")
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----\n.+?\n-----END CERTIFICATE-----\n", re.DOTALL)
 
 
 def host_proxies() -> dict[str, str]:
-    """The host's proxies as variables for a guest's ``environment``, in lower and in upper case; empty if it has none.
+    """Return the host's proxies as variables for a guest's ``environment``, in lower and upper case; may be empty.
 
-    They are those of ``http_proxy``, ``https_proxy``, ``ftp_proxy``, ``all_proxy`` and ``no_proxy``, where lower case
-    is stronger than upper, or on macOS, if none is set, of the system's settings. A proxy on the host's loopback is
-    given the address that the host has in the guest; what is nearer than any proxy is added to ``no_proxy``.
+    They come from ``http_proxy``, ``https_proxy``, ``ftp_proxy``, ``all_proxy`` and ``no_proxy``, where lower case
+    overrides upper case, or on macOS, if none is set, from the system's settings. A proxy on the host's loopback gets
+    the host's address in the guest. ``NEVER_PROXIED`` is added to ``no_proxy``.
     """
     from urllib.request import getproxies
 
@@ -74,7 +74,7 @@ def _seen_from_guest(proxy: str) -> str:
         parts = urlsplit(url)
         port = "" if parts.port is None else f":{parts.port}"
     except ValueError:
-        return proxy  # whoever uses it will say what is wrong with it
+        return proxy  # the program that uses it reports the error
     if not _is_loopback(parts.hostname or ""):
         return url
     user, at, _ = parts.netloc.rpartition("@")
@@ -89,13 +89,14 @@ def _is_loopback(host: str) -> bool:
 
 
 async def host_ca_certificates() -> tuple[Path, ...]:
-    """PEM files of the authorities that this host trusts besides the usual ones, for ``ca_certificates``.
+    """Return PEM files of the authorities that this host trusts besides the usual ones, for ``ca_certificates``.
 
-    On Linux those that were laid where the distribution wants them; on macOS the authorities of the system's keychain,
-    collected in one file of ovm's cache. Variables such as ``SSL_CERT_FILE`` play no part: they name a bundle of all.
+    On Linux they are the files in the distribution's directory for added authorities; on macOS the authorities of the
+    system's keychain, in one file of ovm's cache. Variables such as ``SSL_CERT_FILE`` are ignored, because they name a
+    bundle with the usual ones.
 
     Raises:
-        HelperError: the keychain cannot be asked.
+        HelperError: the keychain cannot be queried.
         FileError: the cache cannot be written.
     """
     if sys.platform != "darwin":
@@ -111,11 +112,11 @@ def _anchors() -> Iterator[Path]:
                 if path.is_file() and b"-----BEGIN CERTIFICATE-----" in path.read_bytes():
                     yield path
             except OSError as error:
-                log.warning("%s is not handed to the guest: %s", path, error.strerror)
+                log.warning("skipped the certificate authority %s: %s", path, error.strerror)
 
 
 def _authorities(text: str) -> Iterator[str]:
-    """The certificates in ``text`` that may sign others, each once; a keychain also has some that only name its Mac."""
+    """Yield the authorities' certificates in ``text``, each once. A keychain also has certificates of its Mac alone."""
     import ssl
 
     for pem in dict.fromkeys(_PEM.findall(text)):
@@ -123,7 +124,7 @@ def _authorities(text: str) -> Iterator[str]:
         try:
             context.load_verify_locations(cadata=pem)
         except ssl.SSLError as error:
-            log.warning("a certificate of the keychain is not handed to the guest: %s", error)
+            log.warning("skipped a certificate of the keychain: %s", error)
             continue
         if context.get_ca_certs():
             yield pem
@@ -142,15 +143,15 @@ def _keep(pem: str) -> tuple[Path, ...]:
 
 
 def ssh_agent() -> Path:
-    """The socket of the user's ssh agent, which answers.
+    """Return the socket of the user's ssh agent, after a test connection.
 
     Raises:
-        FileError: there is none, or nobody listens at it.
+        FileError: no agent is configured, or it does not accept connections.
     """
-    hint = "start an agent (ssh-agent) and set SSH_AUTH_SOCK where ovm is started, or leave ssh_agent out"
+    hint = "start an agent (ssh-agent) and set SSH_AUTH_SOCK in ovm's environment, or leave ssh_agent out"
     path = os.environ.get("SSH_AUTH_SOCK")
     if not path:
-        raise FileError("ssh_agent: SSH_AUTH_SOCK is not set, so there is no agent to be lent", hint=hint)
+        raise FileError("ssh_agent: SSH_AUTH_SOCK is not set, so there is no agent to forward", hint=hint)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as agent:
         agent.settimeout(AGENT_TIMEOUT_S)
         try:

@@ -1,7 +1,7 @@
-"""The helper programs found on this host: gvproxy, QEMU and virtiofsd, or vfkit.
+"""Find the helper programs on this host: gvproxy, QEMU and virtiofsd, or vfkit.
 
-They are looked for on ``PATH`` and where distributions, podman, Homebrew and MacPorts put them; the first
-one that is new enough is taken.
+They are searched on ``PATH`` and in the directories of distributions, podman, Homebrew and MacPorts. The first one
+that is new enough is used.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ _VFKIT_DIRS = (
 _QEMU_DIRS = ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin", "/opt/local/bin")
 _VIRTIOFSD_DIRS = ("/usr/libexec", "/usr/lib", "/usr/lib/virtiofsd", "/usr/local/libexec", "/usr/lib/qemu")
 _FIRST_C_VERSION = (2,)
-"""The Rust virtiofsd is at 1.x; the C one carries QEMU's version and went away with QEMU 8."""
+"""The Rust virtiofsd has version 1.x; the C one has QEMU's version, and QEMU 8 removed it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Helper:
-    """A program that will do."""
+    """A usable program."""
 
     path: Path
     version: Version
 
     @property
     def flavour(self) -> Flavour:
-        """Of virtiofsd: ``c`` is the old one from QEMU, which enforces no read-only and wants root."""
+        """Implementation of virtiofsd: ``c`` is QEMU's old one, which does not enforce read-only and requires root."""
         return "c" if self.version >= _FIRST_C_VERSION else "rust"
 
     def __str__(self) -> str:
@@ -67,51 +67,51 @@ class Helper:
 
 
 def own_bin_dir() -> Path:
-    """Where the project's set-up puts helpers that the system does not have."""
+    """Return the directory where the project's setup installs missing helper programs."""
     return paths.home() / "bin"
 
 
 async def find_gvproxy() -> Helper:
-    """The gvproxy to use.
+    """Find gvproxy.
 
     Raises:
-        HelperError: there is none, or only one that is too old.
+        HelperError: it is missing or too old.
     """
     return await _first(GVPROXY, "gvproxy", [own_bin_dir(), *map(Path, _GVPROXY_DIRS)])
 
 
 async def find_vfkit() -> Helper:
-    """The vfkit to use.
+    """Find vfkit.
 
     Raises:
-        HelperError: there is none, or only one that is too old.
+        HelperError: it is missing or too old.
     """
     return await _first(VFKIT, "vfkit", [own_bin_dir(), *map(Path, _VFKIT_DIRS)])
 
 
 async def find_qemu(arch: str) -> Helper:
-    """The QEMU that runs guests of ``arch`` (``amd64`` or ``arm64``).
+    """Find the QEMU that runs guests of ``arch`` (``amd64`` or ``arm64``).
 
     Raises:
-        UnsupportedError: there is no guest for that architecture.
-        HelperError: there is none, or only one that is too old.
+        UnsupportedError: ovm has no guest for that architecture.
+        HelperError: it is missing or too old.
     """
     if (known := architectures.find(arch)) is None:
-        raise UnsupportedError(f"there is no guest for the architecture {arch!r}", hint="amd64 and arm64 are known")
+        raise UnsupportedError(f"there is no guest for the architecture {arch!r}", hint="use amd64 or arm64")
     return await _first(QEMU, known.qemu, map(Path, _QEMU_DIRS))
 
 
 async def find_virtiofsd() -> Helper:
-    """The virtiofsd to use; the Rust one where both are there, unless ``PATH`` says otherwise.
+    """Find virtiofsd; prefers the one on ``PATH``, then the Rust one.
 
     Raises:
-        HelperError: there is none that works.
+        HelperError: none works.
     """
     return await _first(VIRTIOFSD, "virtiofsd", map(Path, _VIRTIOFSD_DIRS))
 
 
 async def _first(program: Program, file_name: str, directories: Iterable[Path]) -> Helper:
-    """The first candidate that will do; if none does, the error says what is wrong with each."""
+    """Return the first usable candidate. If none is usable, the error has the reason for each."""
     refused: list[str] = []
     for path in _candidates(file_name, directories):
         try:
@@ -122,12 +122,12 @@ async def _first(program: Program, file_name: str, directories: Iterable[Path]) 
             refused += [error.message, *error.log_tail]
     what = file_name if program.name == file_name else f"{program.name} ({file_name})"
     if not refused:
-        raise HelperError(f"{what} is not on this machine", hint=program.hint)
-    raise HelperError(f"no usable {what} on this machine", hint=program.hint, log_tail=tuple(refused))
+        raise HelperError(f"{what} is not installed on this host", hint=program.hint)
+    raise HelperError(f"no usable {what} on this host", hint=program.hint, log_tail=tuple(refused))
 
 
 def _candidates(file_name: str, directories: Iterable[Path]) -> Iterable[Path]:
-    """Existing files of that name, ``PATH`` first, each once however many links lead to it."""
+    """Yield existing files of that name, ``PATH`` first, each once even if several links have it as target."""
     on_path = shutil.which(file_name)
     seen: set[Path] = set()
     for path in ([Path(on_path)] if on_path else []) + [directory / file_name for directory in directories]:

@@ -1,7 +1,7 @@
-"""What other programs are told of a machine: docker, podman, ssh. What ovm did not make there it does not touch.
+"""Registration of a machine with docker, podman and ssh. ovm changes only what it has created there.
 
-Nothing here needs a running machine, or is needed for one: a hook that fails is told of, and the others are set.
-All of it is short and waits for files and programs: from a coroutine, call it in a thread.
+These hooks are optional and need no running machine. If one fails, its error is returned and the others still run.
+They block on files and programs: from a coroutine, call them in a thread.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from ovm.errors import OVMError
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of telling others."""
+    """The results of the hooks."""
 
     done: tuple[str, ...]
-    """What is there, or gone, in words: ``docker context ovm``."""
+    """What was created or removed, as text: ``docker context ovm``."""
     problems: tuple[OVMError, ...]
-    """Why something is not."""
+    """The errors of the hooks that failed."""
 
 
 def add(name: str, socket: Path) -> Outcome:
-    """Make the docker context and the podman connection that lead to ``socket``, podman's in the machine ``name``.
+    """Create the docker context and the podman connection for ``socket``, the podman socket of the machine ``name``.
 
-    Without podman on this host there is nothing to tell it, which is no problem.
+    Without podman on this host the podman connection is skipped.
     """
     from ovm.integrations import docker_context, podman_connection
 
@@ -34,7 +34,7 @@ def add(name: str, socket: Path) -> Outcome:
 
 
 def remove(name: str, socket: Path) -> Outcome:
-    """Take back what :func:`add` made; what another made under these names stays."""
+    """Remove what :func:`add` created. Contexts and connections of others under these names stay."""
     from ovm.integrations import docker_context, podman_connection
 
     return _each(lambda: docker_context.remove(name), lambda: podman_connection.remove(name, socket))

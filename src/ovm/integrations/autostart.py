@@ -1,7 +1,7 @@
-"""A machine that is started when its user logs in: a unit of ``systemd --user``, or an agent of launchd.
+"""Start a machine when its user logs in, by a unit of ``systemd --user`` or an agent of launchd.
 
-Either runs the machine's service in the foreground, and ends it with SIGTERM, which shuts the guest down. Nothing is
-started or stopped by what is done here: it counts from the next login on.
+Both run the machine's service in the foreground, and stop it with SIGTERM, which shuts the guest down. The functions
+here start and stop nothing: a change takes effect at the next login.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from ovm.trust.atomic import disk_errors, write_through
 from ovm.trust.files import read_file
 
 END_TIMEOUT_S = round(STOP_TIMEOUT_S) + 10
-"""How long the service may take to end, its guest's time to shut down included."""
+"""Timeout for the service to end, including the guest's shutdown."""
 SYSTEMCTL_TIMEOUT_S = 30.0
 UNIT_MAX_BYTES = 1 << 20
 CARRIED = ("OVM_HOME", "PATH")
-"""Variables of ours that a login may not have: where machines are, and where gvproxy and the hypervisor are."""
+"""Variables to copy, because a login may lack them: the machines' and the helper programs' directories."""
 
 
 def path(name: str) -> Path:
-    """The file that says so for the machine ``name``."""
+    """Return the path of the unit or agent of the machine ``name``."""
     if sys.platform == "darwin":
         return paths.user_home() / "Library" / "LaunchAgents" / f"{_label(name)}.plist"
     chosen = os.environ.get("XDG_CONFIG_HOME")
@@ -40,7 +40,7 @@ def path(name: str) -> Path:
 
 
 def is_there(name: str) -> bool:
-    """Whether the machine ``name`` is started at a login; not what another has made under that name.
+    """Whether the machine ``name`` starts at login. A file of that name from elsewhere does not count.
 
     Raises:
         FileError: the file cannot be read.
@@ -58,22 +58,22 @@ def is_there(name: str) -> bool:
 
 
 def add(name: str) -> str:
-    """Have the machine ``name`` started at each login, and say what is there then.
+    """Start the machine ``name`` at each login; returns a message with the file's path.
 
     Raises:
-        StateError: there is a file of that name which is not ours.
-        OptionError: ``PATH`` has a control character in it, or is not UTF-8.
+        StateError: the file exists and is not ours.
+        OptionError: a path has a control character, or is not UTF-8.
         UnsupportedError: this host has neither systemd nor launchd, or this is a frozen app.
-        HelperError: systemd could not do it.
+        HelperError: systemctl failed.
         FileError: the file cannot be written.
     """
     if guard.frozen_app():
         raise UnsupportedError("a frozen app cannot start a machine's service", hint="install ovm as a package")
     if sys.platform != "darwin" and not shutil.which("systemctl"):
-        raise UnsupportedError("this host has no systemd", hint=f"have it run at a login: ovm start {name}")
+        raise UnsupportedError("this host has no systemd", hint=f"run at login: ovm start {name}")
     file = path(name)
     if file.exists() and not is_there(name):
-        raise StateError(f"{file} is there, and was not made for this machine", hint="remove it, if nobody needs it")
+        raise StateError(f"{file} exists and is not of this machine", hint="delete it if it is not needed")
     content = agent(name) if sys.platform == "darwin" else unit(name)
     with disk_errors(f"{file} cannot be written"):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -85,10 +85,10 @@ def add(name: str) -> str:
 
 
 def remove(name: str) -> str:
-    """Take back what :func:`add` made, and say what is gone; empty if there was nothing of ours.
+    """Remove what :func:`add` created; returns a message, or an empty string if there was nothing of ours.
 
     Raises:
-        HelperError: systemd could not do it.
+        HelperError: systemctl failed.
         FileError: the file cannot be removed.
     """
     if not is_there(name):
@@ -104,12 +104,12 @@ def remove(name: str) -> str:
 
 
 def set_(name: str, *, enabled: bool) -> str:
-    """:func:`add` or :func:`remove`."""
+    """Call :func:`add` or :func:`remove`."""
     return add(name) if enabled else remove(name)
 
 
 def unit(name: str) -> str:
-    """The unit of ``systemd --user`` for the machine ``name``."""
+    """Return the unit of ``systemd --user`` for the machine ``name``."""
     words = " ".join(_quoted(word) for word in _argv(name))
     environment = "\n".join(f"Environment={_quoted(f'{key}={value}')}" for key, value in _environment().items())
     return f"""\
@@ -132,7 +132,7 @@ WantedBy=default.target
 
 
 def agent(name: str) -> str:
-    """The agent of launchd for the machine ``name``."""
+    """Return the agent of launchd for the machine ``name``."""
     told = {
         "Label": _label(name),
         "ProgramArguments": _argv(name),
@@ -155,10 +155,10 @@ def _environment() -> dict[str, str]:
 
 
 def _line(value: str, what: str) -> str:
-    """``value`` if systemd and launchd can be told of it."""
+    """Return ``value`` if a unit and an agent can contain it."""
     if not paths.is_line(value):
         raise OptionError(
-            f"{what} cannot be written for a login: it has a control character in it, or is not UTF-8",
+            f"{what} cannot be used at login: it has a control character, or is not UTF-8",
             hint=f"change {what}",
         )
     return value
@@ -177,7 +177,7 @@ def _mark(name: str) -> str:
 
 
 def _quoted(word: str) -> str:
-    """A word as systemd reads it in a command line with the prefix ``:``, which leaves dollars alone."""
+    """Quote a word for a systemd command line with the prefix ``:``, which keeps dollar signs as they are."""
     return '"' + _specifiers(word).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
@@ -186,7 +186,7 @@ def _specifiers(text: str) -> str:
 
 
 def _systemctl(verb: str, unit: str) -> None:
-    """It writes files alone, so it needs no running systemd; one that runs is told of them."""
+    """Run ``systemctl --user``. It only changes files, so it needs no running systemd; a running one is notified."""
     argv = ["systemctl", "--user", verb, unit]
     try:
         ended = subprocess.run(

@@ -1,8 +1,8 @@
 """A docker context for a machine: ``docker --context ovm``.
 
-docker keeps a context as a file, in a directory called by the digest of the context's name. It is written here without
-docker, because others read it too: compose, docker-py, testcontainers, editors. Its description says which machine it
-was made for; a context without that is somebody else's.
+docker keeps a context as a file, in a directory named by the digest of the context's name. ovm writes the file itself,
+because compose, docker-py, testcontainers and editors read it without docker, too. The description names the machine;
+a context without it is not ours.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from ovm.trust.files import read_file
 
 META_MAX_BYTES = 1 << 20
 _NO_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-"""docker decodes no path, but refuses one that could not be decoded."""
+"""docker does not decode the path, but refuses one with an invalid escape."""
 
 
 def add(name: str, socket: Path) -> str:
-    """Make or renew the context of the machine ``name``, and say what is there then.
+    """Create or update the context of the machine ``name``; returns its name as text.
 
-    Which context docker uses by default is left as it is.
+    docker's default context stays the same.
 
     Raises:
-        StateError: there is a context of that name which is not ours.
-        FileError: it cannot be read or written, or docker takes no such path.
+        StateError: a context of that name exists and is not ours.
+        FileError: the context cannot be read or written, or docker would refuse the path.
     """
     context = label(name)
     path = _path(context)
     if _NO_ESCAPE.search(str(socket)):
         raise FileError(
-            f"docker cannot be told of {socket}: it has a % in it", hint="set XDG_RUNTIME_DIR to another directory"
+            f"docker cannot use the path {socket}: it contains a %", hint="set XDG_RUNTIME_DIR to another directory"
         )
     meta = {
         "Name": context,
@@ -49,8 +49,8 @@ def add(name: str, socket: Path) -> str:
     there = _read(path)
     if there is not None and not _is_ours(there, name):
         raise StateError(
-            f"there is a docker context {context} which was not made for this machine",
-            hint=f"if nobody needs it: docker context rm {context}",
+            f"the docker context {context} exists and is not of this machine",
+            hint=f"remove it if it is not needed: docker context rm {context}",
         )
     if there != meta:
         _write(path, json.dumps(meta, separators=(",", ":")))
@@ -58,11 +58,11 @@ def add(name: str, socket: Path) -> str:
 
 
 def remove(name: str) -> str:
-    """Remove the context of the machine ``name`` and say what is gone; empty if there was none of ours.
+    """Remove the context of the machine ``name``; returns its name as text, or an empty string if it was not ours.
 
     Raises:
-        StateError: it is gone, but is the one docker uses by default.
-        FileError: it cannot be read or removed.
+        StateError: the context is removed, but is still docker's default.
+        FileError: the context cannot be read or removed.
     """
     context = label(name)
     path = _path(context)
@@ -71,14 +71,14 @@ def remove(name: str) -> str:
         return ""
     try:
         path.unlink()
-        with contextlib.suppress(OSError):  # somebody else's file is in it
+        with contextlib.suppress(OSError):  # another program's file is in it
             path.parent.rmdir()
     except OSError as error:
         raise FileError(f"the docker context {context} cannot be removed: {error}") from error
     if _current() == context:
         raise StateError(
-            f"the docker context {context} is removed, and docker still uses it by default",
-            hint="docker context use default",
+            f"the docker context {context} is removed, but is still docker's default",
+            hint="choose another: docker context use default",
         )
     return f"docker context {context}"
 
@@ -102,7 +102,7 @@ def _path(context: str) -> Path:
 
 
 def _current() -> str:
-    """The context that docker uses unless it is told another."""
+    """Return docker's default context."""
     try:
         told = (_read(_config_dir() / "config.json") or {}).get("currentContext")
     except FileError:
@@ -118,7 +118,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError) as error:
         raise FileError(f"{path} cannot be read: {error}") from error
     if not isinstance(told, dict):
-        raise FileError(f"{path} holds no object")
+        raise FileError(f"{path} is not a JSON object")
     return told
 
 

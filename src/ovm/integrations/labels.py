@@ -1,8 +1,8 @@
-"""What other programs call a machine."""
+"""The names of machines in other programs."""
 
 from __future__ import annotations
 
 
 def label(name: str) -> str:
-    """What docker and podman call the machine ``name``: ``ovm`` for the default one, ``ovm-NAME`` for others."""
+    """Return the name of the machine in docker and podman: ``ovm`` for the default one, ``ovm-NAME`` for others."""
     return "ovm" if name == "default" else f"ovm-{name}"

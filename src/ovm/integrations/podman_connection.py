@@ -1,7 +1,7 @@
 """A podman connection to a machine: ``podman --connection ovm``.
 
-Where podman keeps its connections has changed with its versions, so podman itself is asked to add and to remove them;
-it changes nothing else. A connection that leads to the machine's own socket is the machine's, any other is not.
+podman's versions keep connections in different files, so ovm runs podman to add and remove them. A connection is the
+machine's if it has the URL of the machine's socket.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from ovm.integrations.labels import label
 from ovm.process.child import users_environment
 
 PODMAN_TIMEOUT_S = 30.0
-"""podman waits for a lock of its own while it changes them."""
+"""podman may wait for its own lock while it changes connections."""
 _LEADS_ELSEWHERE = ("CONTAINER_HOST", "CONTAINER_CONNECTION")
-"""With these, podman would speak to another engine, or miss it."""
+"""Variables that would make podman use another engine."""
 
 
 def add(name: str, socket: Path) -> str:
-    """Make the connection of the machine ``name``, and say what is there then; nothing if this host has no podman.
+    """Create the connection of the machine ``name``; returns its name as text, or an empty string without podman.
 
-    As podman does it: the first of all connections becomes the one ``podman --remote`` uses by default.
+    podman makes the first connection the default of ``podman --remote``.
 
     Raises:
-        StateError: there is a connection of that name which leads elsewhere.
-        HelperError: podman could not do it.
+        StateError: a connection of that name exists with another URL.
+        HelperError: podman failed.
     """
     if not shutil.which("podman"):
         return ""
@@ -40,17 +40,17 @@ def add(name: str, socket: Path) -> str:
         _podman("add", connection, uri)
     elif there != uri:
         raise StateError(
-            f"there is a podman connection {connection} which leads elsewhere, to {there}",
-            hint=f"if nobody needs it: podman system connection remove {connection}",
+            f"the podman connection {connection} exists with another URL: {there}",
+            hint=f"remove it if it is not needed: podman system connection remove {connection}",
         )
     return f"podman connection {connection}"
 
 
 def remove(name: str, socket: Path) -> str:
-    """Remove the connection of the machine ``name`` and say what is gone; empty if there was none to ``socket``.
+    """Remove the connection of the machine ``name``; returns its name as text, or an empty string if it was not ours.
 
     Raises:
-        HelperError: podman could not do it.
+        HelperError: podman failed.
     """
     connection = label(name)
     if not shutil.which("podman") or _connections().get(connection) != podman_url(socket):
@@ -60,12 +60,12 @@ def remove(name: str, socket: Path) -> str:
 
 
 def _connections() -> dict[str, str]:
-    """Where each connection leads."""
+    """Return the connections and their URLs."""
     output = _podman("list", "--format", "json")
     try:
         return {known["Name"]: known["URI"] for known in json.loads(output or "[]") or []}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise HelperError(f"podman does not tell its connections: {output[:200]!r}") from error
+        raise HelperError(f"podman's list of connections is invalid: {output[:200]!r}") from error
 
 
 def _podman(*argv: str) -> str:
@@ -84,7 +84,7 @@ def _podman(*argv: str) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise HelperError(f"`{' '.join(command)}` was not done within {PODMAN_TIMEOUT_S:g} s") from error
+        raise HelperError(f"`{' '.join(command)}` did not end within {PODMAN_TIMEOUT_S:g} s") from error
     except OSError as error:
         raise HelperError(f"podman cannot be run: {error.strerror}") from error
     if done.returncode:

@@ -1,11 +1,11 @@
-"""How ssh reaches a machine: a Host block ``ovm-NAME`` with the machine's port, key and pinned host key.
+"""A machine's ssh configuration: a Host block ``ovm-NAME`` with the machine's port, key and pinned host key.
 
-It is a file of the machine's own, so machines never wait for each other to write, and it goes with the machine::
+Each machine has its own file, so machines never wait for each other to write, and the file is removed with it::
 
     machines/NAME/ssh_config         the block
-    machines/NAME/ssh_known_hosts    the one host key that is taken for the machine's
+    machines/NAME/ssh_known_hosts    the machine's host key
 
-The user's own ssh configuration needs one line, :func:`include`, and is never written to.
+The user's own ssh configuration needs one line, :func:`include`; ovm never writes to it.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ CONFIG = "ssh_config"
 KNOWN_HOSTS = "ssh_known_hosts"
 
 _UNTOLD = '"\\%$'
-"""What ssh takes for something else than itself in a path; how to keep it from that depends on its version."""
+"""Characters with a special meaning in ssh's paths; how to escape them depends on ssh's version."""
 
 
 def host(name: str) -> str:
-    """What ssh calls the machine ``name``."""
+    """Return the host name of the machine ``name`` for ssh."""
     return f"ovm-{name}"
 
 
 def config_path(name: str) -> Path:
-    """The file with the block of the machine ``name``."""
+    """Return the path of the file with the block of the machine ``name``."""
     return paths.machine_dir(name) / CONFIG
 
 
 def include() -> str:
-    """The line for the top of ``~/.ssh/config`` that makes all machines known, those to come as well.
+    """Return the line for the top of ``~/.ssh/config`` that includes the blocks of all machines, also future ones.
 
     Raises:
-        FileError: the path has a character that ssh cannot be told.
+        FileError: the path has a character that ssh treats specially.
     """
     import glob
 
@@ -46,12 +46,12 @@ def include() -> str:
 
 
 def write(name: str, *, port: int, user: str = "root") -> Path:
-    """Write the block of the machine ``name``, whose sshd is on ``port`` of 127.0.0.1, and return its file.
+    """Write the block of the machine ``name``, whose sshd is on ``port`` of 127.0.0.1, and return its path.
 
-    Called at each start, for the port may be another one then.
+    Called at each start, because the port may change.
 
     Raises:
-        FileError: a key is missing, a file cannot be written, or a path has a character that ssh cannot be told.
+        FileError: a key is missing, a file cannot be written, or a path has a character that ssh treats specially.
     """
     directory = paths.machine_dir(name)
     keys = paths.KeyPaths(directory / "ssh")
@@ -61,7 +61,7 @@ def write(name: str, *, port: int, user: str = "root") -> Path:
         "Port": str(port),
         "User": user,
         "IdentityFile": _quoted(keys.user_key),
-        "IdentitiesOnly": "yes",  # an agent with many keys would offer them all, and be refused
+        "IdentitiesOnly": "yes",  # else ssh offers all keys of an agent, and sshd refuses after a few
         "PreferredAuthentications": "publickey",
         "HostKeyAlias": host(name),
         "UserKnownHostsFile": _quoted(known_hosts),
@@ -69,7 +69,7 @@ def write(name: str, *, port: int, user: str = "root") -> Path:
         "StrictHostKeyChecking": "yes",
         "CheckHostIP": "no",
         "UpdateHostKeys": "no",
-        "ProxyCommand": "none",  # one for all hosts, further down in the user's own configuration
+        "ProxyCommand": "none",  # override one for all hosts in the user's own configuration
         "LogLevel": "ERROR",
     }
     block = [f"Host {host(name)}", *(f"  {option} {value}" for option, value in options.items())]
@@ -78,18 +78,18 @@ def write(name: str, *, port: int, user: str = "root") -> Path:
         _write(known_hosts, f"{host(name)} {host_key}\n")
         _write(config_path(name), "\n".join(block) + "\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"ssh cannot be told of {name}: {error}") from error
+        raise FileError(f"cannot write the ssh configuration of {name}: {error}") from error
     return config_path(name)
 
 
 def _write(path: Path, text: str) -> None:
-    write_through(path, text.encode(), 0o600, durable=False)  # it is written again at the next start
+    write_through(path, text.encode(), 0o600, durable=False)  # rewritten at the next start
 
 
 def _quoted(path: Path) -> str:
     if found := set(str(path)) & set(_UNTOLD):
         raise FileError(
-            f"ssh cannot be told of {path}: it has {' and '.join(map(repr, sorted(found)))} in it",
+            f"ssh cannot use the path {path}: it contains {' and '.join(map(repr, sorted(found)))}",
             hint="choose another directory with OVM_HOME",
         )
     return f'"{path}"'

@@ -56,4 +56,4 @@ _CHECKS: dict[str, Callable[[Settings], None]] = {
     "timezone": _timezone,
     "image": _image,
 }
-"""How a setting is checked; all others are valid as soon as they can be parsed."""
+"""The check of each setting; all others are valid if they can be parsed."""

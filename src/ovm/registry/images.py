@@ -1,4 +1,4 @@
-"""Guest images on this host: where they lie, and what their ``image.json`` says."""
+"""Guest images on this host: their directories and manifests."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ovm.trust.files import read_file
 
 IMAGE_MANIFEST = "image.json"
 IMAGE_GUESTS = ("ovm", "bare")
-"""What an image may hold, as :class:`ovm.Options` calls it."""
+"""The kinds of guest in an image, as named in :class:`ovm.Options`."""
 IMAGE_FORMAT = 1
 MANIFEST_MAX_BYTES = 1 << 20
 IMAGE_FILES = {"kernel": "kernel", "initrd": "initrd", "rootfs": "rootfs.btrfs"}
-"""What a machine needs of an image, and the file it is in."""
+"""The parts of an image that a machine needs, and their files."""
 
 
 _Word = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,31}\Z")]
@@ -32,7 +32,7 @@ class _File(msgspec.Struct, frozen=True):
 
 
 class _Manifest(msgspec.Struct, frozen=True):
-    """What of ``image.json`` is read here."""
+    """The fields of ``image.json`` that are read here."""
 
     format: Annotated[int, msgspec.Meta(ge=0, le=1000)]
     guest: _Word
@@ -42,48 +42,48 @@ class _Manifest(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A guest image as its ``image.json`` describes it; its files are there and have the right sizes."""
+    """A guest image as its ``image.json`` describes it. Its files exist and have the right sizes."""
 
     directory: Path
     guest: str
     """One of IMAGE_GUESTS."""
     arch: str
     sha256: dict[str, str]
-    """Of the ``kernel``, the ``initrd`` and the ``rootfs``."""
+    """Digests of the ``kernel``, the ``initrd`` and the ``rootfs``."""
 
     def path(self, role: str) -> Path:
-        """The file that is the ``kernel``, ``initrd`` or ``rootfs``."""
+        """Return the path of the ``kernel``, ``initrd`` or ``rootfs``."""
         return self.directory / IMAGE_FILES[role]
 
     def version(self, role: str) -> str:
-        """Changes when that file's content does."""
+        """Return a version of that file, which changes with its content."""
         return f"sha256:{self.sha256[role]}"
 
 
 def image_dir(name: str) -> Path:
-    """Where the image ``name`` lies: one of those of this user, or with a ``/`` in it a path."""
+    """Return the directory of the image ``name``: one of this user's images, or a path if it contains ``/``."""
     return paths.expanded(name) if "/" in name else paths.images_dir() / name
 
 
 def host_arch() -> str:
-    """This host's architecture as Debian and container images call it.
+    """Return this host's architecture, as named by Debian and container images.
 
     Raises:
-        UnsupportedError: there is no guest for it.
+        UnsupportedError: ovm has no guest for it.
     """
     return architectures.of(hypervisors.host_arch()).debian
 
 
 def default_image_dir(arch: str) -> Path:
-    """Where the guest image lies that is used unless another is given."""
+    """Return the directory of the default guest image."""
     return paths.images_dir() / f"default-{arch}"
 
 
 def load_image(directory: Path) -> Image:
-    """The guest image in ``directory``.
+    """Load the guest image in ``directory``.
 
     Raises:
-        ImageError: it is missing, unknown, or a file of it is missing or cut.
+        ImageError: it is missing, of an unknown kind, or a file of it is missing or truncated.
     """
     try:
         manifest = msgspec.json.decode(read_manifest(directory), type=_Manifest)
@@ -91,7 +91,7 @@ def load_image(directory: Path) -> Image:
         raise ImageError(f"{directory / IMAGE_MANIFEST} cannot be read: {error}", hint=image_hint()) from error
     if manifest.guest not in IMAGE_GUESTS or manifest.format != IMAGE_FORMAT:
         raise ImageError(
-            f"the image in {directory} is of another kind: {manifest.guest}, format {manifest.format}",
+            f"the image in {directory} is of an unknown kind: {manifest.guest}, format {manifest.format}",
             hint=image_hint(),
         )
     for role, name in IMAGE_FILES.items():
@@ -103,17 +103,17 @@ def load_image(directory: Path) -> Image:
 
 
 def read_manifest(directory: Path) -> bytes:
-    """What the ``image.json`` in ``directory`` holds.
+    """Return the content of the ``image.json`` in ``directory``.
 
     Raises:
-        ImageError: there is none, it cannot be read, or is too long to be one.
+        ImageError: it is missing, unreadable or too long.
     """
     path = directory / IMAGE_MANIFEST
     try:
         return read_file(path, MANIFEST_MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError(f"there is no guest image in {directory}", hint=image_hint()) from error
-    except (OSError, ValueError) as error:  # the latter for what can be no path
+    except (OSError, ValueError) as error:  # ValueError: the path is invalid
         raise ImageError(f"{path} cannot be read: {error}", hint=image_hint()) from error
 
 
@@ -127,7 +127,7 @@ def _check_size(path: Path, wanted: int) -> None:
 
 
 def image_hint() -> str:
-    """How to come by a guest image on this host."""
+    """Return a hint how to get a guest image on this host."""
     arch = host_arch()
     if is_released(arch):
         return "fetch it: ovm image pull"
@@ -135,12 +135,12 @@ def image_hint() -> str:
         return "build it: ovm image build"
     return (
         f"build it on Linux with `ovm image build --arch {arch}` and copy the directory to {default_image_dir(arch)}, "
-        "or fetch one that was packed: ovm image pull URL"
+        "or fetch a packed image: ovm image pull URL"
     )
 
 
 def is_released(arch: str) -> bool:
-    """Whether an image for ``arch`` was released with this copy of ovm."""
+    """Whether this version of ovm was released with an image for ``arch``."""
     from importlib import resources
 
     index = (resources.files("ovm") / "image" / "index.json").read_bytes()
@@ -148,6 +148,6 @@ def is_released(arch: str) -> bool:
 
 
 class _Index(msgspec.Struct):
-    """What of the index of released images is read here."""
+    """The fields of the index of released images that are read here."""
 
     images: dict[str, msgspec.Raw]

@@ -1,6 +1,6 @@
-"""The machines there are on this host: what their files and locks tell, without asking anybody.
+"""The machines on this host, by their files and locks alone; no process is queried.
 
-Quick on purpose: a list of machines is made of this, and a shell's completion too.
+Fast on purpose: the list of machines and shell completion use it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from ovm.trust.locks import held, is_held
 
 SETTINGS = "machine.toml"
 SETTINGS_LOCK = ".settings.lock"
-"""Beside the machines; held by whoever changes the settings of one."""
+"""Lock in the directory of the machines; held while the settings of a machine change."""
 SETTINGS_WAIT_S = 35.0
-"""How long another process may hold it: systemctl, which a change may run, has 30 s."""
+"""How long to wait for that lock: a change may run systemctl, which has a timeout of 30 s."""
 SERVICE_LOCK = "service.lock"
 SERVICE_RECORD = "service.json"
 ENDED = "ended.json"
@@ -38,41 +38,41 @@ DEFAULT_CPUS = max(1, (os.cpu_count() or 2) // 2)
 DEFAULT_MEMORY_MIB = defaults.MEMORY_MIB
 DEFAULT_DISK_MIB = defaults.DATA_DISK_MIB
 MACHINE_NAME_MAX = 32
-"""Long enough for people, short enough for the path of a socket."""
+"""Limited by the length of a socket's path."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A machine by its name: where its parts are."""
+    """A machine's name and paths."""
 
     name: str
     directory: Path
 
     @property
     def settings_path(self) -> Path:
-        """What people write down about it."""
+        """The settings file."""
         return self.directory / SETTINGS
 
     @property
     def target(self) -> Path:
-        """What it is made of."""
+        """The directory of the machine's disks and other files."""
         return self.directory / "target"
 
     @property
     def log_dir(self) -> Path:
-        """Its logs."""
+        """The directory of the logs."""
         return self.directory / "log"
 
     @property
     def keys(self) -> paths.KeyPaths:
-        """Its ssh keys."""
+        """The ssh keys."""
         return paths.KeyPaths(self.directory / "ssh")
 
     @property
     def socket_dir(self) -> Path:
-        """Where its service has its sockets, or else where they would be made now; nobody has looked at it yet."""
+        """The directory of the running service's sockets, or of those of the next start. It is not yet checked."""
         record = read(self.service_record, ServiceRecord)
         if record is not None and is_held(self.service_lock):
             return Path(record.socket_dir)
@@ -80,55 +80,55 @@ class Machine:
 
     @property
     def sockets(self) -> paths.SocketPaths:
-        """Its sockets, in a directory that no other user can have made or can change.
+        """The sockets, in a directory that no other user can have created or can change.
 
         Raises:
-            UntrustedError: one can.
-            FileError: it cannot be looked at.
+            UntrustedError: another user can.
+            FileError: the directory cannot be checked.
         """
-        directory = self.socket_dir  # once: a service that begins or ends in between changes it
+        directory = self.socket_dir  # read once: a service that starts or ends meanwhile changes it
         directories.check(directory)
         return paths.SocketPaths(directory)
 
     @property
     def service_socket(self) -> Path:
-        """Where its service answers."""
+        """The service's socket."""
         return self.sockets.service
 
     @property
     def service_lock(self) -> Path:
-        """Held by its service."""
+        """The lock that the service holds."""
         return self.directory / SERVICE_LOCK
 
     @property
     def service_record(self) -> Path:
-        """Who its service is."""
+        """The record of the service's process."""
         return self.directory / SERVICE_RECORD
 
     @property
     def ended_record(self) -> Path:
-        """How its last run ended."""
+        """The record of how the last run ended."""
         return self.directory / ENDED
 
     @property
     def data_disk(self) -> Path:
-        """What is worth keeping of it."""
+        """The data disk."""
         return paths.TargetPaths(self.target).data_disk
 
     def settings(self) -> Settings:
-        """What is written down about it; the defaults if nothing is.
+        """Read the settings; the defaults if there is no settings file.
 
         Raises:
-            SettingsError: that cannot be understood.
-            FileError: it cannot be read.
+            SettingsError: the settings are invalid.
+            FileError: the file cannot be read.
         """
         return parse(self.settings_text(), self.settings_path)
 
     def settings_text(self) -> str:
-        """The same as it stands there; empty if nothing does.
+        """Read the text of the settings file; empty if there is none.
 
         Raises:
-            FileError: it cannot be read, is no regular file, or is longer than SETTINGS_MAX_BYTES.
+            FileError: the file cannot be read, is not a regular file, or is longer than SETTINGS_MAX_BYTES.
         """
         try:
             return read_file(self.settings_path, SETTINGS_MAX_BYTES).decode()
@@ -144,40 +144,40 @@ class Machine:
             ) from error
 
     def check_settings(self, text: str) -> Settings:
-        """What ``text`` would mean for it.
+        """Parse ``text`` as new settings of the machine.
 
         Raises:
-            SettingsError: it cannot be understood.
-            OptionError: its data disk would have to become smaller.
+            SettingsError: the text is invalid.
+            OptionError: the data disk would have to shrink.
         """
         wanted, there = parse(text, self.settings_path), _stat(self.data_disk)
         if wanted.disk is not None and there is not None and wanted.disk << 20 < there.st_size:
             raise OptionError(
-                f"the data disk of {self.name} has {there.st_size >> 20}M, and only ever grows",
-                hint="give a larger size",
+                f"the data disk of {self.name} has {there.st_size >> 20}M and cannot shrink",
+                hint="choose a larger size",
             )
         return wanted
 
     def change_settings(self, change: Callable[[str], str], *, make: bool = False) -> None:
-        """Replace the text of the settings by what ``change`` makes of it, whole or not at all.
+        """Replace the text of the settings with the result of ``change``, atomically.
 
-        No other process changes settings meanwhile. Only the user can read the file: it may have a proxy's password.
-        If it is a link, the file that the link leads to is replaced.
+        No other process changes settings meanwhile. Only the user can read the file, because it may contain a proxy's
+        password. If the file is a link, its target is replaced.
 
         Args:
-            change: Given the present text, returns the new one. What it raises leaves everything as it was.
-            make: Make the machine's directory if there is none.
+            change: Called with the current text; returns the new one. If it raises, nothing changes.
+            make: Create the machine's directory if it is missing.
 
         Raises as :meth:`check_settings` and :func:`ovm.registry.host_checks.check_changes` do, and:
 
         Raises:
             InUseError: another process has been changing settings for SETTINGS_WAIT_S.
-            StateError: there is no such machine, and ``make`` is false.
+            StateError: the machine does not exist, and ``make`` is false.
             FileError: the file cannot be read or written.
-            UntrustedError: it is a link to where another user could exchange the file.
+            UntrustedError: the file is a link to a directory where another user could replace the target.
             SpaceError: the file system is full.
         """
-        from ovm.registry.host_checks import check_changes  # those that only read need not import it
+        from ovm.registry.host_checks import check_changes  # imported here, because readers do not need it
 
         with settings_held():
             if not make:
@@ -195,11 +195,11 @@ class Machine:
     def _present(self, text: str) -> Settings:
         try:
             return parse(text, self.settings_path)
-        except SettingsError:  # the change is there to mend it
+        except SettingsError:  # the change is meant to repair it
             return Settings()
 
     def write_settings(self, text: str) -> None:
-        """Replace the settings by ``text``, and make the machine's directory if there is none.
+        """Replace the settings with ``text``, and create the machine's directory if it is missing.
 
         Raises as :meth:`change_settings` does.
         """
@@ -208,11 +208,11 @@ class Machine:
 
 @contextlib.contextmanager
 def settings_held() -> Iterator[None]:
-    """Nobody else changes the settings of a machine, or removes one, while inside.
+    """Keep other processes from changing a machine's settings or removing a machine while inside.
 
     Raises:
         InUseError: another process has been doing so for SETTINGS_WAIT_S.
-        FileError: the directory of the machines cannot be made or written to.
+        FileError: the directory of the machines cannot be created or written to.
     """
     directory = paths.machines_dir()
     directories.make(directory)
@@ -221,15 +221,15 @@ def settings_held() -> Iterator[None]:
 
 
 def check_name(name: str) -> str:
-    """``name`` if a machine can be called so.
+    """Return ``name`` if it is valid for a machine.
 
     Raises:
-        OptionError: it could not be a directory's name, or is too long.
+        OptionError: it has other characters than allowed, or is too long.
     """
     if not _is_name(name):
         raise OptionError(
-            f"a machine cannot be called {name!r}",
-            hint=f"letters, digits, '-', '_' and '.', the first a letter or digit, {MACHINE_NAME_MAX} at most",
+            f"{name!r} is not a valid machine name",
+            hint=f"use at most {MACHINE_NAME_MAX} letters, digits, '-', '_' and '.', beginning with a letter or digit",
         )
     return name
 
@@ -239,16 +239,16 @@ def _is_name(text: str) -> bool:
 
 
 def names() -> list[str]:
-    """The names of all machines, in order.
+    """Return the names of all machines, sorted.
 
     Raises:
-        UntrustedError: another user could have made them, or could change them.
-        FileError: they cannot be looked at.
+        UntrustedError: another user could have created them, or could change them.
+        FileError: their directory cannot be listed.
     """
     home = paths.machines_dir()
     if not directories.check(home):
         if os.path.lexists(home):
-            raise FileError(f"{home} is no directory", hint=f"move {home} away")
+            raise FileError(f"{home} is not a directory", hint=f"move {home} away")
         return []
     try:
         with os.scandir(home) as entries:
@@ -258,19 +258,19 @@ def names() -> list[str]:
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:
-    """Whether it is one, or leads to one; a link that leads to itself raises."""
+    """Whether it is a directory or a link to one. ``is_dir`` raises for a link to itself."""
     with contextlib.suppress(OSError):
         return entry.is_dir()
     return False
 
 
 def of(name: str) -> Machine:
-    """The machine called ``name``, whether there is one or not.
+    """Return the machine ``name``, which need not exist.
 
     Raises:
-        OptionError: no machine can be called so.
-        UntrustedError: another user made its directory, or could change it.
-        FileError: its directory cannot be looked at.
+        OptionError: the name is invalid.
+        UntrustedError: another user created its directory, or could change it.
+        FileError: its directory cannot be checked.
     """
     machine = Machine(check_name(name), paths.machine_dir(name))
     directories.check(machine.directory)
@@ -278,13 +278,13 @@ def of(name: str) -> Machine:
 
 
 def find(name: str) -> Machine:
-    """The machine called ``name``.
+    """Return the machine ``name``.
 
     Raises:
-        OptionError: no machine can be called so.
-        UntrustedError: another user made its directory, or could change it.
-        FileError: its directory cannot be looked at.
-        StateError: there is none.
+        OptionError: the name is invalid.
+        UntrustedError: another user created its directory, or could change it.
+        FileError: its directory cannot be checked.
+        StateError: it does not exist.
     """
     machine = of(name)
     _check_there(machine)
@@ -297,38 +297,36 @@ def _check_there(machine: Machine) -> None:
     there = names()
     raise StateError(
         f"there is no machine called {machine.name}",
-        hint=f"there {'is' if len(there) == 1 else 'are'} {', '.join(there)}"
-        if there
-        else f"make it: ovm start {machine.name}",
+        hint=f"choose one of: {', '.join(there)}" if there else f"create it: ovm start {machine.name}",
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """What can be told of a machine without asking anybody."""
+    """The state of a machine, by its files and locks alone."""
 
     held_by: Literal["nobody", "service", "program"]
-    """``program``: one that has made the machine for itself, by ``create_ovm``."""
+    """``program``: a program that uses the library, by ``create_ovm``."""
     pid: int | None
-    """The process that holds it, if that is known."""
+    """The process that holds the machine, if known."""
     state: Literal["stopped", "suspended", "crashed", "alive"]
-    """``suspended``: stopped, with a saved state that its next start resumes."""
+    """``suspended``: stopped, with a saved state that the next start resumes."""
     why: str
-    """Why it has crashed; else empty."""
+    """Reason of a crash; else empty."""
     last: Ended | None
-    """How its last run ended; ``None`` if it never ran, or if that could not be recorded."""
+    """How the last run ended; ``None`` if there was none, or its end could not be recorded."""
     unrecorded: bool
-    """Whether it ran, and how that ended could not be recorded."""
+    """Whether the end of the last run could not be recorded."""
     last_up: float | None
-    """When it last ran, in seconds since the epoch; ``None`` if it never did."""
+    """Time of the last run, in seconds since the epoch; ``None`` if there was none."""
     disk_bytes: int | None
-    """What its data disk takes up on this host; ``None`` if it has none yet."""
+    """Space that the data disk uses on this host; ``None`` if there is no data disk yet."""
     disk_size_bytes: int | None
-    """What the data disk can hold."""
+    """Size of the data disk."""
 
 
 def at_rest(machine: Machine) -> Rest:
-    """What its files and locks tell."""
+    """Return the state of the machine by its files and locks."""
     record = read(machine.service_record, ServiceRecord)
     held_by, pid, why = _holder(machine, record)
     alive = held_by != "nobody" and not why
@@ -356,13 +354,13 @@ def _resting(machine: Machine, why: str) -> Literal["stopped", "suspended", "cra
 def _holder(
     machine: Machine, record: ServiceRecord | None
 ) -> tuple[Literal["nobody", "service", "program"], int | None, str]:
-    """Who holds it, as which process, and why it has crashed."""
+    """Return what holds the machine, its process id, and the reason of a crash."""
     if is_held(machine.service_lock):
         return "service", record.pid if record else None, ""
     crash = "" if record is None else _crash(machine, record)
     if not is_held(machine.target / paths.LOCK):
         return "nobody", None, crash
-    from ovm.process.lock import owner  # in no hurry any more: it is nobody's only when it rests
+    from ovm.process.lock import owner  # slow to import, and only needed for a machine in use
 
     manager = owner(machine.target)
     if manager is None or identity.is_there(manager):
@@ -371,7 +369,7 @@ def _holder(
 
 
 def _crash(machine: Machine, record: ServiceRecord) -> str:
-    """What became of a service that has not taken its record away."""
+    """Return what happened to a service that has not deleted its record."""
     if record.boot_id != identity.boot():
         return "the host went down while it ran"
     if not os.access(machine.directory, os.W_OK):
@@ -380,7 +378,7 @@ def _crash(machine: Machine, record: ServiceRecord) -> str:
 
 
 def refuse_others(machine: Machine) -> None:
-    """Refuse to touch it while another program than its service holds it.
+    """Raise if a program other than the service holds the machine.
 
     Raises:
         InUseError: one does.
@@ -392,24 +390,24 @@ def refuse_others(machine: Machine) -> None:
 
 
 def refuse_running(machine: Machine) -> None:
-    """Refuse to touch it while anybody holds it.
+    """Raise if any process holds the machine.
 
     Raises:
-        InUseError: somebody does.
+        InUseError: one does.
     """
     refuse_others(machine)
     rest = at_rest(machine)
     if rest.held_by == "service":
         raise InUseError(f"{machine.name} is running", hint=f"stop it first: ovm stop {machine.name}")
     if rest.held_by == "program":
-        raise InUseError(f"{machine.name}: {rest.why}, and what that has left is not gone yet", hint="try again")
+        raise InUseError(f"{machine.name}: {rest.why}, and its helper processes have not ended yet", hint="try again")
 
 
 def restart_needed(machine: Machine, started: Settings) -> list[str]:
-    """The settings changed since the start; they take effect at the next one."""
+    """Return the settings that differ from those of the start and take effect at the next start."""
     try:
         now = machine.settings()
-    except (FileError, ValueError):  # somebody is editing it
+    except (FileError, ValueError):  # it may be half edited
         return []
     return [key for key in sorted(RESTART_KEYS) if getattr(now, key) != getattr(started, key)]
 

@@ -1,6 +1,6 @@
-"""What is written down in a machine's directory by its service: small JSON files, whole or not at all.
+"""The records that a service writes into the machine's directory: small JSON files, written atomically.
 
-Read by the standard library alone: a list of machines is made of them.
+Read with the standard library alone, because the list of machines has to be fast.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _T = TypeVar("_T", bound="ServiceRecord | Ended")
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceRecord:
-    """Who the service of a machine is; there from its start to its clean end."""
+    """Identity of a machine's service; exists from its start to its clean end."""
 
     pid: int
     started: int
@@ -37,15 +37,15 @@ class ServiceRecord:
     started_at: float
     boot_id: str
     socket_dir: str
-    """Where it was started ``$XDG_RUNTIME_DIR`` may have been another one."""
+    """Recorded, because the service may have been started with another ``$XDG_RUNTIME_DIR``."""
 
     def __post_init__(self) -> None:
         if "\0" in self.socket_dir:
-            raise ValueError("a path has no NUL")
+            raise ValueError("a path cannot contain a NUL")
 
     @classmethod
     def ours(cls, socket_dir: Path) -> ServiceRecord:
-        """Of this process."""
+        """Return the record of this process."""
         process = identity.of(os.getpid())
         return cls(
             pid=os.getpid(),
@@ -60,16 +60,16 @@ class ServiceRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """How the last run of a service came to its end."""
+    """How the last run of a service ended."""
 
     at: float
-    """In seconds since the epoch."""
+    """Time of the end, in seconds since the epoch."""
     reason: str
     """``stopped``, ``suspended``, ``powered-off`` or ``failed``."""
     code: str = ""
-    """Of the error it failed of."""
+    """Code of the error."""
     message: str = ""
-    """One printable line, whatever the file says; so are those below."""
+    """Message of the error: like the fields below made one printable line, whatever the file contains."""
     hint: str = ""
     stage: str = ""
     exit_reason: str = ""
@@ -82,7 +82,7 @@ class Ended:
 
     @classmethod
     def failed(cls, error: OVMError) -> Ended:
-        """Return the record of a run that ends now, of ``error``."""
+        """Return the record of a run that ends now with ``error``."""
         return cls(
             at=time.time(),
             reason="failed",
@@ -96,7 +96,7 @@ class Ended:
 
     @property
     def error(self) -> dict[str, object] | None:
-        """The error it failed of, as :meth:`ovm.errors.OVMError.as_dict` tells it; ``None`` if it did not fail."""
+        """The error of the run, as :meth:`ovm.errors.OVMError.as_dict` returns it; ``None`` if it did not fail."""
         if self.reason != "failed":
             return None
         evidence: dict[str, object] = {
@@ -109,7 +109,7 @@ class Ended:
 
 
 def save(path: Path, record: ServiceRecord | Ended) -> None:
-    """Write a record whole or not at all.
+    """Write a record atomically.
 
     Raises:
         FileError: it cannot be written.
@@ -120,10 +120,10 @@ def save(path: Path, record: ServiceRecord | Ended) -> None:
 
 
 def read(path: Path, kind: type[_T]) -> _T | None:
-    """The record at ``path``; ``None`` if there is none, or one that is damaged."""
+    """Read the record at ``path``; ``None`` if it is missing or damaged."""
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
         told: dict[str, Any] = json.loads(read_file(path, RECORD_MAX_BYTES))
-        # by name, as annotations are in this file
+        # type names, because annotations are strings in this file
         kinds = {one.name: str(one.type).partition("[")[0] for one in fields(kind)}
         return kind(**{name: value for name, value in told.items() if type(value).__name__ == kinds.get(name)})
     return None

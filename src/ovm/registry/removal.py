@@ -1,4 +1,4 @@
-"""Remove a machine, or its saved state, while nobody can begin to run it."""
+"""Remove a machine, or its saved state, while no process can start it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from ovm.trust.locks import owned
 
 
 def remove(machine: Machine) -> None:
-    """Remove it with all its data. Its name is free at once, even if this is killed.
+    """Remove the machine with all its data. Its name becomes free at once, even if this process is then killed.
 
     Raises:
-        InUseError: somebody holds it.
-        FileError: something cannot be removed.
+        InUseError: a process holds the machine.
+        FileError: a file cannot be removed.
     """
     import shutil
 
     refuse_running(machine)
     if machine.directory.is_symlink():
-        raise FileError(f"{machine.directory} is a symbolic link", hint="remove what it leads to, then the link")
+        raise FileError(f"{machine.directory} is a symbolic link", hint="remove its target, then the link")
     doomed = machine.directory.with_name(f".ovm-removed.{machine.name}")
     socket_dir = machine.socket_dir
     try:
         with _nobody_else(machine):
-            if doomed.exists():  # of one that was killed
+            if doomed.exists():  # left by a killed removal
                 shutil.rmtree(doomed)
             machine.directory.rename(doomed)
             _remove_sockets(socket_dir)
@@ -42,7 +42,7 @@ def remove(machine: Machine) -> None:
 
 
 def _remove_sockets(directory: Path) -> None:
-    """Remove a directory of ours; what another user has laid out in its place is not touched."""
+    """Remove a directory of ours. One that another user has put in its place stays."""
     import shutil
 
     with contextlib.suppress(OSError, UntrustedError):
@@ -52,11 +52,11 @@ def _remove_sockets(directory: Path) -> None:
 
 
 def forget_memory(machine: Machine) -> None:
-    """Have its next start boot, even if it is suspended.
+    """Discard the saved state, so that the next start boots.
 
     Raises:
-        InUseError: somebody holds it.
-        FileError: the memory cannot be removed.
+        InUseError: a process holds the machine.
+        FileError: the saved state cannot be removed.
     """
     from ovm.disks import saved_state
 
@@ -67,12 +67,12 @@ def forget_memory(machine: Machine) -> None:
 
 @contextlib.contextmanager
 def _nobody_else(machine: Machine) -> Iterator[None]:
-    """Nobody can begin to run it, or change its settings, while inside."""
+    """Keep other processes from starting the machine or changing its settings while inside."""
     with settings_held(), contextlib.ExitStack() as locks:
         for path in (machine.service_lock, machine.target / paths.LOCK):
             if path.parent.is_dir():
                 fd = owned(path, replace=path.name == paths.LOCK)
                 if fd is None:
-                    raise InUseError(f"{machine.name} is being started", hint=f"ovm stop {machine.name}")
+                    raise InUseError(f"{machine.name} is being started", hint=f"stop it first: ovm stop {machine.name}")
                 locks.callback(os.close, fd)
         yield

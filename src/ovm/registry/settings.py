@@ -1,6 +1,6 @@
-"""A machine's settings, as people write them into its ``machine.toml``; a mistake is told with its line.
+"""A machine's settings in its ``machine.toml``. Errors name the line.
 
-Every key has a default. No I/O here.
+Every key has a default. This module does no I/O.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 Proxy = Literal["host", "none"]
 
 SETTINGS_MAX_BYTES = 64 << 10
-"""Of a machine.toml; people write a hundredth of that."""
+"""Size limit of a machine.toml, a hundred times that of a usual one."""
 DOTS_MAX = 1000
-"""In one line; of several, fewer. A key of many parts takes tomllib memory and time by the square of their number."""
+"""Limit in one line, and fewer if several lines have many: tomllib's time and memory grow with the square."""
 ITEMS_MAX = 500
-"""Of a list."""
+"""Length limit of a list."""
 SHOWN_MAX = 80
-"""Characters of a wrong value or key that a message repeats."""
+"""Characters of an invalid value or key that a message quotes."""
 MESSAGE_MAX = 500
-"""Characters of a message that an option's check made."""
+"""Characters of a message from TOML or an option's check."""
 NUMBER_MAX_BITS = 64
 
 _SIZE = re.compile(r"(\d{1,12})\s*([MGT]?)(?:i?B)?", re.IGNORECASE)
@@ -45,7 +45,7 @@ _TOML_LINE = re.compile(r"\(at line (\d+), column \d+\)")
 
 @dataclass(frozen=True, slots=True)
 class PortSetting:
-    """A port of the host that leads to one of the guest whenever the machine runs."""
+    """A host port to forward to a guest port whenever the machine runs."""
 
     host_port: int
     guest_port: int
@@ -59,7 +59,7 @@ class PortSetting:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """What a machine is to be; ``None`` leaves it to :class:`ovm.Options`."""
+    """A machine's settings; ``None`` means the default of :class:`ovm.Options`."""
 
     cpus: int | None = None
     memory: int | None = None
@@ -88,23 +88,23 @@ class Settings:
     pause_on_sleep: bool = True
 
     def options(self) -> dict[str, Any]:
-        """What of it are options of ``create_ovm``, by their names there."""
+        """Return the settings that are options of ``create_ovm``, by the options' names."""
         found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _NOT_OPTIONS}
         return {_CALLED.get(name, name): value for name, value in found.items() if value is not None}
 
 
 _CALLED = {"memory": "memory_mib", "disk": "data_disk_mib"}
-"""What an option is called if not as the setting."""
+"""The options that have another name than their setting."""
 _NOT_OPTIONS = frozenset({"ports", "proxy", "host_ca", "autostart", "register"})
 RESTART_KEYS = frozenset(f.name for f in dataclasses.fields(Settings)) - {"autostart"}
-"""Those whose change takes effect at the next start."""
+"""Settings whose change takes effect at the next start."""
 
 
 def mebibytes(value: Any) -> int:
-    """``2048``, ``"2048M"``, ``"2G"`` or ``"1T"`` in MiB.
+    """Convert ``2048``, ``"2048M"``, ``"2G"`` or ``"1T"`` to MiB.
 
     Raises:
-        ValueError: it is no size.
+        ValueError: it is not a size.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         return value
@@ -114,10 +114,10 @@ def mebibytes(value: Any) -> int:
 
 
 def port(value: Any) -> PortSetting:
-    """``[ADDRESS:]HOST:GUEST[/tcp|udp]``.
+    """Parse ``[ADDRESS:]HOST:GUEST[/tcp|udp]``.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it has another form.
     """
     if not isinstance(value, str) or not (found := _PORT.fullmatch(value)):
         raise ValueError('like "8080:80" or "0.0.0.0:5353:53/udp"')
@@ -128,10 +128,10 @@ def port(value: Any) -> PortSetting:
 
 
 def mount(value: Any) -> Mount:
-    """``HOST[:GUEST][:ro]``.
+    """Parse ``HOST[:GUEST][:ro]``.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it has another form.
     """
     from ovm.model.options import Mount
 
@@ -158,11 +158,11 @@ def _yes(value: Any) -> bool:
 def _text(value: Any) -> str:
     if isinstance(value, str) and value.isprintable():
         return value
-    raise ValueError("a text of one line")
+    raise ValueError("a string of one line")
 
 
 def _path(value: Any) -> Path:
-    """A whole path: the service that reads it works in no directory that people know."""
+    """Return an absolute path. A relative one is refused, because the service runs in another directory."""
     if isinstance(value, str) and "\0" not in value:
         try:
             path = Path(value).expanduser()
@@ -170,7 +170,7 @@ def _path(value: Any) -> Path:
             raise OptionError(f"{_shown(value)}: there is no such home directory") from error
         if path.is_absolute():
             return path
-    raise ValueError('a whole path, like "/etc/x" or "~/x"')
+    raise ValueError('an absolute path, like "/etc/x" or "~/x"')
 
 
 def _image(value: Any) -> str:
@@ -178,16 +178,16 @@ def _image(value: Any) -> str:
         return str(_path(value))
     if isinstance(value, str) and re.fullmatch(r"\w[\w.-]*", value):
         return value
-    raise ValueError("the name of an image, or the whole path of its directory")
+    raise ValueError("the name of an image, or the absolute path of its directory")
 
 
 def _variables(value: Any) -> dict[str, str]:
     if isinstance(value, dict):
-        for name, text in value.items():  # which may be a password, and is not shown
+        for name, text in value.items():  # the text may be a password, so no message quotes it
             if not isinstance(text, str) or not text.isprintable():
-                raise OptionError(f"environment: {_shortened(name, SHOWN_MAX)} is not a text of one line")
+                raise OptionError(f"environment: {_shortened(name, SHOWN_MAX)} is not a string of one line")
         return value
-    raise ValueError('a table of texts: HTTP_PROXY = "…"')
+    raise ValueError('a table of strings: HTTP_PROXY = "…"')
 
 
 def _one_of(*allowed: str) -> Callable[[Any], str]:
@@ -203,7 +203,7 @@ def _each(of: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
     def check(value: Any) -> tuple[Any, ...]:
         if isinstance(value, list) and len(value) <= ITEMS_MAX:
             return tuple(item(one) for one in value)
-        raise ValueError(f"a list of {ITEMS_MAX} items at most" if isinstance(value, list) else "a list")
+        raise ValueError(f"a list of at most {ITEMS_MAX} items" if isinstance(value, list) else "a list")
 
     def item(value: Any) -> Any:
         try:
@@ -241,14 +241,14 @@ KINDS: Mapping[str, Callable[[Any], Any]] = {
     "register": _yes,
     "pause_on_sleep": _yes,
 }
-"""What each key may be: makes it of what TOML has, or raises ValueError with what is right."""
+"""Converts the TOML value of each key, or raises ValueError with a phrase for valid values."""
 
 
 def parse(text: str, path: Path) -> Settings:
-    """The settings that ``text`` says, which is from ``path``.
+    """Parse ``text``, the content of ``path``.
 
     Raises:
-        SettingsError: it says something else; the message begins with the file and the line.
+        SettingsError: it is invalid; the message begins with the file and the line.
     """
     found: dict[str, Any] = {}
     for key, value in _toml(text, path).items():
@@ -260,7 +260,7 @@ def parse(text: str, path: Path) -> Settings:
 
 
 def check_key(key: str) -> None:
-    """Refuse what is neither a setting nor, as ``environment.NAME``, one variable.
+    """Refuse a key that is neither a setting nor a variable ``environment.NAME``.
 
     Raises:
         SettingsError: there is no such setting.
@@ -272,15 +272,15 @@ def check_key(key: str) -> None:
         close = difflib.get_close_matches(name[:SHOWN_MAX], KINDS, 1)
         raise SettingsError(
             f"there is no setting {_shown(key)}",
-            hint=f"did you mean {close[0]}?" if close else f"the settings are {', '.join(KINDS)}",
+            hint=f"did you mean {close[0]}?" if close else f"choose one of: {', '.join(KINDS)}",
         )
 
 
 def made_of(key: str, value: Any) -> Any:
-    """What the setting ``key`` is where TOML has ``value``.
+    """Convert the TOML ``value`` of the setting ``key``.
 
     Raises:
-        SettingsError: there is no such key, or it cannot be that.
+        SettingsError: the key is unknown, or the value is invalid.
     """
     check_key(key)
     option = _CALLED.get(key, key)
@@ -293,23 +293,23 @@ def made_of(key: str, value: Any) -> Any:
         message = _shortened(error.message.replace(option, key))
         raise SettingsError(message if message.startswith(key) else f"{key}: {message}", hint=error.hint) from error
     except ValueError as error:
-        shown = f"{key}, whose value is not shown," if key == "environment" else f"{key} = {_shown(value)}"
+        shown = f"{key} (value not shown)" if key == "environment" else f"{key} = {_shown(value)}"
         raise SettingsError(f"{shown} is not {error}") from error
     return made
 
 
 def _check_digits(value: Any) -> None:
-    """Refuse a number of so many digits that Python does not write it: no setting's, and no message could show it."""
+    """Refuse a huge number, which no setting allows and Python cannot print in a message."""
     if isinstance(value, int) and value.bit_length() > NUMBER_MAX_BITS:
-        raise ValueError("so large a number")
+        raise ValueError(f"a number of at most {NUMBER_MAX_BITS} bits")
 
 
 def _shown(value: Any) -> str:
-    """``value`` as a message repeats it: the beginning, if it is long."""
+    """Return ``value`` as messages quote it, shortened if it is long."""
     try:
         return _shortened(repr(value), SHOWN_MAX)
-    except (ValueError, RecursionError):  # a number of too many digits, or too deep
-        return "that"
+    except (ValueError, RecursionError):  # too many digits, or nested too deeply
+        return "the value"
 
 
 def _shortened(text: str, most: int = MESSAGE_MAX) -> str:
@@ -318,22 +318,22 @@ def _shortened(text: str, most: int = MESSAGE_MAX) -> str:
 
 def _toml(text: str, path: Path) -> dict[str, Any]:
     if sum(line.count(".") ** 2 for line in text.splitlines()) > DOTS_MAX**2:
-        raise SettingsError(f"{path}: there are too many dots in a line", hint="write it as several lines")
+        raise SettingsError(f"{path}: a line has too many dots", hint="split it into several lines")
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         where = _TOML_LINE.search(str(error))
         words = _shortened(_TOML_LINE.sub("", str(error)).strip(), MESSAGE_MAX)
         line = where[1] if where else max(1, len(text.splitlines()))
-        raise SettingsError(f"{path}:{line}: {words}", hint="the file is TOML: cpus = 2") from error
+        raise SettingsError(f"{path}:{line}: {words}", hint="write TOML: cpus = 2") from error
     except RecursionError as error:
-        raise SettingsError(f"{path}: it is nested too deeply", hint="the file is TOML: cpus = 2") from error
-    except ValueError as error:  # of int() and datetime, which tomllib lets through
-        raise SettingsError(f"{path}: {error}", hint="the file is TOML: cpus = 2") from error
+        raise SettingsError(f"{path}: nested too deeply", hint="write TOML: cpus = 2") from error
+    except ValueError as error:  # of int() and datetime, which tomllib does not catch
+        raise SettingsError(f"{path}: {error}", hint="write TOML: cpus = 2") from error
 
 
 def _line(text: str, key: str, value: Any) -> int:
-    """The number of the line that makes ``key`` wrong: where it is set, or where the wrong one of many items is."""
+    """Return the number of the line that sets ``key``, or the line of its invalid item."""
     begin = re.compile(rf"\s*(?:\[\s*)*{_spelled(key)}\s*[=.\]]")
     lines = text.splitlines()
     first = next((number for number, line in enumerate(lines) if begin.match(line)), 0)
@@ -343,7 +343,7 @@ def _line(text: str, key: str, value: Any) -> int:
 
 
 def _wrong_item(key: str, value: Any) -> re.Pattern[str] | None:
-    """How to find the item of a list, or the name in a table, that is wrong by itself."""
+    """Return a pattern that finds the list item or the name in a table that is invalid by itself."""
     alone: list[tuple[str, Any]] = []
     if isinstance(value, list):
         alone = [(_quoted(item), [item]) for item in value[:ITEMS_MAX] if isinstance(item, str)]
@@ -358,23 +358,23 @@ def _wrong_item(key: str, value: Any) -> re.Pattern[str] | None:
 
 
 def _spelled(key: str) -> str:
-    """A pattern of the ways to write a key, or the beginning of a long one."""
+    """Return a pattern for a key, quoted or not, or for the beginning of a long one."""
     return rf"(?:{re.escape(key)}|{_quoted(key)})" if len(key) <= SHOWN_MAX else _quoted(key)
 
 
 def _quoted(text: str) -> str:
-    """A pattern of ``text`` in quotes, or of the beginning of a long one."""
+    """Return a pattern for ``text`` in quotes, or for the beginning of a long one."""
     return rf"[\"']{re.escape(text)}[\"']" if len(text) <= SHOWN_MAX else rf"[\"']?{re.escape(text[:SHOWN_MAX])}.*?"
 
 
 def changed(text: str, key: str, value: str | None, path: Path = Path("machine.toml")) -> str:
-    """``text``, which is from ``path``, with ``key`` set to ``value``, or without it; comments and order stay.
+    """Return ``text``, the content of ``path``, with ``key`` set or removed. Comments and order stay.
 
-    ``value`` is TOML, or plain text where a text is meant; a list's items may be parted by commas.
-    ``environment.NAME`` is one variable.
+    ``value`` is TOML, a string without quotes, or the items of a list separated by commas; ``None`` removes the key.
+    The key ``environment.NAME`` is one variable.
 
     Raises:
-        SettingsError: there is no such key, it cannot be that, or the text is wrong elsewhere.
+        SettingsError: the key is unknown, the value is invalid, or the text is invalid elsewhere.
     """
     check_key(key)
     name, _, variable = key.partition(".")
@@ -386,7 +386,12 @@ def changed(text: str, key: str, value: str | None, path: Path = Path("machine.t
         made_of(name, literal)
     try:
         after = _edited(text, name, variable, value if variable else literal, before)
-    except (ValueError, LookupError, TypeError, RecursionError) as error:  # tomlkit's, of what tomllib has understood
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        RecursionError,
+    ) as error:  # from tomlkit alone
         raise SettingsError(
             f"{path} cannot be changed: {_shortened(str(error))}", hint="edit it: ovm config edit"
         ) from error
@@ -395,7 +400,7 @@ def changed(text: str, key: str, value: str | None, path: Path = Path("machine.t
 
 
 def _edited(text: str, name: str, variable: str, value: Any, before: Any) -> str:
-    """``text`` with that one change, whose environment was ``before``."""
+    """Return ``text`` with that one change; ``before`` is its environment."""
     import tomlkit
 
     document = tomlkit.parse(text)
@@ -414,11 +419,11 @@ def _edited(text: str, name: str, variable: str, value: Any, before: Any) -> str
 
 
 def _meant(key: str, value: str) -> Any:
-    """What somebody means who types it on a command line."""
+    """Return the TOML value for ``value``, as typed on a command line."""
     try:
         literal = tomllib.loads(f"value = {value}")["value"]
         KINDS[key](literal)
-    except (ValueError, RecursionError):  # tomllib's own error is a ValueError, too
+    except (ValueError, RecursionError):  # TOMLDecodeError is a ValueError, too
         many = key in {"mounts", "ports", "ca_certificates", "dns"}
         return [part.strip() for part in value.split(",") if part.strip()] if many else value
     return literal

@@ -1,1 +1,1 @@
-"""One running machine behind a socket: a process of its own that holds it, and those who talk to it."""
+"""A machine's service: the process that owns the running machine, its socket and its clients."""

@@ -1,4 +1,4 @@
-"""The REST interface: a table of what can be asked, and how each is done."""
+"""The REST interface: a table of requests and their handlers."""
 
 from __future__ import annotations
 
@@ -47,22 +47,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BODY_MAX_BYTES = 64 << 10
-"""Of every request but those with something to read for a command."""
+"""Limit of every request except exec."""
 EXEC_BODY_MAX_BYTES = 64 << 20
-"""What a command is given to read comes in one piece."""
+"""Limit of an exec request, which has the command's whole standard input."""
 BODY_TIMEOUT_S = 30.0
-"""For a whole body, however slowly it is sent."""
+"""Deadline for a whole body, however slowly the client sends it."""
 REQUESTS_MAX = 128
 STREAMS_MAX = 64
-"""Of these at once, those that may take for ever: commands, and whatever is followed."""
+"""Limit of concurrent streams, which may last for ever: commands, and logs and events that are followed."""
 READ_BYTES = 64 * 1024
 PIECES_AHEAD = 16
-"""Of a command's output, what is read before anybody has taken it."""
+"""Limit of pieces of a command's output that are read before the client takes them."""
 SIGNAL_STATUS = 128
 NUMBER_MAX_DIGITS = 15
 LOG_LINES = 100
 LOG_AGAIN_S = 0.25
-"""How often a log that somebody follows is looked at."""
+"""Poll interval of a log that is followed."""
 
 _STATUS: tuple[tuple[type[OVMError], int], ...] = (
     (InputError, 400),
@@ -74,14 +74,14 @@ _STATUS: tuple[tuple[type[OVMError], int], ...] = (
     (GuestError, 502),
     (OVMError, 500),
 )
-"""The first that fits tells the status."""
+"""The first class that matches sets the status."""
 BUSY_STATUS = 503
-_BUSY = InUseError("the service has too many requests at once", hint="wait for the answers to some of them")
+_BUSY = InUseError("the service has too many requests at once", hint="wait until some of them are done")
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A parameter of the address."""
+    """A query parameter."""
 
     name: str
     kind: Literal["integer", "boolean", "string"]
@@ -90,13 +90,13 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """One thing that can be asked."""
+    """A kind of request."""
 
     method: Literal["GET", "POST"]
     path: str
     summary: str
     call: Callable[..., Awaitable[Any]]
-    """Called with the host and the request's body; with the request itself where there are ``queries``."""
+    """Handler, called with the host and the decoded body, or with the request if there are ``queries``."""
     body: type[Any] | None = None
     answer: Any = None
     media_type: str = "application/json"
@@ -105,7 +105,7 @@ class Verb:
 
 
 async def _status(host: Host) -> p.Status:
-    return await asyncio.to_thread(host.status)  # it reads the settings
+    return await asyncio.to_thread(host.status)  # in a thread, because it reads the settings
 
 
 async def _info(host: Host) -> Info:
@@ -169,16 +169,16 @@ async def _prune(host: Host, wanted: p.Prune) -> Pruned:
 
 async def _exec(host: Host, wanted: p.Exec) -> AsyncIterator[bytes]:
     if not wanted.argv:
-        raise OptionError("argv is empty", hint='for a shell: ["sh", "-c", "…"]')
+        raise OptionError("argv is empty", hint='use a shell: ["sh", "-c", "…"]')
     if any("\0" in word for word in (*wanted.argv, *wanted.environment, *wanted.environment.values())):
-        raise OptionError("a command's words cannot contain a NUL")
+        raise OptionError("argv and environment cannot contain a NUL")
     stack = contextlib.AsyncExitStack()
     process = await stack.enter_async_context(host.machine.process(wanted.argv, environment=wanted.environment or None))
     return _pieces(stack, process, wanted)
 
 
 async def _pieces(stack: contextlib.AsyncExitStack, process: Any, wanted: p.Exec) -> AsyncIterator[bytes]:
-    """What it says, as it says it; a command whose reader hangs up is ended."""
+    """Yield the command's output as it comes. The command is ended when the client disconnects."""
     queue: asyncio.Queue[p.Piece | None] = asyncio.Queue(PIECES_AHEAD)
 
     async def read(name: str, reader: Any) -> None:
@@ -188,7 +188,7 @@ async def _pieces(stack: contextlib.AsyncExitStack, process: Any, wanted: p.Exec
     async def run() -> None:
         try:
             async with asyncio.timeout(wanted.timeout_s):
-                with contextlib.suppress(OSError):  # it may be over without having read anything
+                with contextlib.suppress(OSError):  # it may have ended without reading anything
                     process.stdin.write(wanted.stdin)
                     process.stdin.write_eof()
                 async with asyncio.TaskGroup() as reading:
@@ -199,10 +199,10 @@ async def _pieces(stack: contextlib.AsyncExitStack, process: Any, wanted: p.Exec
                 raise GuestError("the connection to the guest was lost before the command ended")
             await queue.put(p.Piece(exit_status=SIGNAL_STATUS - status if status < 0 else status))
         except TimeoutError:
-            await queue.put(p.Piece(error=ExecTimeout(f"it ran longer than {wanted.timeout_s:g} s")))
+            await queue.put(p.Piece(error=ExecTimeout(f"the command ran longer than {wanted.timeout_s:g} s")))
         except OVMError as error:
             await queue.put(p.Piece(error=error))
-        except Exception as error:  # noqa: BLE001 - asyncssh's and the task group's, for a guest that is going
+        except Exception as error:  # noqa: BLE001 - of asyncssh or the task group, when the guest goes down
             lost = GuestError(f"the connection to the guest was lost: {error}")
             await queue.put(p.Piece(error=lost))
         await queue.put(None)
@@ -238,7 +238,7 @@ def _number(name: str, value: str | None, *, default: int) -> int:
     if value is None:
         return default
     if not (value.isascii() and value.isdecimal()) or len(value) > NUMBER_MAX_DIGITS:
-        raise OptionError(f"{name}={value!r} is no number of 0 or more")
+        raise OptionError(f"{name}={value!r} is not a number of 0 or more")
     return int(value)
 
 
@@ -261,7 +261,7 @@ async def _log(host: Host, request: Request) -> AsyncIterator[bytes]:
     lines = _number("lines", request.query_params.get("lines"), default=LOG_LINES)
     follow = _flag(request, "follow", default=False)
     if name not in there:
-        raise OptionError(f"there is no log {name!r}", hint=f"there are {', '.join(there)}")
+        raise OptionError(f"no log is called {name!r}", hint=f"use one of: {', '.join(there)}")
     try:
         return _read(await asyncio.to_thread(logs.Reader, there[name], lines), follow=follow)
     except OSError as error:
@@ -282,68 +282,68 @@ def _text(lines: list[str]) -> bytes:
 
 
 VERBS: tuple[Verb, ...] = (
-    Verb("GET", "/v1/status", "What the machine and its service are about, in every state.", _status, answer=p.Status),
-    Verb("GET", "/v1/info", "Where the machine is reached, and how it runs.", _info, answer=Info),
-    Verb("GET", "/v1/state", "The state, and what can be asked of the machine now.", _state, answer=StateInfo),
-    Verb("GET", "/v1/health", "Look at its health now.", _health, answer=Health),
-    Verb("POST", "/v1/pause", "Pause the virtual CPUs.", _pause, answer=StateInfo),
-    Verb("POST", "/v1/resume", "Resume them and set the guest's clock.", _resume, answer=StateInfo),
-    Verb("POST", "/v1/stop", "Shut the guest down; the service ends then.", _stop, p.Stop, p.Stopped),
+    Verb("GET", "/v1/status", "Return the status of machine and service, in every state.", _status, answer=p.Status),
+    Verb("GET", "/v1/info", "Return the machine's addresses and configuration.", _info, answer=Info),
+    Verb("GET", "/v1/state", "Query the hypervisor for the state and possible transitions.", _state, answer=StateInfo),
+    Verb("GET", "/v1/health", "Check the machine's health now.", _health, answer=Health),
+    Verb("POST", "/v1/pause", "Pause the machine.", _pause, answer=StateInfo),
+    Verb("POST", "/v1/resume", "Resume the machine and set the guest's clock.", _resume, answer=StateInfo),
+    Verb("POST", "/v1/stop", "Shut the guest down and end the service.", _stop, p.Stop, p.Stopped),
     Verb(
         "POST",
         "/v1/suspend",
-        "Keep the guest's memory on disk for the next start; the service ends then.",
+        "Save the machine's state for the next start and end the service.",
         _suspend,
         p.Suspend,
         p.Stopped,
     ),
-    Verb("POST", "/v1/reset", "Stop, restore the files, start again.", _reset, p.Reset, StateInfo),
+    Verb("POST", "/v1/reset", "Stop the machine, restore its files and start it again.", _reset, p.Reset, StateInfo),
     Verb("POST", "/v1/clocksync", "Set the guest's clock to the host's.", _clocksync, answer=ClockSync),
-    Verb("GET", "/v1/ports", "Which ports of the host lead to the guest.", _ports, answer=tuple[Forward, ...]),
-    Verb("POST", "/v1/ports/add", "Lead a port of the host to the guest.", _export, p.PortWanted, Forward),
-    Verb("POST", "/v1/ports/remove", "Close a port that was added.", _unexport, p.PortUnwanted),
+    Verb("GET", "/v1/ports", "List the host ports forwarded to the guest.", _ports, answer=tuple[Forward, ...]),
+    Verb("POST", "/v1/ports/add", "Forward a host port to a guest port.", _export, p.PortWanted, Forward),
+    Verb("POST", "/v1/ports/remove", "Remove the forward of a host port.", _unexport, p.PortUnwanted),
     Verb(
         "POST",
         "/v1/exec",
-        "Run a command as root in the guest; answers a line of JSON for each piece of output.",
+        "Run a command as root in the guest; return a line of JSON for each piece of output.",
         _exec,
         p.Exec,
         p.Piece,
         "application/x-ndjson",
         body_max_bytes=EXEC_BODY_MAX_BYTES,
     ),
-    Verb("POST", "/v1/prune", "Have podman remove what nothing uses.", _prune, p.Prune, Pruned),
-    Verb("GET", "/v1/logs", "The machine's logs: name and file.", _logs, answer=dict[str, str]),
+    Verb("POST", "/v1/prune", "Delete unused podman data.", _prune, p.Prune, Pruned),
+    Verb("GET", "/v1/logs", "List the machine's logs: name and file.", _logs, answer=dict[str, str]),
     Verb(
         "GET",
         "/v1/log",
-        "The end of a log.",
+        "Return the end of a log.",
         _log,
         answer=str,
         media_type="text/plain",
         queries=(
-            Query("name", "string", "Which of them; console, which is the guest's own, if not given."),
-            Query("lines", "integer", f"How many of its last lines; {LOG_LINES} if not given."),
-            Query("follow", "boolean", "Whether to go on with what is added to it; false if not given."),
+            Query("name", "string", "Name of the log; default console, the guest's own."),
+            Query("lines", "integer", f"Number of last lines; default {LOG_LINES}."),
+            Query("follow", "boolean", "Continue with new lines; default false."),
         ),
     ),
     Verb(
         "GET",
         "/v1/events",
-        "What has happened, and what happens, as server-sent events; goes on behind Last-Event-ID.",
+        "Return past and new events as server-sent events; Last-Event-ID resumes after that event.",
         _events,
         answer=Event,
         media_type="text/event-stream",
         queries=(
-            Query("after", "integer", "Begin behind the event of this number."),
-            Query("follow", "boolean", "Whether to go on with what happens later; true if not given."),
+            Query("after", "integer", "Begin after the event with this number."),
+            Query("follow", "boolean", "Continue with new events; default true."),
         ),
     ),
 )
 
 
 def app(host: Host, openapi: Callable[[], dict[str, Any]]) -> Starlette:
-    """The application that answers for ``host``."""
+    """Return the application that serves ``host``."""
 
     async def document(_request: Request) -> Response:
         return _json(openapi())
@@ -363,7 +363,7 @@ def app(host: Host, openapi: Callable[[], dict[str, Any]]) -> Starlette:
 
 
 class _Bounded:
-    """Refuses requests beyond so many at once: a script that went wild must not take the machine down."""
+    """Limits concurrent requests, so that a runaway script cannot take the machine down."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -401,13 +401,13 @@ async def _decoded(request: Request, verb: Verb) -> Any:
             async for piece in request.stream():
                 content += piece
                 if len(content) > verb.body_max_bytes:
-                    raise OptionError(f"the request has more than {verb.body_max_bytes} bytes")
+                    raise OptionError(f"the request's body has more than {verb.body_max_bytes} bytes")
     except TimeoutError as error:
-        raise OptionError(f"the request was not complete within {BODY_TIMEOUT_S:g} s") from error
+        raise OptionError(f"the request's body was not complete within {BODY_TIMEOUT_S:g} s") from error
     try:
         return msgspec.json.decode(bytes(content) or b"{}", type=verb.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise OptionError(f"the request is not what is expected: {error}", hint="see /v1/openapi.json") from error
+        raise OptionError(f"the request's body is invalid: {error}", hint="see /v1/openapi.json") from error
 
 
 def _json(result: Any, status: int = 200) -> Response:
@@ -421,7 +421,7 @@ async def _failed(_request: Request, error: Exception) -> Response:
 
 
 async def _hung_up(_request: Request, _error: Exception) -> Response:
-    return Response(status_code=400)  # nobody reads it
+    return Response(status_code=400)  # the client is gone
 
 
 async def _unknown(request: Request, error: Exception) -> Response:

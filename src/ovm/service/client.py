@@ -1,4 +1,4 @@
-"""A service's socket from the outside, for those who wait: no event loop, quick to import."""
+"""A blocking client of a service's socket: no event loop, fast to import."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from ovm.wire.error import WireError
 T = TypeVar("T")
 
 ANSWER_TIMEOUT_S = 10.0
-"""For what is answered at once."""
+"""Timeout of requests that the service answers at once."""
 CHANGE_TIMEOUT_S = 120.0
-"""For what waits for the hypervisor or the guest."""
+"""Timeout of requests that wait for the hypervisor or the guest."""
 STOP_MARGIN_S = 60.0
-"""What a stop may take beyond what the guest is given."""
+"""Extra time for a stop beyond the guest's timeout."""
 START_TIMEOUT_S = 600.0
-"""For what starts the machine again."""
+"""Timeout of requests that start the machine again or prune."""
 ENDING_S = 2.0
-"""A service that hung up is gone by then, or it goes on."""
+"""A service that closed the connection has ended within this time, or still runs."""
 LOOK_AGAIN_S = 0.05
 
 
 class Service:
-    """The service of the machine ``name``; each call is a connection of its own.
+    """Client of the service of the machine ``name``; each call opens a connection.
 
-    Calls raise :class:`ovm.StateError` if there is no service, :class:`ovm.SkewError` if it is not understood, and
-    whatever it was that the service could not do.
+    Calls raise :class:`ovm.StateError` if no service runs, :class:`ovm.SkewError` if its version is incompatible, and
+    the errors that the service returns.
     """
 
     def __init__(self, name: str, socket_path: Path) -> None:
@@ -50,43 +50,43 @@ class Service:
         self._socket_path = socket_path
 
     def status(self) -> p.Status:
-        """What the machine and the service are about; ask this first, for it tells the service's version too.
+        """Return the status of the machine and its service. Call this first: it checks the service's version.
 
         Raises:
-            StateError: there is no service.
-            SkewError: it is of a version of ovm that is not understood.
+            StateError: no service runs.
+            SkewError: the service runs an incompatible version of ovm.
         """
         with self._asked("GET", "/v1/status", None, ANSWER_TIMEOUT_S) as answer:
             return checked_status(self.name, answer.read())
 
     def info(self) -> Info:
-        """Where the machine is reached."""
+        """Return the machine's addresses and configuration."""
         return self._get("/v1/info", Info)
 
     def state(self) -> StateInfo:
-        """Its state, as the hypervisor tells it now."""
+        """Query the hypervisor for the machine's state."""
         return self._get("/v1/state", StateInfo)
 
     def pause(self) -> StateInfo:
-        """Pause its virtual CPUs."""
+        """Pause the machine."""
         return self._post("/v1/pause", None, StateInfo)
 
     def resume(self) -> StateInfo:
-        """Let them run again."""
+        """Resume the machine."""
         return self._post("/v1/resume", None, StateInfo)
 
     def stop(self, *, force: bool = False, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """Shut it down; the service ends then."""
+        """Shut the guest down; the service then ends."""
         wanted = p.Stop(force=force, timeout_s=timeout_s)
         self._post("/v1/stop", wanted, p.Stopped, timeout_s=timeout_s + STOP_MARGIN_S)
 
     def suspend(self, *, timeout_s: float = SUSPEND_TIMEOUT_S) -> None:
-        """Keep its memory on disk; the service ends then."""
+        """Save the machine's state on disk; the service then ends."""
         wanted = p.Suspend(timeout_s=timeout_s)
         self._post("/v1/suspend", wanted, p.Stopped, timeout_s=timeout_s + STOP_MARGIN_S)
 
     def reset(self, *, data: bool = False) -> StateInfo:
-        """Stop it, restore its files, start it again."""
+        """Stop the machine, restore its files and start it again."""
         return self._post("/v1/reset", p.Reset(data=data), StateInfo, timeout_s=START_TIMEOUT_S)
 
     def clocksync(self) -> ClockSync:
@@ -94,28 +94,28 @@ class Service:
         return self._post("/v1/clocksync", None, ClockSync)
 
     def ports(self) -> list[Forward]:
-        """Which ports of the host lead to the guest."""
+        """List the host ports that are forwarded to the guest."""
         return self._get("/v1/ports", list[Forward])
 
     def add_port(self, wanted: p.PortWanted) -> Forward:
-        """Lead a port of the host to the guest."""
+        """Forward a host port to a guest port."""
         return self._post("/v1/ports/add", wanted, Forward)
 
     def remove_port(self, unwanted: p.PortUnwanted) -> None:
-        """Close one."""
+        """Remove the forward of a host port."""
         self._post("/v1/ports/remove", unwanted, type(None))
 
     def prune(self, wanted: p.Prune) -> Pruned:
-        """Have podman remove what nothing uses."""
+        """Delete unused podman data."""
         return self._post("/v1/prune", wanted, Pruned, timeout_s=START_TIMEOUT_S)
 
     def events(self, *, after: int = 0, follow: bool = True, timeout_s: float | None = None) -> Iterator[Event]:
-        """What has happened behind the event number ``after``, and with ``follow`` what happens, until it is over.
+        """Yield the events after number ``after``; with ``follow`` also new events, until the machine is down.
 
-        ``timeout_s`` seconds are for all of them; with ``None`` those that are followed may take for ever.
+        ``timeout_s`` limits the whole call. With ``None``, following has no limit.
 
         Raises:
-            StateError: the service ended without a proper end of the events: it was killed.
+            StateError: the service was killed: it ended without the proper end of the events.
         """
         path = f"/v1/events?after={after}&follow={'true' if follow else 'false'}"
         endless, limit_s = follow and timeout_s is None, ANSWER_TIMEOUT_S if timeout_s is None else timeout_s
@@ -149,7 +149,7 @@ class Service:
 
 
 class _Version(msgspec.Struct):
-    """What the status of every version of ovm has told and will tell."""
+    """The fields that the status has in every version of ovm."""
 
     version: str
     api: int
@@ -157,10 +157,10 @@ class _Version(msgspec.Struct):
 
 
 def checked_status(name: str, content: bytes) -> p.Status:
-    """The status, from a service that speaks as we do.
+    """Decode the status and check the service's version.
 
     Raises:
-        SkewError: it does not.
+        SkewError: the version is incompatible.
     """
     hint = f"stop it, then start it again: ovm stop {name}; ovm start {name}"
     try:
@@ -169,34 +169,34 @@ def checked_status(name: str, content: bytes) -> p.Status:
         raise SkewError(error.message, hint=hint) from error
     if service.api != p.API:
         raise SkewError(
-            f"the service of {name} is of ovm {service.version}, which ovm {__version__} does not understand",
+            f"the service of {name} runs ovm {service.version}, which is incompatible with ovm {__version__}",
             hint=hint,
         )
     return decoded(content, p.Status, "/v1/status")
 
 
 def failure(content: bytes, path: str) -> OVMError:
-    """What the service says went wrong."""
+    """Return the error in the service's answer."""
     return from_dict(decoded(content, p.Problem, path).error)
 
 
 def lost(name: str, socket_path: Path, error: WireError) -> OVMError:
-    """What it means that there was no answer; a service that hung up is given the time to be gone."""
+    """Return the error for a failed request. Waits ``ENDING_S`` for a service that closed the connection to end."""
     if any(isinstance(cause, (FileNotFoundError, ConnectionRefusedError)) for cause in _causes(error)):
         return StateError(f"{name} is not running", hint=f"start it: ovm start {name}")
     if not isinstance(error.__cause__, TimeoutError) and _is_gone(socket_path):
         return StateError(
             f"{name} is not running: its service ended before its answer was complete",
-            hint=f"see why: ovm status {name}",
+            hint=f"see the reason: ovm status {name}",
         )
     return GuestError(
         f"the service of {name} does not answer: {error.message}",
-        hint=f"see: ovm logs {name} service; to cut the power without its answer: ovm stop --force {name}",
+        hint=f"see its log: ovm logs {name} service; or cut the machine's power: ovm stop --force {name}",
     )
 
 
 def _is_gone(socket_path: Path) -> bool:
-    """Whether nobody listens there any more, or soon."""
+    """Whether no process listens at the socket, now or within ``ENDING_S``."""
     deadline = time.monotonic() + ENDING_S
     while time.monotonic() < deadline:
         with socket.socket(socket.AF_UNIX) as looking:
@@ -218,14 +218,14 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def decoded(content: bytes | str, kind: type[T], path: str) -> T:
-    """What ``path`` has answered.
+    """Decode the answer of ``path``.
 
     Raises:
-        SkewError: it is not of that shape.
+        SkewError: it does not have that shape.
     """
     try:
         return codec.decode(content, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SkewError(
-            f"{path} was answered with something unexpected: {error}", hint="restart the machine with this ovm"
+            f"the service's answer to {path} is invalid: {error}", hint="restart the machine with this version of ovm"
         ) from error

@@ -1,4 +1,4 @@
-"""A client's connection to the service: one that says nothing, or half a request, is closed, and so is one too many."""
+"""A client's connection to the service. Idle, slow and surplus connections are closed."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_TIMEOUT_S = 30.0
-"""For the head of a request, however slowly it is sent."""
+"""Deadline for the head of a request, however slowly the client sends it."""
 CONNECTIONS_MAX = 160
-"""More than there may be requests at once; a process on macOS may have 256 files open."""
+"""More than the limit of concurrent requests; a process on macOS may have 256 open files."""
 
 
 class Connection(H11Protocol):
-    """Closed unless the head of a request comes within ``HEAD_TIMEOUT_S`` seconds of its opening or the last answer."""
+    """Closed unless the head of a request arrives within ``HEAD_TIMEOUT_S`` of the opening or the last answer."""
 
     _deadline: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's is so
-        """Close it at once if there are too many."""
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        """Close the connection if there are too many; else start the deadline."""
         super().connection_made(transport)
         if len(self.connections) > CONNECTIONS_MAX:
             transport.close()
@@ -27,17 +27,17 @@ class Connection(H11Protocol):
             self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is over."""
+        """Cancel the deadline."""
         self._unwatch()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """A piece of a request."""
+        """Parse the data, then cancel or start the deadline."""
         super().data_received(data)
         self._watch()
 
     def on_response_complete(self) -> None:
-        """The next request may come."""
+        """Start the deadline for the next request."""
         super().on_response_complete()
         self._watch()
 

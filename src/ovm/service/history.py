@@ -1,4 +1,4 @@
-"""What has happened to a machine, kept for those who come later."""
+"""The past events of a machine."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ovm.model.events import Event, EventKind
 from ovm.model.info import Health
 
 KEPT = 1000
-"""So many events can be asked for again."""
+"""Number of past events that clients can query."""
 
 
 class History:
-    """Every event, numbered; the last ``KEPT`` can be told again."""
+    """Numbers every event and keeps the last ``KEPT``."""
 
     def __init__(self) -> None:
         self._told: deque[Event] = deque(maxlen=KEPT)
@@ -27,14 +27,14 @@ class History:
     def add(
         self, name: EventKind, *, step: str = "", error: OVMError | None = None, health: Health | None = None
     ) -> None:
-        """Write down that this has just happened."""
+        """Add an event that has just happened."""
         # a copy has no traceback, which would keep every frame of it alive for as long as the event is kept
         kept = None if error is None else from_dict(error.as_dict())
         self._told.append(Event(next(self._ids), name, kept, health, step=step))
         self._wake()
 
     def end(self) -> None:
-        """There will be no more; whoever follows is told all that is left."""
+        """End the events; followers still receive the rest."""
         self._over = True
         self._wake()
 
@@ -43,7 +43,7 @@ class History:
         self._more = asyncio.Event()
 
     async def follow(self, after: int) -> AsyncIterator[Event]:
-        """Everything behind number ``after`` that is still known, then whatever comes, until the end."""
+        """Yield the kept events after number ``after``, then new ones until the end."""
         after = self._ours(after)
         while True:
             more = self._more
@@ -52,15 +52,15 @@ class History:
                 after = told.id
             if self._over:
                 return
-            if more is self._more:  # nothing came while we told
+            if more is self._more:  # else an event came while we yielded: do not wait, look again
                 await more.wait()
 
     def known(self, after: int) -> list[Event]:
-        """Everything behind number ``after`` that is still known."""
+        """Return the kept events after number ``after``."""
         after = self._ours(after)
         return [told for told in self._told if told.id > after]
 
     def _ours(self, after: int) -> int:
-        """A number that was not given yet is one of an earlier service's: then all that is known is new."""
+        """Return ``after``, or 0 if this service has not reached that number: it comes from an earlier service."""
         newest = self._told[-1].id if self._told else 0
         return after if after <= newest else 0

@@ -1,6 +1,6 @@
-"""The process that holds a machine's service lock, and how it is ended without its socket.
+"""End the process that holds a machine's service lock, without its socket.
 
-Its record says who it is, the kernel says who holds the lock. Only a process that both name is sent a signal.
+The service record names a process, and the kernel names the lock's holder. A signal is sent only if both agree.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ovm.registry.machines import Machine
 from ovm.registry.records import ServiceRecord
 
 SAME_SIGNAL_S = 1.0
-"""Wrappers pass on a signal that the terminal has sent already; what follows so soon is no second wish to a service."""
+"""A wrapper may forward a signal that the terminal has already sent, so a service ignores a second one this soon."""
 SECOND_SIGNAL_S = 1.5 * SAME_SIGNAL_S
 OBEYS_S = 10.0
-"""After two signals a service that can still do anything has cut the power, and ended."""
+"""Time for a service to cut the power and end after two signals; then it hangs."""
 SHUT_DOWN_S = STOP_TIMEOUT_S + 60.0
 GONE_S = 30.0
-"""After its kill: the guard ends what it has left."""
+"""Time after SIGKILL for the guard to end the remaining helpers."""
 ASK_TIMEOUT_S = 10.0
 LOOK_AGAIN_S = 0.02
 
@@ -36,12 +36,12 @@ Send = Callable[[signal.Signals], None]
 
 
 def end(machine: Machine, *, force: bool = True) -> None:
-    """End the machine's service by signals; fine if there is none. Returns when its helpers are gone, too.
+    """End the machine's service by signals, if there is one. Returns when its helpers have ended, too.
 
     The first SIGTERM shuts the guest down. With ``force`` a second one cuts its power, and SIGKILL follows.
 
     Raises:
-        StopError: nobody knows for certain which process the service is, or it does not end.
+        StopError: the service's process cannot be identified for certain, or does not end.
     """
     if machines.at_rest(machine).held_by != "service":
         return
@@ -50,7 +50,7 @@ def end(machine: Machine, *, force: bool = True) -> None:
         if not force:
             if not _is_let_go(machine, SHUT_DOWN_S):
                 raise StopError(
-                    f"the service of {machine.name} does not end",
+                    f"the service of {machine.name} does not end within {SHUT_DOWN_S:g} s",
                     hint=f"cut the machine's power: ovm stop --force {machine.name}",
                 )
         elif not _is_let_go(machine, SECOND_SIGNAL_S):
@@ -59,13 +59,13 @@ def end(machine: Machine, *, force: bool = True) -> None:
                 send(signal.SIGKILL)
     if not _is_let_go(machine, GONE_S):
         raise StopError(
-            f"processes of {machine.name} do not end, {GONE_S:g} s after their service was killed",
-            hint=f"see: ovm logs {machine.name} service",
+            f"processes of {machine.name} have not ended within {GONE_S:g} s after their service",
+            hint=f"see the log: ovm logs {machine.name} service",
         )
 
 
 def _is_let_go(machine: Machine, timeout_s: float) -> bool:
-    """Whether nobody holds it within that time: neither its service, nor what a killed one has left."""
+    """Whether the machine is released within that time, by its service and by helpers that a killed one left."""
     deadline = time.monotonic() + timeout_s
     while machines.at_rest(machine).held_by != "nobody":
         if time.monotonic() > deadline:
@@ -76,18 +76,18 @@ def _is_let_go(machine: Machine, timeout_s: float) -> bool:
 
 @contextmanager
 def _certain(machine: Machine) -> Iterator[Send]:
-    """Sends signals to the service of ``machine``, and to no other process even if that gets its pid."""
+    """Yield a function that signals the service of ``machine``, and no other process even if it gets the same pid."""
     record = records.read(machine.service_record, ServiceRecord)
     try:
         fd = os.pidfd_open(record.pid) if record is not None and hasattr(os, "pidfd_open") else None
-    except OSError:  # it has ended, it is no pid, or the kernel is one before 5.3
+    except OSError:  # it has ended, it is no pid, or the kernel is older than 5.3
         fd = None
     try:
-        # looked at behind the pidfd: what has this identity now is what the pidfd refers to
+        # after opening the pidfd: a process with this identity now is the one that the pidfd refers to
         if record is None or not _is_it(machine, record):
             raise StopError(
-                f"nobody can tell which process holds {machine.service_lock}: {machine.service_record} does not say",
-                hint=f"end the process that has that file open, which `fuser {machine.service_lock}` shows",
+                f"cannot tell which process holds {machine.service_lock}: {machine.service_record} does not name it",
+                hint=f"end the process that `fuser {machine.service_lock}` shows",
             )
         pid, who = record.pid, identity.of(record.pid)
 
@@ -107,7 +107,7 @@ def _certain(machine: Machine) -> Iterator[Send]:
 
 
 def _is_it(machine: Machine, record: ServiceRecord) -> bool:
-    """Whether the process that the record names is there, is ours, and holds the lock."""
+    """Whether the process that the record names exists, is another process of this user, and holds the lock."""
     try:
         named = Identity(pid=record.pid, started=record.started, program=record.program)
     except ValueError:

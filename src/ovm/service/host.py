@@ -1,4 +1,4 @@
-"""The machine that a service holds, from its making to its end."""
+"""The machine that a service owns, from its creation to its end."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ Step = Callable[[str], object]
 
 
 class Host:
-    """Makes the machine, starts it, writes down what happens to it, and knows when it is over.
+    """Creates and starts the machine, records its events, and knows when it is down.
 
     Args:
-        name: What the machine is called.
-        make: Makes it, telling of its steps.
-        settle: Does what is to be done whenever the machine is ready, and before anybody is told.
-        restart_needed: Which settings have been changed since.
+        name: Name of the machine.
+        make: Creates the machine and reports each step.
+        settle: Called whenever the machine is ready, before the ``ready`` event.
+        restart_needed: Returns the settings that were changed since the start and need a restart.
     """
 
     def __init__(
@@ -50,33 +50,33 @@ class Host:
         self._making: asyncio.Future[OVM] | None = None
         self._machine: OVM | None = None
         self._changing = asyncio.Lock()
-        """Held while it is stopped only to be started again."""
+        """Held during a reset, so that its stop does not end the service."""
         self._step = ""
         self._started_at = time.time()
         self._fatal: OVMError | None = None
-        """What has ended the machine, until its ``close``."""
+        """The error that ended the machine, until its ``close``."""
         self.died_of: OVMError | None = None
         self.stop_wanted = self.suspend_wanted = False
         self.stop_signal: signal.Signals | None = None
-        """The one that asked for it, if a signal did."""
+        """The signal that requested the stop, if one did."""
 
     @property
     def machine(self) -> OVM:
         """The machine.
 
         Raises:
-            StateError: it is not there yet.
+            StateError: it is still being created.
         """
         if self._machine is None:
-            raise StateError(f"{self.name} is being prepared", hint="wait for its ready")
+            raise StateError(f"{self.name} is being prepared", hint=f"wait until it runs: ovm start {self.name}")
         return self._machine
 
     async def run(self) -> None:
-        """Until the machine is down for good; :attr:`died_of` is what it failed of, if it did."""
+        """Run the machine until it is down for good. If it failed, :attr:`died_of` has the error."""
         try:
             await self._live()
         except Exception as error:
-            log.exception("the service of %s has a flaw", self.name)
+            log.exception("internal error in the service of %s", self.name)
             self._failed(OVMError(f"the service of {self.name} failed: {type(error).__name__}: {error}"))
         finally:
             self.history.end()
@@ -95,13 +95,13 @@ class Host:
             return
         for name in EVENT_NAMES:
             machine.on(name, self._ready if name == "ready" else partial(self._heard, name))
-        if self.stop_wanted:
+        if self.stop_wanted:  # the stop came when the creation was just done, too late to cancel it
             self.history.add("close")
             return
         try:
             await machine.start(progress=self._tell)
         except OVMError as error:
-            log.info("the start failed: %s", error)  # its listeners have been told
+            log.info("the start failed: %s", error)  # its listeners have the error event
         except asyncio.CancelledError:
             await machine.stop()
             raise
@@ -119,7 +119,7 @@ class Host:
 
     def _heard(self, name: EventName, what: OVMError | Health | None = None) -> None:
         error = what if isinstance(what, OVMError) else None
-        # the machine survives every error that it reports before it is stopped: a port that is lost, for one
+        # an error is fatal only if the machine is stopped; it survives others, such as a lost port
         if error is not None and self.machine.state is VMState.STOPPED:
             self._fatal = error
         if name == "close":
@@ -127,7 +127,7 @@ class Host:
         self.history.add(name, error=error, health=what if isinstance(what, Health) else None)
 
     def _failed(self, error: OVMError) -> None:
-        """End with an error that the machine does not report itself."""
+        """Record the end by an error that the machine does not report itself."""
         self.died_of = error
         self.history.add("error", error=error)
         self.history.add("close")
@@ -137,7 +137,7 @@ class Host:
         self.history.add("step", step=step)
 
     def status(self) -> Status:
-        """What is the matter, in every state."""
+        """Return the status, in every state."""
         state = VMState.STARTING if self._machine is None else self._machine.state
         up = self._machine is not None and state in {VMState.RUNNING, VMState.PAUSED}
         return Status(
@@ -153,12 +153,12 @@ class Host:
         )
 
     def logs(self) -> dict[str, Path]:
-        """The logs of this start, by name."""
+        """Return the logs of this start, by name."""
         newest = self.machine.options.log_dir.glob("*.log")
         return {path.stem: path for path in sorted(newest) if "." not in path.stem}
 
     async def stop(self, *, force: bool = False, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """Shut the guest down, or give up a start; raises as :meth:`OVM.stop` does."""
+        """Shut the guest down, or cancel its creation; raises as :meth:`OVM.stop` does."""
         self.stop_wanted = True
         if self._machine is not None:
             try:
@@ -170,7 +170,7 @@ class Host:
             await asyncio.wait({self._making})
 
     async def suspend(self, *, timeout_s: float) -> None:
-        """Keep the guest's memory, and end; raises as :meth:`OVM.suspend` does."""
+        """Save the machine's state and stop it; raises as :meth:`OVM.suspend` does."""
         machine, self.suspend_wanted = self.machine, True
         try:
             await machine.suspend(timeout_s=timeout_s)
@@ -179,7 +179,7 @@ class Host:
             raise
 
     async def reset(self, *, data: bool) -> None:
-        """Stop it, restore its files, start it again; raises as those do."""
+        """Stop the machine, restore its files and start it again; raises as those calls do."""
         machine = self.machine
         async with self._changing:
             await machine.stop(progress=self._tell)

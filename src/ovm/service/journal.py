@@ -1,7 +1,7 @@
-"""The log of a process of ours: each record begins on a line of its own, and no other line looks like one.
+"""The log of an ovm process: each record begins on its own line, and no other line looks like a record.
 
-What a guest or a helper says reaches the log in many ways, exceptions of libraries among them. So the last step before
-the file or terminal is the filter, whoever has logged what.
+Output of a guest or a helper reaches the log in many ways, for example in exceptions of libraries. So everything is
+made printable in the last step before the file or terminal.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from ovm.text.printable import printable
 SERVICE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 COMMAND_FORMAT = "ovm: %(message)s"
 CONTINUED = "    | "
-"""Begins each further line of a record: of an error with its evidence, or of a traceback."""
+"""Prefix of each further line of a record, such as an error's evidence or a traceback."""
 _CHATTY = ("httpx2", "httpcore2", "asyncssh", "uvicorn", "asyncio")
 
 
 class Formatter(logging.Formatter):
-    """Makes every line of a record fit to print, and marks all but its first."""
+    """Makes every line of a record printable, and prefixes all but the first."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The lines of ``record``."""
+        """Return the lines of ``record``."""
         first, *others = super().format(record).split("\n")
         return "\n".join([printable(first), *(CONTINUED + printable(line) for line in others)])
 
 
 def begin() -> None:
-    """Write the log of a service to stderr, which is its file; with ``OVM_DEBUG`` in the environment, all of it."""
+    """Log to stderr, which is the service's log file; with ``OVM_DEBUG`` set, at debug level."""
     _to_stderr(SERVICE_FORMAT, logging.DEBUG if os.environ.get("OVM_DEBUG") else logging.INFO)
 
 
 def begin_command() -> None:
-    """Write what a command logs, from warnings up, to stderr."""
+    """Log a command's warnings and errors to stderr."""
     _to_stderr(COMMAND_FORMAT, logging.WARNING)
 
 

@@ -1,4 +1,4 @@
-"""Starts a service that outlives whoever starts it, and follows it until the machine is ready."""
+"""Start a service that outlives the process that starts it, and follow it until the machine is ready."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ from ovm.service.client import Service
 
 GONE_TIMEOUT_S = 60.0
 CHANGED_TIMEOUT_S = 600.0
-"""How long a stop, a suspend or a reset by somebody else is waited for."""
+"""How long to wait for another command's stop, suspend or reset."""
 READY_TIMEOUT_S = 1800.0
-"""A whole start: its copies of the image, and a guest that boots under emulation, twice if its kernel fails."""
+"""Limit of a whole start: copying the image, and booting under emulation, twice if the kernel crashes."""
 LOOK_AGAIN_S = 0.02
 ASK_AGAIN_S = 0.2
 LISTEN_TIMEOUT_S = 60.0
-"""A Python that has to be read from a cold disk on a busy machine is slow."""
+"""Long, because Python starts slowly from a cold disk on a busy machine."""
 
 
 _COMING = frozenset({VMState.STARTING, VMState.RESTORING})
 _GOING = frozenset({VMState.STOPPING, VMState.STOPPED, VMState.SAVING})
-"""A machine in a reset is in one of these, too, and comes up again."""
+"""Includes the states of a machine in a reset, which starts again."""
 
 
 class _Report(msgspec.Struct):
-    """What a service tells once it listens, or cannot."""
+    """A service's report that it listens, or why it cannot."""
 
     error: dict[str, object] | None = None
 
 
 def launch(machine: Machine) -> Service:
-    """Start the service of ``machine``; returns as soon as it listens, while the machine is being started.
+    """Start the service of ``machine``; returns as soon as it listens, before the machine is ready.
 
     Raises:
-        InUseError: there is one already.
-        StartError: it did not come up.
-        UnsupportedError: this is a frozen app, which has no Python to run it with.
+        InUseError: a service runs already.
+        StartError: the service did not start.
+        UnsupportedError: this is a frozen app, which has no Python to run the service.
     """
     if guard.frozen_app():
         raise UnsupportedError(
-            "a frozen app cannot start a machine's service", hint="hold the machine in the app: ovm.create_ovm()"
+            "a frozen app cannot start a machine's service", hint="run the machine in the app: ovm.create_ovm()"
         )
     reading, writing = os.pipe()
     with open(reading, "rb", buffering=0) as told:  # noqa: PTH123 - a descriptor
@@ -61,7 +61,7 @@ def launch(machine: Machine) -> Service:
             started = subprocess.run(
                 argv,
                 env={"LOGNAME": f"user-{os.getuid()}"}
-                | os.environ,  # asyncssh requires a name, also of a user without one
+                | os.environ,  # asyncssh requires a user name, and some users have none
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -89,7 +89,7 @@ def launch(machine: Machine) -> Service:
             f"the service of {machine.name} {'ended before it listened' if ready else 'does not listen'}",
             stage="service",
             log_tail=logs.tail(log),
-            hint=f"its whole log is {log}",
+            hint=f"read the whole log: {log}",
         ) from error
     if report.error is not None:
         raise from_dict(report.error)
@@ -97,12 +97,12 @@ def launch(machine: Machine) -> Service:
 
 
 def listening(machine: Machine, *, timeout_s: float = LISTEN_TIMEOUT_S) -> Service:
-    """The service that holds ``machine``, once it answers: one that has just begun does not yet.
+    """Return the service that holds ``machine``. Waits for one that has just started to answer.
 
     Raises:
-        StateError: no service holds it, or that has just ended.
+        StateError: no service holds the machine, or it has just ended.
         GuestError: the service does not answer.
-        SkewError: it is of another version, or not the service.
+        SkewError: the answer is not from a compatible service.
     """
     service, deadline = Service(machine.name, machine.service_socket), time.monotonic() + timeout_s
     while True:
@@ -111,32 +111,35 @@ def listening(machine: Machine, *, timeout_s: float = LISTEN_TIMEOUT_S) -> Servi
         except StateError:
             if machines.at_rest(machine).held_by != "service" or time.monotonic() > deadline:
                 raise
-            service = Service(machine.name, machine.service_socket)  # its record may have come to say where that is
+            service = Service(machine.name, machine.service_socket)  # the record may name another socket now
         else:
             return service
         time.sleep(LOOK_AGAIN_S)
 
 
 def wait_until_gone(machine: Machine, *, timeout_s: float = GONE_TIMEOUT_S) -> None:
-    """Until the service has let go of the machine, and it can be started again.
+    """Wait until the service has released the machine, which can then be started again.
 
     Raises:
-        StopError: it has not within ``timeout_s`` seconds.
+        StopError: the service still holds it after ``timeout_s`` seconds.
     """
     deadline = time.monotonic() + timeout_s
     while machines.at_rest(machine).held_by == "service":
         if time.monotonic() > deadline:
-            raise StopError(f"the service of {machine.name} does not end", hint=f"see: ovm logs {machine.name} service")
+            raise StopError(
+                f"the service of {machine.name} does not end within {timeout_s:g} s",
+                hint=f"see its log: ovm logs {machine.name} service",
+            )
         time.sleep(LOOK_AGAIN_S)
 
 
 @contextlib.contextmanager
 def following(service: Service, progress: Callable[[str], object]) -> Iterator[None]:
-    """While inside, ``progress`` is called with each step the service tells of, from another thread."""
+    """Call ``progress`` from another thread with each step that the service reports while inside."""
     after = max((told.id for told in service.events(follow=False)), default=0)
 
     def follow() -> None:
-        with contextlib.suppress(OVMError):  # whoever is inside learns of it, too
+        with contextlib.suppress(OVMError):  # the caller's own request fails, too
             for told in service.events(after=after):
                 if told.name == "step":
                     progress(told.step)
@@ -148,20 +151,20 @@ def following(service: Service, progress: Callable[[str], object]) -> Iterator[N
 def up(
     machine: Machine, progress: Callable[[str], object], *, launched: Callable[[Service], object] = lambda _: None
 ) -> tuple[Service, list[OVMError]]:
-    """Have the machine run: start it, or wait for the start that goes on; one that is being stopped is started after.
+    """Start the machine, or wait for a start in progress. Waits for a stop in progress first.
 
     Args:
-        machine: The machine.
+        machine: Machine to start.
         progress: Called with each step.
-        launched: Called with the service as soon as it listens, if this call has started it.
+        launched: Called with the service as soon as it listens, if this call started it.
 
     Returns:
-        Its service, and what went wrong beside the start: a port that could not be opened, for one.
+        The service, and the errors that did not fail the start, such as a port that could not be forwarded.
 
     Raises:
-        OVMError: whatever the start failed of.
+        OVMError: the start failed.
         StartError: the machine was stopped before it was ready, or its service was killed.
-        InUseError: another command keeps it from starting.
+        InUseError: another command still holds the machine.
     """
     deadline = time.monotonic() + CHANGED_TIMEOUT_S
     while True:
@@ -180,13 +183,14 @@ def up(
 def _join(
     machine: Machine, progress: Callable[[str], object], deadline: float
 ) -> tuple[Service, list[OVMError]] | None:
-    """The service that holds it, once its machine runs; ``None`` if that has stopped, and can be started."""
+    """Return the running service once its machine runs; ``None`` if it has stopped and can be started."""
     waits = False
     while time.monotonic() < deadline:
         try:
             service = listening(machine)
             after = max((told.id for told in service.events(follow=False)), default=0)
-            status = service.status()  # only now: a ready that comes later than this has a later number
+            # after the events: a ready that comes after this status has a number above `after`
+            status = service.status()
         except StateError:
             if machines.at_rest(machine).held_by != "service":
                 return None
@@ -205,9 +209,9 @@ def _join(
 def _follow_start(
     machine: Machine, service: Service, progress: Callable[[str], object], *, after: int
 ) -> list[OVMError]:
-    """Until the machine is ready; returns what went wrong beside that, and raises as :func:`up` does.
+    """Wait until the machine is ready; returns the errors that did not fail the start; raises as :func:`up` does.
 
-    ``after`` is the number of an event of before this start: an earlier ``ready`` does not count.
+    ``after`` is the number of an event before this start, so that an earlier ``ready`` is ignored.
     """
     failed: list[OVMError] = []
     try:
@@ -225,8 +229,8 @@ def _follow_start(
             f"the service of {machine.name} ended before the machine was ready",
             stage="service",
             log_tail=logs.tail(logs.log_path(machine.log_dir, "service")),
-            hint=f"see why: ovm status {machine.name}",
+            hint=f"see the reason: ovm status {machine.name}",
         ) from error
-    with contextlib.suppress(StopError):  # whoever learns of the failure finds a machine that can be started again
+    with contextlib.suppress(StopError):  # so that the caller can start it again at once
         wait_until_gone(machine)
     raise failed[-1] if failed else StartError(f"{machine.name} was stopped before it was ready", stage="service")

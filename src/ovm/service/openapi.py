@@ -1,4 +1,4 @@
-"""The OpenAPI document of the interface, made from the table of its verbs."""
+"""The OpenAPI document of the REST interface, generated from the table of its verbs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ovm.wire import codec
 
 @dataclass(frozen=True, slots=True)
 class _Component:
-    """What a schema of the document says otherwise than the type that it is made of."""
+    """Differences between a schema of the document and the type that it is generated from."""
 
     name: str
-    """Generated clients have classes of this name, so it stays when a type is renamed."""
+    """Name in generated clients; it stays when the type is renamed."""
     required: tuple[str, ...] = ()
-    """Fields that are in every answer, although the type has a default for them."""
+    """Fields that every answer has, although the type has a default for them."""
 
 
 _COMPONENTS = {
@@ -35,18 +35,18 @@ _REFERENCES = {
     _REFERENCE.format(name=name): _REFERENCE.format(name=component.name) for name, component in _COMPONENTS.items()
 }
 _WRONG = {
-    "400": "The request cannot be fulfilled as it is; nothing was changed.",
-    "409": "It does not fit the state of the machine, or a port is taken.",
-    "500": "A fault of the service.",
-    "502": "The guest could not be reached, or did not do as asked.",
-    "503": "There are too many requests at once.",
-    "504": "A command in the guest ran too long.",
-    "507": "The disk has too little room.",
+    "400": "The request is invalid; nothing was changed.",
+    "409": "The machine's state does not allow the request, or a port is taken.",
+    "500": "The service failed.",
+    "502": "The guest could not be reached, or a request to it failed.",
+    "503": "The service has too many requests at once.",
+    "504": "A command in the guest exceeded its timeout.",
+    "507": "The file system is full.",
 }
 
 
 def document() -> dict[str, Any]:
-    """The whole document, for OpenAPI 3.1."""
+    """Return the whole document, in OpenAPI 3.1."""
     kinds = [kind for verb in VERBS for kind in (verb.body, verb.answer) if kind is not None]
     schemas, components = _renamed(
         msgspec.json.schema_components([*kinds, Problem], schema_hook=codec.schema, ref_template=_REFERENCE)
@@ -69,7 +69,7 @@ def document() -> dict[str, Any]:
 
 
 def _renamed(schema: Any) -> Any:
-    """Return ``schema`` with each reference leading to a component's published name."""
+    """Return ``schema`` with each reference replaced by the component's published name."""
     if isinstance(schema, dict):
         return {key: _renamed(value) for key, value in schema.items()}
     if isinstance(schema, list | tuple):
@@ -78,7 +78,7 @@ def _renamed(schema: Any) -> Any:
 
 
 def _published(name: str, schema: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return the component made of the type ``name`` as ``_COMPONENTS`` has it."""
+    """Return the component of the type ``name``, with the changes of ``_COMPONENTS``."""
     component = _COMPONENTS.get(name)
     if component is None:
         return name, schema

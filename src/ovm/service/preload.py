@@ -1,4 +1,4 @@
-"""What a running service may still need, imported while the package is surely there: an upgrade replaces its files."""
+"""Import the modules that a running service needs later, because an upgrade may replace the package's files."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ _LATER = (
     "ovm.machine.prune",
     "urllib.request",
 )
-"""Imported where they are used, which may be long after the start."""
+"""Modules that are otherwise imported on first use, which may be long after the start."""
 
 
 def everything() -> None:
-    """Import them; those that this system does not have are not needed here either."""
+    """Import them all. A module that this system lacks is not needed on it."""
     for name in _LATER:
         try:
             import_module(name)
         except ImportError as error:
-            log.debug("%s is not to be had: %s", name, error)
+            log.debug("cannot import %s: %s", name, error)
 
 
 def imported() -> frozenset[str]:
-    """What has been imported up to now."""
+    """Return the names of all modules imported so far."""
     return frozenset(sys.modules)
 
 
 def complain(before: frozenset[str]) -> None:
-    """Write down what was imported since, for it should not have been."""
+    """Log a warning with the modules imported since ``before``."""
     if late := sorted(imported() - before):
         log.warning("imported after the machine was ready: %s", ", ".join(late))

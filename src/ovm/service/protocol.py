@@ -1,7 +1,7 @@
-"""Every request over a service's socket, and the answers that only a service has. The names of fields stay.
+"""The requests over a service's socket, and the answers that only a service has. The names of fields are stable.
 
-All other answers are the types of :mod:`ovm.model` that the library returns, as they are.
-Additions are no new API; whatever a client could trip over is, and gets the next number.
+All other answers are the types of :mod:`ovm.model` that the library returns.
+``API`` increases with a change that could break a client; an addition is none.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ PortOrAny = Annotated[int, msgspec.Meta(ge=0, le=PORT_MAX)]
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """The machine and the service that holds it; answered in every state."""
+    """Status of the machine and its service; available in every state."""
 
     name: str
     state: VMState
     step: str
-    """What a start or stop has last done; empty while the machine runs."""
+    """Latest step of a start or stop; empty while the machine runs."""
     health: Health | None
     """``None`` unless it runs."""
     restart_needed: list[str]
-    """Settings changed since the start; they take effect at the next one."""
+    """Settings that were changed since the start and take effect at the next start."""
     started_at: float
-    """When the service began, in seconds since the epoch."""
+    """Start time of the service, in seconds since the epoch."""
     pid: int
     version: str
-    """Of the package that the service was started from."""
+    """Version of ovm that the service runs."""
     api: int
 
 
@@ -49,18 +49,18 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     force: bool = False
     """Cut its power at once."""
     timeout_s: Seconds = msgspec.field(default=STOP_TIMEOUT_S)
-    """How long it may take to shut down, in seconds."""
+    """Time for the guest to shut down before its power is cut, in seconds."""
 
 
 class Suspend(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Keep the guest's memory on disk, and end every process."""
+    """Save the machine's state on disk, and end every process."""
 
     timeout_s: Seconds = msgspec.field(default=SUSPEND_TIMEOUT_S)
-    """How long the hypervisor may take for it, in seconds."""
+    """Timeout of the hypervisor's save, in seconds."""
 
 
 class Stopped(msgspec.Struct, frozen=True, kw_only=True):
-    """What a stop or a suspend comes to."""
+    """The result of a stop or a suspend."""
 
     state: VMState = VMState.STOPPED
 
@@ -69,21 +69,21 @@ class Reset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Stop the machine, restore its files, and start it again."""
 
     data: bool = False
-    """Remove the data disk too, and with it every image, container and volume."""
+    """Delete the data disk too, with every image, container and volume."""
 
 
 class PortWanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A port of the host that is to lead to one of the guest."""
+    """A host port to forward to a guest port."""
 
     guest_port: Port
     host_port: PortOrAny = 0
-    """0 picks a free one."""
+    """0 picks a free port."""
     protocol: Protocol = "tcp"
     address: str = "127.0.0.1"
 
 
 class PortUnwanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A port of the host that is to be closed."""
+    """A host port whose forward to remove."""
 
     host_port: Port
     protocol: Protocol = "tcp"
@@ -91,35 +91,35 @@ class PortUnwanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class Exec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A command to run as root in the guest; no shell comes between."""
+    """A command to run as root in the guest, without a shell."""
 
     argv: list[str]
     stdin: bytes = b""
-    """What it reads; base64 in JSON."""
+    """The command's standard input; base64 in JSON."""
     environment: dict[str, str] = {}
     timeout_s: Seconds | None = None
 
 
 class Piece(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A line of what a command sends back: output, in base64, or how it ended, which is the last one."""
+    """A line of a command's answer: output in base64, or in the last line how it ended."""
 
     stdout: bytes = b""
     stderr: bytes = b""
     exit_status: int | None = None
-    """128 + the signal's number if a signal ended it."""
+    """Exit status; 128 + the signal's number if a signal ended the command."""
     error: OVMError | None = None
-    """Instead of an end: why nobody knows how it ended."""
+    """Instead of ``exit_status``: why the exit status is unknown."""
 
 
 class Prune(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Have podman remove what nothing uses."""
+    """Delete unused podman data."""
 
     everything: bool = False
     volumes: bool = False
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a request was not fulfilled."""
+    """Why a request failed."""
 
     error: dict[str, Any]
-    """``code``, ``message`` and whatever else is known: ``hint``, ``stage``, ``exit_reason``, ``log_tail``."""
+    """``code`` and ``message``; also ``hint``, ``stage``, ``exit_reason`` and ``log_tail`` unless empty."""

@@ -1,4 +1,4 @@
-"""``ovm.connect``: a machine that another process runs, with the words of one's own."""
+"""``ovm.connect``: control a machine that its service runs, with the methods of :class:`ovm.OVM`."""
 
 from __future__ import annotations
 
@@ -29,16 +29,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 REACH_AGAIN_S = 0.5
-"""After a stream of events broke off."""
+"""Delay before a lost stream of events is resumed."""
 EXEC_MARGIN_S = 30.0
-"""The service itself ends a command that runs too long; it is waited for so much longer."""
+"""Extra time for the service to end a command that exceeded its timeout."""
 
 
 class RemoteOVM:
-    """A machine behind its service; :func:`ovm.connect` makes one.
+    """A machine that its service runs; :func:`ovm.connect` returns one.
 
-    What it is asked means what it means for :class:`OVM`. Every call raises ``StateError`` if the service is gone,
-    and what the same call of :class:`OVM` raises.
+    Methods work as those of :class:`OVM` and raise the same errors, and ``StateError`` if the service has ended.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class RemoteOVM:
         self.name = name
         self._socket_path = socket_path
         self.service_version = status.version
-        """Of the package that the service was started from; it may be older than this one."""
+        """Version of ovm that the service runs; it may be older than this one."""
         self._api = api
         self._close = close
         self._events = Events()
@@ -63,48 +62,48 @@ class RemoteOVM:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Hang up. The machine goes on."""
+        """Close the connection. The machine keeps running."""
         if self._listening is not None:
             self._listening.cancel()
             await asyncio.wait({self._listening})
         await self._close.aclose()
 
     async def status(self) -> p.Status:
-        """What the machine and its service are about, in every state."""
+        """Return the status of the machine and its service, in every state."""
         return await self._get("/v1/status", p.Status)
 
     async def info(self) -> Info:
-        """Where it is reached, and how it runs."""
+        """Return the machine's addresses and configuration."""
         return await self._get("/v1/info", Info)
 
     async def vm_state(self) -> StateInfo:
-        """Its state, as the hypervisor tells it now, and what can be asked of it."""
+        """Query the hypervisor for the state and the possible transitions."""
         return await self._get("/v1/state", StateInfo)
 
     async def check_health(self) -> Health:
-        """Look at it now."""
+        """Check the machine's health now."""
         return await self._get("/v1/health", Health, timeout_s=client.CHANGE_TIMEOUT_S)
 
     async def vm_pause(self) -> None:
-        """Pause its virtual CPUs; fine if they are paused."""
+        """Pause the machine; does nothing if it is paused."""
         await self._post("/v1/pause", {}, StateInfo)
 
     async def vm_resume(self) -> None:
-        """Let them run again, and set the guest's clock; fine if they run."""
+        """Resume the machine and set the guest's clock; does nothing if it runs."""
         await self._post("/v1/resume", {}, StateInfo)
 
     async def stop(self, *, force: bool = False, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """Shut the guest down; its service ends with it."""
+        """Shut the guest down; its service ends, too."""
         wanted = p.Stop(force=force, timeout_s=check_seconds("timeout_s", timeout_s))
         await self._post("/v1/stop", wanted, p.Stopped, timeout_s=timeout_s + client.STOP_MARGIN_S)
 
     async def suspend(self, *, timeout_s: float = SUSPEND_TIMEOUT_S) -> None:
-        """Save its state to disk, for its next start to resume; its service ends with it."""
+        """Save the machine's state on disk for the next start to resume; its service ends, too."""
         wanted = p.Suspend(timeout_s=check_seconds("timeout_s", timeout_s))
         await self._post("/v1/suspend", wanted, p.Stopped, timeout_s=timeout_s + client.STOP_MARGIN_S)
 
     async def reset_path(self, *, data: bool = False) -> None:
-        """Stop it, restore its files (with ``data`` the data disk, too), and start it again."""
+        """Stop the machine, restore its files (with ``data`` also the data disk), and start it again."""
         await self._post("/v1/reset", p.Reset(data=data), StateInfo, timeout_s=client.START_TIMEOUT_S)
 
     async def clocksync(self) -> ClockSync:
@@ -112,18 +111,18 @@ class RemoteOVM:
         return await self._post("/v1/clocksync", {}, ClockSync)
 
     async def ports(self) -> tuple[Forward, ...]:
-        """What is open on the host for it."""
+        """List the host ports that are forwarded to the guest."""
         return await self._get("/v1/ports", tuple[Forward, ...])
 
     async def export_port(
         self, host_port: int, guest_port: int, *, protocol: Protocol = "tcp", address: str = "127.0.0.1"
     ) -> Forward:
-        """Lead a port of the host, any free one for 0, to a port of the guest; returns what was bound."""
+        """Forward a host port to a guest port; 0 picks a free host port. Returns the forward."""
         wanted = p.PortWanted(host_port=host_port, guest_port=guest_port, protocol=protocol, address=address)
         return await self._post("/v1/ports/add", wanted, Forward)
 
     async def unexport_port(self, host_port: int, *, protocol: Protocol = "tcp", address: str = "127.0.0.1") -> None:
-        """Close what :meth:`export_port` opened."""
+        """Remove a forward of :meth:`export_port`."""
         unwanted = p.PortUnwanted(host_port=host_port, protocol=protocol, address=address)
         await self._post("/v1/ports/remove", unwanted, type(None))
 
@@ -140,7 +139,7 @@ class RemoteOVM:
     ) -> ExecResult:
         """Run a command as root in the guest; see :meth:`OVM.exec`."""
         if isinstance(argv, str) or not argv:
-            raise OptionError("argv is the list of a command and its arguments", hint='for a shell: ["sh", "-c", "…"]')
+            raise OptionError("argv is the list of a command and its arguments", hint='use a shell: ["sh", "-c", "…"]')
         wanted = p.Exec(argv=list(argv), stdin=stdin, environment=dict(environment or {}), timeout_s=timeout_s)
         if timeout_s is not None:
             check_seconds("timeout_s", timeout_s)
@@ -162,36 +161,36 @@ class RemoteOVM:
         except WireError as error:
             raise await self._failure(error, "/v1/exec") from error
         except TimeoutError as error:
-            raise GuestError(f"the service of {self.name} does not answer any more") from error
+            raise GuestError(f"the service of {self.name} stopped answering during the command") from error
         raise GuestError("the service ended before the command did")
 
     async def prune(self, *, everything: bool = False, volumes: bool = False) -> Pruned:
-        """Have podman remove what nothing uses, and give the host back the room."""
+        """Delete unused podman data, and return the space to the host."""
         wanted = p.Prune(everything=everything, volumes=volumes)
         return await self._post("/v1/prune", wanted, Pruned, timeout_s=client.START_TIMEOUT_S)
 
     async def logs(self) -> dict[str, Path]:
-        """The files of its logs, by name: ``console`` is the guest's own."""
+        """Return the paths of the logs, by name: ``console`` is the guest's own."""
         told = await self._get("/v1/logs", dict[str, str])
         return {name: Path(path) for name, path in told.items()}
 
     def on(self, name: EventName, listener: Listener) -> Callable[[], None]:
-        """Call ``listener`` at each event of that name from now on; returns what removes it again."""
+        """Call ``listener`` at each event of that name from now on; returns a function that removes it."""
         remove = self._events.on(name, listener)
         self._listen()
         return remove
 
     def events(self) -> AsyncIterator[Event]:
-        """Every event from this call on, in order; each iterator has a queue of its own.
+        """Iterate over the events from this call on, in order; each iterator has its own queue.
 
-        There is none after the last ``close``: the service is gone then. One that was killed is an ``error`` and a
-        ``close``.
+        The last event is ``close``, because the service then ends. If the service is killed, the events are ``error``
+        and ``close``.
         """
         self._listen()
         return self._events.stream()
 
     async def history(self, *, after: int = 0) -> list[Event]:
-        """What has happened behind the event number ``after``, the steps of starts and stops included."""
+        """Return the past events after number ``after``, including the steps of starts and stops."""
         path = f"/v1/events?after={after}&follow=false"
         try:
             async with asyncio.timeout(client.ANSWER_TIMEOUT_S), self._api.lines("GET", path) as lines:
@@ -204,9 +203,9 @@ class RemoteOVM:
             self._listening = asyncio.create_task(self._follow())
 
     async def _follow(self) -> None:
-        """Until the service is gone; a stream that breaks off is resumed behind the last event.
+        """Emit events until the service ends; a lost stream is resumed after the last event.
 
-        If the service was killed, listeners get an error and a close, as from a machine of one's own that failed.
+        If the service was killed, listeners get ``error`` and ``close``, as when a machine fails.
         """
         is_up = True
         while True:
@@ -250,11 +249,11 @@ class RemoteOVM:
 
 
 async def connect(name: str = "default") -> RemoteOVM:
-    """The machine called ``name``, which its service runs: one that ``ovm start`` or another program has started.
+    """Connect to the running machine ``name``, which ``ovm start`` or another program has started.
 
     Raises:
-        StateError: there is no such service.
-        SkewError: it is of a version of ovm that this one does not understand.
+        StateError: no service runs the machine.
+        SkewError: the service runs an incompatible version of ovm.
     """
     from ovm.registry import machines
 

@@ -1,4 +1,4 @@
-"""The service's own process: holds one machine, answers on its socket, and ends when the machine is down."""
+"""The service's process: runs one machine, serves requests on a socket, and ends when the machine is down."""
 
 from __future__ import annotations
 
@@ -43,27 +43,27 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FAREWELL_S = 5
-"""How long those who are still listening at the end may take to hear it."""
+"""Time for the last answers and events to reach their clients."""
 
 TAKE_S = 0.2
-"""Whoever looks whether the lock is held has it for a moment, too."""
+"""Time to take the lock, because a process that checks whether it is held takes it for a moment, too."""
 
 
 async def serve(machine: Machine, *, listening: Callable[[Host], object]) -> Host:
-    """Start the machine and hold it until it is down; returns what held it, which knows how it ended.
+    """Start the machine and run it until it is down; returns the host, which knows how it ended.
 
-    SIGTERM and SIGINT shut the guest down, once more cuts its power. ``listening`` is called as soon as the socket
-    answers, before the machine is made.
+    SIGTERM and SIGINT shut the guest down; a second signal cuts its power. ``listening`` is called as soon as the
+    socket exists, before the machine is created.
 
     Raises:
-        InUseError: another service holds it.
-        FileError: its directories cannot be used.
+        InUseError: another service holds the machine.
+        FileError: a directory of the machine cannot be used.
     """
     host = _host(machine)
     with _owned(machine):
         try:
             await _hold(machine, host, listening)
-        except OVMError as error:  # it never came to a start
+        except OVMError as error:  # before the machine was created
             await asyncio.to_thread(_record_end, machine, Ended.failed(error))
             raise
     return host
@@ -87,18 +87,18 @@ async def _hold(machine: Machine, host: Host, listening: Callable[[Host], object
         async with kept_small([logs.log_path(machine.log_dir, "service")]), _answering(host, listener):
             listening(host)
             await host.run()
-            # while the socket still answers: who is refused there reads this
+            # while the socket still answers: a client that it refuses later reads this record
             await asyncio.to_thread(_record_end, machine, _ended(host))
 
 
 def _record_end(machine: Machine, ended: Ended) -> None:
-    """Write down how it ended; what cannot be written leaves a damaged record, and neither an old one nor a crash."""
+    """Record how the machine ended. If that fails, leave a damaged record, neither an old one nor signs of a crash."""
     try:
         records.save(machine.ended_record, ended)
         machine.service_record.unlink(missing_ok=True)
     except (OSError, OVMError) as error:
-        log.error("how %s ended (%s) cannot be recorded: %s", machine.name, ended.reason, error)  # noqa: TRY400 - no flaw
-        with contextlib.suppress(OSError):  # takes no room, on a full disk
+        log.error("cannot record how %s ended (%s): %s", machine.name, ended.reason, error)  # noqa: TRY400 - no bug
+        with contextlib.suppress(OSError):  # a rename works on a full disk
             machine.service_record.replace(machine.ended_record)
         with contextlib.suppress(OSError):
             machine.service_record.unlink(missing_ok=True)
@@ -120,7 +120,7 @@ async def _make(machine: Machine, tell: Step) -> OVM:
 
 
 async def _settle(machine: Machine, made: OVM) -> Sequence[OVMError]:
-    """Open the ports its settings ask for, and tell others of it; what fails is told, and the machine runs without."""
+    """Forward the ports in the settings and register the machine with ssh, docker and podman; returns the errors."""
     settings = await asyncio.to_thread(machine.settings)
     failed: list[OVMError] = []
     for port in settings.ports:
@@ -146,7 +146,7 @@ def _tell_others(machine: Machine, info: Info, *, register: bool) -> list[OVMErr
 
 @contextlib.contextmanager
 def _owned(machine: Machine) -> Iterator[None]:
-    """The lock of the machine's service; no child inherits it, so it is free as soon as we are gone."""
+    """Hold the lock of the machine's service. No child inherits it, so it is released when this process ends."""
     fd = open_lock(machine.service_lock)
     try:
         _take(fd, machine)
@@ -157,24 +157,24 @@ def _owned(machine: Machine) -> Iterator[None]:
 
 def _take(fd: int, machine: Machine) -> None:
     if not lock_within(fd, TAKE_S):
-        raise InUseError(f"{machine.name} has a service already", hint=f"see: ovm status {machine.name}")
+        raise InUseError(f"{machine.name} has a service already", hint=f"see its status: ovm status {machine.name}")
 
 
 @contextlib.contextmanager
 def _listening(path: Path) -> Iterator[socket.socket]:
-    """A socket at ``path`` that nobody else of this host can reach; removed on the way out."""
+    """Listen at ``path``, with access for this user alone; the socket is deleted on exit."""
     try:
         directories.make(path.parent, private=True)
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX)
-        before = os.umask(0o177)  # the mode of a socket is that of its making
+        before = os.umask(0o177)  # set the mode at the creation: a later chmod would leave a gap
         try:
             listener.bind(os.fspath(path))
         finally:
             os.umask(before)
         listener.listen(socket.SOMAXCONN)
     except OSError as error:
-        raise FileError(f"{path} cannot be made: {error.strerror or error}") from error
+        raise FileError(f"cannot create the socket {path}: {error.strerror or error}") from error
     try:
         yield listener
     finally:
@@ -183,7 +183,7 @@ def _listening(path: Path) -> Iterator[socket.socket]:
 
 
 class _Server(uvicorn.Server):
-    """Ends when it is told to, and does not look ten times a second whether it is."""
+    """Waits for an event to end, where uvicorn's own server polls ten times a second."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -191,11 +191,11 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are the host's."""
+        """Leave the signals to ``_follow_signals``."""
         yield
 
     async def main_loop(self) -> None:
-        """Until the machine is down."""
+        """Wait until the machine is down."""
         await self.over.wait()
 
 
@@ -238,7 +238,7 @@ def _follow_signals(host: Host) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the terminal it was started from may be closed
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the terminal that started it may be closed
 
 
 async def _stop(host: Host, *, force: bool) -> None:
@@ -249,9 +249,9 @@ async def _stop(host: Host, *, force: bool) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``NAME [FD]``: run the service of the machine NAME; with FD detached, telling there once how it began."""
+    """``NAME [FD]``: run the service of the machine NAME; with FD detach, and report there once how the start went."""
     name, *rest = arguments
-    report = open(int(rest[0]), "wb") if rest else None  # noqa: PTH123, SIM115 - a descriptor, kept until it has told
+    report = open(int(rest[0]), "wb") if rest else None  # noqa: PTH123, SIM115 - a descriptor, open until the report
     if report is not None:
         os.set_inheritable(report.fileno(), False)
     journal.begin()
@@ -269,7 +269,7 @@ def main(arguments: Sequence[str]) -> int:
     except OVMError as error:
         tell(error)
         failed = error
-    except Exception:  # not left to the interpreter, which would print its words as they are
+    except Exception:  # logged here, because the interpreter would print the message unfiltered
         log.exception("the service failed")
         return 1
     if failed is not None:
@@ -278,7 +278,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _detach(machine: Machine) -> None:
-    """Go on as a child that belongs to no terminal and to no parent, whose output goes to a log of its own."""
+    """Continue as a child without terminal and parent, whose output goes to the service's log."""
     if os.fork():
         os._exit(0)
     os.setsid()

@@ -1,10 +1,10 @@
-"""ovm for people without asyncio: the names of :mod:`ovm`, with machines whose calls wait until they are done.
+"""The blocking API, without asyncio: the names of :mod:`ovm`, with machines whose calls block.
 
-One event loop in a thread of its own does the work, for all machines of the process. General layout::
+One event loop in its own thread does the work for all machines of the process. Layout::
 
     _generated_local, _generated_remote (written by scripts/sync.py) → base, process → loop → the asynchronous machines
 
-The names below are resolved when first used, as those of :mod:`ovm` are.
+The names are resolved on first use, like those of :mod:`ovm`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _TWINS = {
     "OVM": "_generated_local",
     "RemoteOVM": "_generated_remote",
 }
-"""What is another here, and its module; all else is the same."""
+"""The names that differ from :mod:`ovm`'s, and their modules."""
 
 __all__ = [name for name in ovm.__all__ if name != "__version__"]
 

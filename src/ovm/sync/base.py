@@ -1,4 +1,4 @@
-"""What both blocking machines have in common, and what cannot be told from the asynchronous ones' signatures."""
+"""The parts of the blocking machines that cannot be generated from the asynchronous ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ M = TypeVar("M", bound=_Tells)
 
 
 class Twin(Generic[M]):
-    """A machine whose calls wait until they are done."""
+    """A machine whose calls block until they are done."""
 
     def __init__(self, loop: Loop, machine: M) -> None:
         self._loop = loop
@@ -35,39 +35,39 @@ class Twin(Generic[M]):
         return repr(self._async)
 
     def on(self, name: EventName, listener: Listener) -> Callable[[], None]:
-        """Call ``listener`` at each event of that name; returns what removes it again.
+        """Call ``listener`` at each event of that name; returns a function that removes it.
 
         ``ready``, ``close``, ``vmPause`` and ``vmResume`` pass nothing, ``error`` passes the exception, ``health`` an
-        :class:`ovm.Health`. Listeners are called one after the other in a thread of their own, in which they may call
-        the machine.
+        :class:`ovm.Health`. Listeners are called one after the other in their own thread, where they may call the
+        machine.
 
         Raises:
-            OptionError: there is no event of that name.
+            OptionError: the event is unknown.
         """
         remove = self._loop.call(self._async.on, name, self._loop.elsewhere(listener))
         return lambda: self._loop.call(remove)
 
     def events(self) -> Iterator[Event]:
-        """Every event from this call on, in order; each iterator has a queue of its own. ``next`` waits for one."""
+        """Iterate over the events from this call on, in order; each iterator has its own queue. ``next`` blocks."""
         return Stream(self._loop, self._loop.call(self._async.events))
 
 
 class Local(Twin[OVM]):
-    """A virtual machine that runs Podman. Made by :func:`ovm.sync.create_linux_ovm` or :func:`ovm.sync.create_ovm`.
+    """A virtual machine that runs Podman, created by :func:`ovm.sync.create_linux_ovm` or :func:`ovm.sync.create_ovm`.
 
-    ``with machine:`` starts it and stops it. One object can be started and stopped any number of times, from any
-    thread; if the interpreter exits while it runs, the guest is shut down first.
+    ``with machine:`` starts and stops it. One object can be started and stopped any number of times, from any thread.
+    If the interpreter exits while the machine runs, the guest is shut down first.
     """
 
     @property
     def options(self) -> Options:
-        """What it was made with."""
+        """The options of the machine."""
         return self._async.options
 
     def __enter__(self) -> Self:
         try:
             self._loop.run(self._async.start)
-        except KeyboardInterrupt:  # it may have come when the start was just done
+        except KeyboardInterrupt:  # it may come when the start was just done
             self._loop.run(self._async.stop, force=True)
             raise
         return self
@@ -79,10 +79,10 @@ class Local(Twin[OVM]):
 
     @contextlib.contextmanager
     def process(self, argv: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Iterator[Process]:
-        """A command running as root in the guest, with its three streams; ended on the way out.
+        """Run a command as root in the guest, with its three streams; the command is ended on exit.
 
         Raises:
-            StateError: it is not running.
+            StateError: the machine is not running.
             GuestError: the guest cannot be reached.
         """
         with self._loop.within(self._async.process(argv, environment=environment)) as process:
@@ -90,20 +90,19 @@ class Local(Twin[OVM]):
 
 
 class Remote(Twin[RemoteOVM]):
-    """A machine behind its service; :func:`ovm.sync.connect` makes one.
+    """A machine that its service runs; :func:`ovm.sync.connect` returns one.
 
-    What it is asked means what it means for :class:`OVM`. Every call raises ``StateError`` if the service is gone,
-    and what the same call of :class:`OVM` raises.
+    Methods work as those of :class:`OVM` and raise the same errors, and ``StateError`` if the service has ended.
     """
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Name of the machine."""
         return self._async.name
 
     @property
     def service_version(self) -> str:
-        """Of the package that the service was started from; it may be older than this one."""
+        """Version of ovm that the service runs; it may be older than this one."""
         return self._async.service_version
 
     def __enter__(self) -> Self:
@@ -115,5 +114,5 @@ class Remote(Twin[RemoteOVM]):
         self.close()
 
     def close(self) -> None:
-        """Hang up. The machine goes on."""
+        """Close the connection. The machine keeps running."""
         self._loop.run(self._async.aclose)

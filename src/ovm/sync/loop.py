@@ -1,4 +1,4 @@
-"""The event loop behind the blocking API: one for the process, in a thread of its own."""
+"""The event loop of the blocking API: one per process, in its own thread."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ log = logging.getLogger(__name__)
 
 
 class Over(StateError):
-    """The loop has ended, and with it the machines on it; so does the interpreter."""
+    """The interpreter is exiting; the loop and its machines have ended."""
 
 
 class Loop:
-    """An event loop that runs in a thread until the interpreter exits; :meth:`current` is this process's.
+    """An event loop that runs in a thread until the interpreter exits; :meth:`current` returns this process's.
 
     When it ends, running machines are shut down, as at the end of ``asyncio.run``.
     """
 
     _of_process: ClassVar[dict[int, Loop]] = {}
-    """A forked process inherits those of its ancestors, which do not run in it; kept, for they are not to be ended."""
+    """By process id: a forked process also has its ancestors' loops, which do not run in it and must not be ended."""
     _making: ClassVar[threading.Lock] = threading.Lock()
 
     @classmethod
     def current(cls) -> Loop:
-        """This process's, made when it is first needed.
+        """Return this process's loop; creates it on first use.
 
         Raises:
             StateError: the interpreter is exiting.
@@ -57,7 +57,7 @@ class Loop:
         began: Future[asyncio.AbstractEventLoop] = Future()
         self._thread = threading.Thread(target=self._live, args=(began,), name="ovm.sync", daemon=True)
         try:
-            # not atexit: what it has called runs when executors take no more work, which a shutdown needs
+            # not atexit: its callbacks run when executors accept no more work, but a shutdown needs executors
             threading._register_atexit(self.end)  # type: ignore[attr-defined]
         except RuntimeError as error:
             raise Over("the interpreter is exiting") from error
@@ -77,7 +77,7 @@ class Loop:
                 _fail(outcome)
 
     def end(self) -> None:
-        """Shut down every machine, and end. Ctrl-C meanwhile cuts their power, for then the process ends at once."""
+        """Shut down every machine and end the loop. Ctrl-C meanwhile cuts their power: the process ends at once."""
         if os.getpid() != self._pid:
             return
         with contextlib.suppress(RuntimeError):  # it has ended already
@@ -85,10 +85,12 @@ class Loop:
         self._thread.join()
 
     def run(self, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """What ``function`` returns, awaited on the loop. An exception here, Ctrl-C for one, cancels it there first.
+        """Await ``function`` on the loop and return its result.
+
+        An exception in this thread, such as Ctrl-C, first cancels the call on the loop and waits for its end.
 
         Raises:
-            StateError: it is another process's loop, or its own thread that calls.
+            StateError: the loop belongs to another process, or the caller runs in the loop's own thread.
         """
         self._check()
         outcome: Future[T] = Future()
@@ -121,7 +123,7 @@ class Loop:
             self._waiting.discard(outcome)
 
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """What ``function`` returns, called on the loop."""
+        """Call ``function`` on the loop and return its result."""
 
         async def called() -> T:
             return function(*args, **kwargs)
@@ -130,7 +132,7 @@ class Loop:
 
     @contextlib.contextmanager
     def within(self, manager: AbstractAsyncContextManager[T]) -> Iterator[T]:
-        """Inside ``manager``."""
+        """Enter and exit ``manager`` on the loop."""
         entered = self.run(manager.__aenter__)
         try:
             yield entered
@@ -141,32 +143,32 @@ class Loop:
             self.run(manager.__aexit__, None, None, None)
 
     def elsewhere(self, listener: Callable[..., object]) -> Callable[..., None]:
-        """``listener`` for the loop to call; it runs in a thread for all of them, in which it may call and wait."""
+        """Return a callback for the loop that runs ``listener`` in the listeners' thread, where it may block."""
 
         def tell(*told: object) -> None:
             try:
                 if inspect.isawaitable(result := listener(*told)):
                     self.run(partial(_awaited, result))
             except Exception:
-                log.exception("a listener failed")
+                log.exception("a listener raised")
 
         return lambda *told: _forget(self._listeners.submit(tell, *told))
 
     def _check(self) -> None:
         if os.getpid() != self._pid:
             raise StateError(
-                f"this machine belongs to process {self._pid}, of which this one is a fork",
-                hint="make it or connect() to it in this process",
+                f"this machine belongs to process {self._pid}, and this process is a fork of it",
+                hint="create the machine or connect() to it in this process",
             )
         if threading.current_thread() is self._thread:
             raise StateError(
-                "a progress or output callback cannot call a machine and wait for it",
-                hint="do it when the call that it belongs to has returned",
+                "a progress or output callback cannot make a blocking call to a machine",
+                hint="call the machine after the call with the callback has returned",
             )
 
 
 class Stream(Iterator[T]):
-    """What ``stream`` yields, waited for; it ends with the loop. A Ctrl-C loses nothing."""
+    """A blocking iterator over ``stream``; it ends with the loop. Ctrl-C loses no item."""
 
     def __init__(self, loop: Loop, stream: AsyncIterator[T]) -> None:
         self._loop, self._stream = loop, stream
@@ -197,4 +199,4 @@ def _fail(outcome: Future[Any]) -> None:
 
 
 def _forget(_future: Future[None]) -> None:
-    """It has told of its failures itself."""
+    """Ignore the result: the callback has logged its errors."""

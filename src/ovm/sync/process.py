@@ -1,4 +1,4 @@
-"""A command in the guest with its three streams, for those who wait."""
+"""A command in the guest with its three streams, for the blocking API."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ if TYPE_CHECKING:
 
 
 class Writer:
-    """What a command reads."""
+    """A command's standard input."""
 
     def __init__(self, loop: Loop, stream: asyncssh.SSHWriter[bytes]) -> None:
         self._loop, self._stream = loop, stream
 
     def write(self, content: bytes) -> None:
-        """Send it; waits until there is room for more. Raises ``OSError`` if nobody reads it any more."""
+        """Send ``content``; blocks while the buffer is full. Raises ``OSError`` if the command reads no more."""
         self._loop.call(self._stream.write, content)
         self._loop.run(self._stream.drain)
 
     def close(self) -> None:
-        """Nothing more comes: the command reads an end of file."""
+        """Send the end of file."""
         self._loop.call(self._stream.write_eof)
 
 
 class Reader:
-    """What a command writes; its lines can be iterated over."""
+    """An output stream of a command; iterates over its lines."""
 
     def __init__(self, loop: Loop, stream: asyncssh.SSHReader[bytes]) -> None:
         self._loop, self._stream = loop, stream
@@ -38,16 +38,16 @@ class Reader:
             yield line
 
     def read(self, size: int = -1) -> bytes:
-        """Up to ``size`` bytes, as soon as there are any; all there will ever be if it is negative."""
+        """Read up to ``size`` bytes, as soon as there are any; if it is negative, everything until the end."""
         return self._loop.run(self._stream.read, size)
 
     def readline(self) -> bytes:
-        """The next line with its end; empty if there is none."""
+        """Read the next line with its line end; empty at the end."""
         return self._loop.run(self._stream.readline)
 
 
 class Process:
-    """A command running as root in the guest; :meth:`OVM.process` makes one."""
+    """A command that runs as root in the guest; :meth:`OVM.process` returns one."""
 
     def __init__(self, loop: Loop, process: asyncssh.SSHClientProcess[bytes]) -> None:
         self._loop, self._process = loop, process
@@ -57,21 +57,21 @@ class Process:
 
     @property
     def returncode(self) -> int | None:
-        """Its status, the signal's number below 0 if one ended it; ``None`` while it runs."""
+        """Exit status; negative signal number if a signal ended the command; ``None`` while it runs."""
         return self._process.returncode
 
     def wait(self) -> int | None:
-        """Until it has ended; returns :attr:`returncode`. What it wrote beyond what was read is lost."""
+        """Wait for the end and return :attr:`returncode`. Output that was not read is lost."""
         return self._loop.run(self._process.wait).returncode
 
     def send_signal(self, name: str) -> None:
-        """Send it a signal by its name without SIG: ``INT``."""
+        """Send a signal by its name without SIG: ``INT``."""
         self._loop.call(self._process.send_signal, name)
 
     def terminate(self) -> None:
-        """Ask it to end."""
+        """Send SIGTERM."""
         self._loop.call(self._process.terminate)
 
     def kill(self) -> None:
-        """End it."""
+        """Send SIGKILL."""
         self._loop.call(self._process.kill)

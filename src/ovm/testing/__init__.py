@@ -1,4 +1,4 @@
-"""What ovm brings for tests: a plugin for pytest."""
+"""ovm's pytest plugin."""
 
 LOCK = "tests.lock"
-"""In a machine's directory: held by the test runs that use it."""
+"""Lock file in a machine's directory, held by the test runs that use the machine."""

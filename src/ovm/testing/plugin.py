@@ -1,4 +1,4 @@
-"""A machine for the tests of a project. Each start of pytest loads this, so hardly anything is imported here."""
+"""A machine for a project's tests. Every start of pytest loads this module, so it imports almost nothing."""
 
 from __future__ import annotations
 
@@ -15,22 +15,25 @@ DEFAULT_NAME = "pytest"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Which machine, and what becomes of it."""
+    """Add the options to choose the machine and to keep it running."""
     group = parser.getgroup("ovm", "ovm: a virtual machine with a container engine")
-    group.addoption("--ovm-machine", metavar="NAME", help=f"the machine that tests use [{DEFAULT_NAME}]")
-    group.addoption("--ovm-per-worker", action="store_true", help="a machine for each worker of pytest-xdist: NAME-gw0")
+    group.addoption("--ovm-machine", metavar="NAME", help=f"machine for the tests [{DEFAULT_NAME}]")
+    group.addoption(
+        "--ovm-per-worker", action="store_true", help="one machine for each worker of pytest-xdist: NAME-gw0"
+    )
     group.addoption("--ovm-keep", action="store_true", help="leave the machine running")
-    parser.addini("ovm_machine", "the machine that tests use", default=DEFAULT_NAME)
+    parser.addini("ovm_machine", "machine for the tests", default=DEFAULT_NAME)
 
 
 @pytest.fixture(scope="session")
 def ovm_machine(pytestconfig: pytest.Config) -> Iterator[RemoteOVM]:
-    """A running machine, as ``ovm.sync.connect`` has it; started if it does not run, and shared with all who use it."""
+    """A running machine, as from ``ovm.sync.connect``; started if necessary, and shared with other test runs."""
     from ovm.errors import OVMError
     from ovm.testing import sharing
 
     name, template = _names(pytestconfig)
-    # workers begin with it at different times: one that is early is not the last, so their controller looks in the end
+    # workers of pytest-xdist start at different times, so an early one could stop the shared machine before the others
+    # have locked it; pytest_unconfigure of their controller stops it instead
     stop = name != template or not _is_worker(pytestconfig)
     try:
         with sharing.sharing(name, template=template, keep=pytestconfig.getoption("ovm_keep"), stop=stop) as machine:
@@ -41,7 +44,7 @@ def ovm_machine(pytestconfig: pytest.Config) -> Iterator[RemoteOVM]:
 
 @pytest.fixture(scope="session")
 def ovm_environment(ovm_machine: RemoteOVM) -> dict[str, str]:
-    """The variables by which docker, podman and testcontainers find the machine."""
+    """The environment variables for docker, podman and testcontainers to use the machine."""
     from ovm.integrations import environment
 
     return environment.variables(ovm_machine.info().podman_socket)
@@ -49,7 +52,7 @@ def ovm_environment(ovm_machine: RemoteOVM) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def ovm_docker_host(ovm_environment: dict[str, str]) -> Iterator[str]:
-    """``DOCKER_HOST``; while the session lasts, all of these variables are set in this process."""
+    """``DOCKER_HOST``; all of these variables are set in this process until the session ends."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ovm_environment.items():
             patch.setenv(name, value)
@@ -57,7 +60,7 @@ def ovm_docker_host(ovm_environment: dict[str, str]) -> Iterator[str]:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Behind the last worker of pytest-xdist: stop what they have used, also one that died."""
+    """After the last worker of pytest-xdist, stop the machines that the workers used, including those that died."""
     if not config.pluginmanager.has_plugin("dsession"):
         return
     from ovm import paths, testing
@@ -78,7 +81,7 @@ def _is_worker(config: pytest.Config) -> bool:
 
 
 def _names(config: pytest.Config) -> tuple[str, str]:
-    """The machine, and the one whose settings it is to have."""
+    """Return the names of the machine and of the machine whose settings it copies."""
     name = _configured(config)
     if config.getoption("ovm_per_worker") and _is_worker(config):
         return f"{name}-{config.workerinput['workerid']}", name  # type: ignore[attr-defined]

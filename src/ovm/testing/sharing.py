@@ -1,7 +1,7 @@
-"""One machine for several test runs: started by the first, stopped by the last, whoever dies in between.
+"""One machine for several test runs: the first starts it, the last stops it, even if others die meanwhile.
 
-Each user holds a shared kernel lock on a file of the machine. The last user can get it exclusively. The file says which
-start of the machine was ours: one that a person made is not stopped.
+Each test run holds a shared kernel lock on a file of the machine, so the last one can lock it exclusively. The file
+names the start of the machine by tests; a machine that a user has started is not stopped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STOP_WAIT_S = client.STOP_MARGIN_S + 100.0
-"""How long somebody else may take to stop it, before it is ours to start."""
+"""How long to wait for another test run that is stopping the machine."""
 START_WAIT_S = client.START_TIMEOUT_S
 AGAIN_S = 0.1
 MARK_MAX_BYTES = 200
@@ -38,13 +38,13 @@ MARK_MAX_BYTES = 200
 
 @contextlib.contextmanager
 def sharing(name: str, *, template: str, keep: bool, stop: bool) -> Iterator[sync.RemoteOVM]:
-    """The machine ``name``, running while inside.
+    """Keep the machine ``name`` running while inside.
 
     Args:
-        name: What it is called.
-        template: The machine whose settings it gets before it is started, if that is another one.
-        keep: Leave it running, and have others do so, too.
-        stop: Stop it on the way out, unless it is in use or was not started by tests.
+        name: Name of the machine.
+        template: Machine whose settings are copied before the start, if it is another one.
+        keep: Leave the machine running at the end of this and other test runs.
+        stop: Stop it on exit, unless it is in use or was not started by tests.
 
     Raises:
         OVMError: it cannot be started.
@@ -60,24 +60,24 @@ def sharing(name: str, *, template: str, keep: bool, stop: bool) -> Iterator[syn
                 with sync.connect(name) as connected:
                     yield connected
             finally:
-                unlock(fd)  # not by closing alone: a forked process may have it, too
+                unlock(fd)  # closing is not enough: a forked process may have the same lock
     finally:
         if stop:
             stop_if_unused(machine)
 
 
 def stop_unused(name: str) -> None:
-    """Stop the machine ``name`` and those of workers, as far as tests have started them and nobody uses them."""
+    """Stop the machine ``name`` and those of its workers, if tests started them and no test run uses them."""
     for other in machines.names():
         if other == name or re.fullmatch(rf"{re.escape(name)}-gw\d+", other):
             try:
                 stop_if_unused(machines.of(other))
             except OVMError as error:
-                log.warning("%s goes on: %s", other, error)
+                log.warning("%s keeps running: %s", other, error)
 
 
 def stop_if_unused(machine: Machine) -> None:
-    """Stop it, if tests have started it and none of them uses it any more."""
+    """Stop the machine if tests started it and no test run uses it."""
     with _lock(machine) as fd:
         if not try_lock(fd):
             return
@@ -89,12 +89,12 @@ def stop_if_unused(machine: Machine) -> None:
                 service.stop()
                 launch.wait_until_gone(machine)
         except StateError:
-            log.debug("%s does not run any more", machine.name)
+            log.debug("%s is not running any more", machine.name)
         os.ftruncate(fd, 0)
 
 
 def _running(machine: Machine, fd: int, template: str) -> None:
-    """Start it unless it runs; raises what the start failed of."""
+    """Start the machine unless it runs; raises the error of the start."""
     deadline = time.monotonic() + START_WAIT_S
     if template != machine.name and machines.at_rest(machine).held_by == "nobody":
         machine.write_settings(machines.of(template).settings_text())
@@ -102,7 +102,7 @@ def _running(machine: Machine, fd: int, template: str) -> None:
 
     def launched(service: client.Service) -> None:
         ours.append(service)
-        _write(fd, _mark(service.status()))  # now: if we die while it starts, it is known to be ours
+        _write(fd, _mark(service.status()))  # before it is ready, in case we die meanwhile
 
     while True:
         try:
@@ -141,5 +141,6 @@ def _lock(machine: Machine) -> Iterator[int]:
 def _take(fd: int, machine: Machine) -> None:
     if not lock_within(fd, STOP_WAIT_S, shared=True):
         raise InUseError(
-            f"{machine.name} is being stopped by another test run, without end", hint=f"ovm status {machine.name}"
+            f"another test run has been stopping {machine.name} for {STOP_WAIT_S:g} s",
+            hint=f"see its status: ovm status {machine.name}",
         )

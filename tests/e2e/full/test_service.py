@@ -150,7 +150,7 @@ async def test_other_languages_drive_it(home: homes.Home) -> None:
         assert b"".join(base64.b64decode(piece[stream]) for piece in pieces if stream in piece) == content
     assert "console" in json.loads(await rest(home, "/v1/logs"))
     assert len((await rest(home, "/v1/log?name=service&lines=1")).splitlines()) <= 1
-    assert "there is no log" in await rest(home, "/v1/log?name=../../etc/passwd")
+    assert "no log is called" in await rest(home, "/v1/log?name=../../etc/passwd")
     refused = json.loads(await rest(home, "/v1/ports/add", body={"guest_port": 0}))
     assert refused["error"]["code"] == "invalid-option"
     told = await rest(home, "/v1/events?follow=false", "-H", "Last-Event-ID: 3")
