@@ -123,7 +123,7 @@ def ovm(ui: Ui, progress: ProgressMode) -> None:
 
 
 def json_option(function: Any) -> Any:
-    """Give a command ``--json``: its result, or the error, as one line of JSON on stdout."""
+    """Add ``--json`` to a command, which prints its result or error as one line of JSON on stdout."""
 
     def remember(ctx: click.Context, _param: click.Parameter, chosen: bool) -> bool:
         ctx.ensure_object(Ui).json = chosen

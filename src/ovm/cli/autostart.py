@@ -69,7 +69,7 @@ def _set(name: str, *, enabled: bool) -> str:
     def change(text: str) -> str:
         nonlocal done
         new = changed(text, "autostart", "true" if enabled else None, machine.settings_path)
-        done = autostart.set_(name, enabled=enabled)
+        done = autostart.set_(name, enabled=enabled)  # under the lock of the settings, so that file and setting agree
         return new
 
     machine.change_settings(change)

@@ -114,7 +114,7 @@ def edit(name: str) -> None:
     before = machine.settings_text()
 
     def replaced(now: str) -> str:
-        if now != before:
+        if now != before:  # compared under the lock of the settings, so no change is lost in between
             raise StateError(
                 f"{machine.settings_path} was changed while you edited it; your edit is not saved",
                 hint=f"edit it again: ovm config edit {machine.name}",
@@ -181,7 +181,7 @@ def _change(machine: Machine, change: Callable[[str], str]) -> None:
         except ValueError:  # the old settings were invalid
             before = Settings()
         different.update(key for key in Settings.__slots__ if getattr(before, key) != getattr(after, key))
-        if "autostart" in different:
+        if "autostart" in different:  # under the lock of the settings, so that file and setting agree
             done = autostart.set_(machine.name, enabled=after.autostart)
         return new
 
