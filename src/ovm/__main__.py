@@ -6,7 +6,7 @@ import signal
 
 
 def main() -> None:
-    """Run it. Interrupted while it is still being imported it ends as any program does, without a traceback."""
+    """Run ``ovm``. Ctrl-C during the import ends it without a traceback."""
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     from ovm.cli import main as run
 

@@ -174,7 +174,7 @@ def test_settings_that_cannot_be_understood_are_left_out(machine, settings, line
     """The bundle has the number of the line, and not its content; nor have the logs."""
     made(machine, settings, service='it said "hunter2-text" was wrong\n')
     files = kept(machine)
-    assert json.loads(files["left-out.json"])["machine.toml"] == f"line {line} cannot be understood"
+    assert json.loads(files["left-out.json"])["machine.toml"] == f"line {line} is invalid"
     has_none(everything(machine), "hunter2-comment", "hunter2-text" if "\0" not in settings else "hunter2-comment")
 
 

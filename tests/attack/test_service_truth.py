@@ -80,7 +80,7 @@ async def test_an_end_that_cannot_be_recorded_is_no_crash(stage: puppets.Stage) 
     await stage.up()
     assert (await stage.run("stop", "dev")).status == 0
     assert not stage.is_held()
-    assert await why(stage) == "stopped: how its last run ended could not be recorded; see: ovm logs dev service"
+    assert await why(stage) == "stopped: the end of its last run could not be recorded; see: ovm logs dev service"
     assert "cannot record how dev ended" in stage.log()
     listed = json.loads((await stage.run("ls", "--json")).out)
     assert listed[0]["state"] == "stopped"
@@ -399,7 +399,7 @@ async def test_a_service_that_is_not_understood_is_stopped_by_a_signal(stage: pu
     pid = stage.pid
     with answering(stage.machine.service_socket, cut_off(HEAD + b"content-length: 2\r\n\r\n[]")):
         done = await stage.run("stop", "dev")
-    assert (done.status, "it is stopped by a signal" in done.err) == (0, True), done
+    assert (done.status, "stopping it with a signal" in done.err) == (0, True), done
     await stage.until(lambda: processes.command(pid) in {"", processes.GONE})
     assert await why(stage) == "stopped"
 

@@ -356,7 +356,7 @@ async def test_a_service_of_another_version(
         writer.close()
 
     async with await asyncio.start_unix_server(answer, path):
-        assert "is of ovm 9.9.9" in (await home.run("status")).err
+        assert "runs ovm 9.9.9" in (await home.run("status")).err
         told |= {"api": p.API + 1, "state": "Dreaming"}
         done = await home.run("status")
         assert (done.status, "is incompatible" in done.err, "ovm stop default" in done.err) == (1, True, True)

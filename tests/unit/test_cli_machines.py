@@ -208,7 +208,7 @@ def test_no_machine_is_made_twice(good, run):
     make_disk("made")  # by create_ovm
     for name in ("dev", "made"):
         status, _, err = run("init", name, "--cpus", "3")
-        assert (status, f"there is a machine called {name} already" in err) == (1, True)
+        assert (status, f"the machine {name} already exists" in err) == (1, True)
         assert f"ovm config edit {name}" in err
     assert machines.find("dev").settings().cpus == 2
 
@@ -231,7 +231,7 @@ def listed(good: Callable[..., str]) -> dict[str, dict[str, Any]]:
 
 
 def test_no_machines(run):
-    assert run("ls") == (0, "", "there are no machines yet; to make one: ovm start\n")
+    assert run("ls") == (0, "", "no machines yet; create one: ovm start\n")
     assert run("ls", "--json") == (0, "[]\n", "")
     assert run("ls", "--format", "{name}") == (0, "", "")
 
@@ -399,8 +399,8 @@ def test_it_asks_with_what_is_lost(good, answer, status, left):
     make_disk("a")
     ended, seen = on_a_terminal(answer, "rm", "a", "b")
     assert (ended, machines.names()) == (status, left)
-    assert "This removes a, with all images, containers and volumes (3.0 MiB), for good." in seen
-    assert "Go on? [y/N]" in seen
+    assert "This permanently removes a with all images, containers and volumes (3.0 MiB)." in seen
+    assert "Continue? [y/N]" in seen
 
 
 async def test_none_is_removed_if_one_is_in_use(good, run):
@@ -424,7 +424,7 @@ def test_settings_are_read_back(good, run):
     assert good("config", "get", "mounts") == "/srv:/srv,/opt\n"
     assert good("config", "get", "environment.A") == "b c\n"
     assert good("config", "get", "environment") == "A=b c\n"
-    assert run("config", "get", "memory") == (0, "", "memory is not set, so its default counts\n")
+    assert run("config", "get", "memory") == (0, "", "memory is not set; its default applies\n")
     told = {"cpus": 3, "mounts": ["/srv:/srv", "/opt"], "environment": {"A": "b c"}}
     assert json.loads(good("config", "get", "--json")) == told
     assert tomllib.loads(good("config", "get")) == told
@@ -533,7 +533,7 @@ def test_an_editor_that_fails(good, run, editor, monkeypatch):
     good("init", "--cpus", "3")
     editor("path.write_text('cpus = 1'); sys.exit(1)")
     status, _, err = run("config", "edit")
-    assert (status, "failed with status 1, nothing is changed" in err) == (1, True)
+    assert (status, "failed with status 1; nothing is changed" in err) == (1, True)
     for wrong in ("no-such-editor", "'"):
         monkeypatch.setenv("VISUAL", wrong)
         status, _, err = run("config", "edit")

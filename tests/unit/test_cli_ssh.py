@@ -352,9 +352,9 @@ async def test_a_gvproxy_that_does_not_know(ovm: Run, forwards: bytes) -> None:
     ("args", "words"),
     [
         (("exec",), "ovm exec -- uname -a"),
-        (("exec", "dev", "ls"), "goes behind --: ovm exec dev -- ls"),
-        (("ssh", "dev", "ls", "x"), "goes behind --: ovm ssh dev -- ls x"),
-        (("exec", "dev", "ls", "-a"), "goes with it behind --"),
+        (("exec", "dev", "ls"), "after --: ovm exec dev -- ls"),
+        (("ssh", "dev", "ls", "x"), "after --: ovm ssh dev -- ls x"),
+        (("exec", "dev", "ls", "-a"), "put a guest command and its options after --"),
         (("cp", "a", "b"), "NAME:PATH"),
         (("cp", "a:x", "b:x"), "NAME:PATH"),
         (("cp", "./a:x", "/b:x"), "NAME:PATH"),

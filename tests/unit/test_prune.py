@@ -202,8 +202,8 @@ def test_on_a_terminal_it_asks(
     """It names what will go, and goes on if that is agreed to."""
     monkeypatch.setattr("sys.stdin", Terminal(f"{answer}\n"))
     status, out, err = ovm(capsys, "--volumes")
-    assert "all images that have no name" in err
-    assert "all volumes that no container uses, and what is in them" in err
+    assert "all unnamed images" in err
+    assert "all volumes that no container uses, with their data" in err
     if answer == "y":
         assert status == 0
         assert running.asked == ["prune {'everything': False, 'volumes': True}", "close"]

@@ -1,7 +1,7 @@
 """The command ``ovm``.
 
-Each verb is a file of its own, imported when it is chosen: ``ovm --help`` imports click and nothing else.
-This is the one place where an error becomes a message and an exit status.
+Each verb has its own module, imported only when that verb runs: ``ovm --help`` imports click and nothing else.
+Only this module turns errors into messages and exit statuses.
 """
 
 from __future__ import annotations
@@ -24,55 +24,58 @@ ProgressMode = Literal["auto", "plain", "none"]
 
 EXIT_FAILED = 1
 EXIT_NOT_SO = 3
-"""Of ``ovm status``: it does not run; of ``ovm autostart status``: it is not started."""
+"""Exit status of ``ovm status`` if the machine does not run, of ``ovm autostart status`` if autostart is off."""
 EXIT_INTERRUPTED = 130
 SIGNAL_STATUS = 128
-"""A shell reports a program that a signal ended as this plus the signal's number."""
+"""Added to the number of the signal that ended a program, as shells do."""
 
 _VERBS = {
-    "start": ("ovm.cli.start:command", "Boot a machine and say how to reach its engine."),
-    "init": ("ovm.cli.init:command", "Make a machine without starting it."),
+    "start": ("ovm.cli.start:command", "Start a machine and print how to reach its container engine."),
+    "init": ("ovm.cli.init:command", "Create a machine without starting it."),
     "ls": ("ovm.cli.ls:command", "List the machines of this host."),
-    "rm": ("ovm.cli.rm:command", "Remove machines with all that is in them."),
-    "config": ("ovm.cli.config:command", "Look at and change a machine's settings."),
-    "autostart": ("ovm.cli.autostart:command", "Have machines started when you log in."),
+    "rm": ("ovm.cli.rm:command", "Remove machines and all their data."),
+    "config": ("ovm.cli.config:command", "Show and change a machine's settings."),
+    "autostart": ("ovm.cli.autostart:command", "Start machines when you log in."),
     "stop": ("ovm.cli.stop:command", "Shut a machine down."),
     "suspend": ("ovm.cli.suspend:command", "Save a machine's state to disk; its next start resumes it."),
     "restart": ("ovm.cli.restart:command", "Shut a machine down and start it again."),
-    "status": ("ovm.cli.status:command", "Say what a machine is doing."),
-    "info": ("ovm.cli.info:command", "Say where a running machine is reached."),
+    "status": ("ovm.cli.status:command", "Show a machine's state."),
+    "info": ("ovm.cli.info:command", "Show a running machine's addresses and resources."),
     "ssh": ("ovm.cli.ssh:command", "Open a shell in a running machine."),
     "exec": ("ovm.cli.exec:command", "Run a program in a running machine."),
     "cp": ("ovm.cli.cp:command", "Copy files to and from a running machine."),
-    "env": ("ovm.cli.env:command", "Print the variables by which docker and others find a machine."),
-    "port": ("ovm.cli.port:command", "Open and close ports that lead to a machine."),
+    "env": ("ovm.cli.env:command", "Print the environment variables that connect docker and podman to a machine."),
+    "port": ("ovm.cli.port:command", "Forward ports of this host to a machine."),
     "logs": ("ovm.cli.logs:command", "Show a log of a machine."),
-    "events": ("ovm.cli.events:command", "Show what has happened to a running machine."),
+    "events": ("ovm.cli.events:command", "Show the events of a running machine."),
     "pause": ("ovm.cli.pause:command", "Pause a machine."),
     "resume": ("ovm.cli.resume:command", "Resume a paused machine."),
-    "clocksync": ("ovm.cli.clocksync:command", "Set a machine's clock to this host's."),
-    "reset": ("ovm.cli.reset:command", "Restore the files a machine boots from."),
-    "prune": ("ovm.cli.prune:command", "Remove what nothing uses in a machine, and give back the room."),
-    "doctor": ("ovm.cli.doctor:command", "Check whether this host has what ovm needs."),
-    "image": ("ovm.cli.image:command", "Build, fetch and look at guest images."),
+    "clocksync": ("ovm.cli.clocksync:command", "Set a machine's clock from this host's."),
+    "reset": ("ovm.cli.reset:command", "Restore the files that a machine boots from."),
+    "prune": (
+        "ovm.cli.prune:command",
+        "Remove unused containers and images, and return their disk space to this host.",
+    ),
+    "doctor": ("ovm.cli.doctor:command", "Check this host for everything that ovm needs."),
+    "image": ("ovm.cli.image:command", "Build, fetch and manage guest images."),
     "support-bundle": ("ovm.cli.support_bundle:command", "Collect diagnostics for a bug report."),
-    "completion": ("ovm.cli.completion:command", "Print the completion script of a shell."),
+    "completion": ("ovm.cli.completion:command", "Print a shell's completion script."),
 }
-"""Each verb: where its command is, and its line in the help."""
+"""Each verb's command, as MODULE:ATTRIBUTE, and its line in the help."""
 
 _T = TypeVar("_T")
 
 
 @dataclass(slots=True)
 class Ui:
-    """How this run talks: what the options before and after the verb asked for."""
+    """Output options of this run, given before or after the verb."""
 
     progress: ProgressMode = "auto"
     json: bool = False
 
 
 class Verbs(click.Group):
-    """A group that knows its commands by name and imports them when they are used."""
+    """A group that lists its commands without importing them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002, D102 - click's
         return list(_VERBS)
@@ -115,18 +118,18 @@ class Verbs(click.Group):
 )
 @click.pass_obj
 def ovm(ui: Ui, progress: ProgressMode) -> None:
-    """Boots a small Linux virtual machine whose job is to run Podman, and looks after it."""
+    """Run and manage small Linux virtual machines with Podman."""
     ui.progress = progress
 
 
 def json_option(function: Any) -> Any:
-    """Give a command ``--json``: its result, or the error, as one line of JSON on stdout."""
+    """Add ``--json`` to a command, which prints its result or error as one line of JSON on stdout."""
 
     def remember(ctx: click.Context, _param: click.Parameter, chosen: bool) -> bool:
         ctx.ensure_object(Ui).json = chosen
         return chosen
 
-    # eager, so that an error in any other option is already reported as JSON
+    # eager: an error in another option is then reported as JSON
     return click.option(
         "--json", "as_json", is_flag=True, is_eager=True, callback=remember, help="Print JSON for programs."
     )(function)
@@ -149,7 +152,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         status = _status(ui, args)
         sys.stdout.flush()
     except BrokenPipeError:
-        # the reader is gone; without this the interpreter would complain when it flushes stdout at its end
+        # otherwise the interpreter reports the broken pipe when it flushes stdout at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = EXIT_FAILED
     sys.exit(status)
@@ -159,7 +162,7 @@ def _status(ui: Ui, args: Sequence[str] | None) -> int:
     try:
         result = ovm.main(args, prog_name="ovm", obj=ui, standalone_mode=False)
     except click.ClickException as error:
-        if ui.json or "--json" in (sys.argv[1:] if args is None else args):  # it may not have come so far
+        if ui.json or "--json" in (sys.argv[1:] if args is None else args):  # parsing may have failed before it
             say_json({"error": {"code": "usage", "message": error.format_message()}})
         else:
             shown = io.StringIO()
@@ -179,7 +182,7 @@ def _status(ui: Ui, args: Sequence[str] | None) -> int:
         if os.environ.get("OVM_DEBUG"):
             raise
         text = f"{type(error).__name__}: {error}"
-        hint = "this is a bug in ovm; with OVM_DEBUG=1 in the environment it shows where, which is worth reporting"
+        hint = "report this as a bug in ovm, with the traceback that OVM_DEBUG=1 in the environment shows"
         _report(ui, {"code": "internal", "message": text, "hint": hint}, f"{text}\n  hint: {hint}")
         return EXIT_FAILED
     return result if isinstance(result, int) else 0

@@ -1,4 +1,4 @@
-"""``ovm autostart``: machines that are started when their user logs in."""
+"""``ovm autostart``: start machines when their user logs in."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from ovm.cli.names import name_argument
 from ovm.cli.outlet import say, say_json
 
 LINGERING = Path("/var/lib/systemd/linger")
-"""Where systemd notes whose programs it starts with the host, and leaves running without a login."""
+"""Directory with one file for each user whose services systemd starts at boot and keeps running after logout."""
 
 
 @click.group("autostart")
 def command() -> None:
-    """Have machines started when you log in."""
+    """Start machines when you log in."""
 
 
 @command.command("enable")
 @name_argument
 def enable(name: str) -> None:
-    """Start the machine NAME at each login, by systemd (Linux) or launchd (macOS). It is not started now."""
+    """Let systemd (Linux) or launchd (macOS) start the machine NAME at each login. This does not start it now."""
     say(_set(name, enabled=True), err=True)
     if sys.platform == "linux" and not (LINGERING / _user()).exists():
-        say("to have it started with the host, and kept running after a logout: loginctl enable-linger", err=True)
+        say("to start it at boot and keep it running after logout: loginctl enable-linger", err=True)
 
 
 @command.command("disable")
 @name_argument
 def disable(name: str) -> None:
-    """Start it at no login any more. If it runs, it goes on."""
+    """Stop starting the machine NAME at login. A running machine keeps running."""
     say(_set(name, enabled=False) or f"{name} is not started when you log in", err=True)
 
 
@@ -41,7 +41,7 @@ def disable(name: str) -> None:
 @name_argument
 @json_option
 def status(name: str, *, as_json: bool) -> int:
-    """Say whether the machine NAME is started at a login. The exit status is 3 if it is not."""
+    """Show whether the machine NAME starts at login. The exit status is 3 if it does not."""
     from ovm.integrations import autostart
     from ovm.registry import machines
 
@@ -54,7 +54,7 @@ def status(name: str, *, as_json: bool) -> int:
         if there:
             say(f"by {autostart.path(name)}", err=True)
         elif machine.settings().autostart:
-            say(f"its settings say so, but nothing does it: ovm autostart enable {name}", err=True)
+            say(f"its setting autostart is true, but nothing starts it; repair: ovm autostart enable {name}", err=True)
     return 0 if there else EXIT_NOT_SO
 
 
@@ -69,7 +69,7 @@ def _set(name: str, *, enabled: bool) -> str:
     def change(text: str) -> str:
         nonlocal done
         new = changed(text, "autostart", "true" if enabled else None, machine.settings_path)
-        done = autostart.set_(name, enabled=enabled)
+        done = autostart.set_(name, enabled=enabled)  # under the lock of the settings, so that file and setting agree
         return new
 
     machine.change_settings(change)
@@ -81,5 +81,5 @@ def _user() -> str:
 
     try:
         return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # loginctl takes the number as well
+    except KeyError:  # loginctl also accepts the number
         return str(os.getuid())

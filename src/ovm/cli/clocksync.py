@@ -14,7 +14,7 @@ from ovm.cli.outlet import say, say_json
 @name_argument
 @json_option
 def command(name: str, *, as_json: bool) -> None:
-    """Set the clock of the machine NAME to this host's, and verify it."""
+    """Set the clock of the machine NAME from this host's, and verify it."""
     synced = services.of(name).clocksync()
     if as_json:
         say_json(synced)
@@ -22,4 +22,4 @@ def command(name: str, *, as_json: bool) -> None:
     from ovm.guest.clock import spoken
 
     before, after = spoken(synced.offset_before_s), spoken(synced.offset_after_s)
-    say(f"the clock of {name} was {before} off, now it is {after} off")
+    say(f"the clock of {name} was {before} off and is now {after} off")

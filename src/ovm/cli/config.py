@@ -26,7 +26,7 @@ F = TypeVar("F")
 
 @click.group("config")
 def command() -> None:
-    """Look at the settings of a machine, and change them. They are in its machine.toml."""
+    """Show and change a machine's settings, which are in its machine.toml."""
 
 
 def _key(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
@@ -41,7 +41,8 @@ def _machine_option(function: F) -> F:
         "name",
         default="default",
         metavar="NAME",
-        help="Machine to configure.  [default: default]",
+        show_default=True,
+        help="Machine to configure.",
         shell_complete=complete,
     )
     decorated: F = add(function)
@@ -54,14 +55,14 @@ def _machine_option(function: F) -> F:
 @json_option
 @format_option
 def get(key: str | None, name: str, *, as_json: bool, template: str | None) -> None:
-    """Print the setting KEY, or all that are set."""
+    """Print the setting KEY, or all settings that are set."""
     import tomllib
 
     from ovm.registry import machines
     from ovm.registry.settings import check_key
 
     machine = machines.find(name)
-    machine.settings()  # what is wrong is told with its line
+    machine.settings()  # its errors name the line
     told: Any = tomllib.loads(machine.settings_text())
     if key is not None:
         first, _, variable = key.partition(".")
@@ -77,7 +78,7 @@ def get(key: str | None, name: str, *, as_json: bool, template: str | None) -> N
 
         say(*tomlkit.dumps(told).splitlines())
     elif told is None:
-        say(f"{key} is not set, so its default counts", err=True)
+        say(f"{key} is not set; its default applies", err=True)
     else:
         say(*_plain(told).split("\n"))
 
@@ -88,7 +89,7 @@ def get(key: str | None, name: str, *, as_json: bool, template: str | None) -> N
 @click.option("--unset", is_flag=True, help="Remove the setting and use the default.")
 @_machine_option
 def set_(key: str, value: str | None, name: str, *, unset: bool) -> None:
-    """Set KEY to VALUE. The items of a list are parted by commas; `environment.NAME` is one variable."""
+    """Set KEY to VALUE. Commas separate the items of a list; `environment.NAME` is one variable."""
     from ovm.registry import machines
     from ovm.registry.settings import changed
 
@@ -101,9 +102,9 @@ def set_(key: str, value: str | None, name: str, *, unset: bool) -> None:
 @command.command("edit")
 @name_argument
 def edit(name: str) -> None:
-    """Open the settings of the machine NAME in $VISUAL, $EDITOR or vi; they are replaced only if they are right.
+    """Edit the settings of the machine NAME in $VISUAL, $EDITOR or vi. Invalid settings are not saved.
 
-    If another command changes them meanwhile, they are not replaced either, unless you say so.
+    If another command changes the settings meanwhile, this command saves yours only after you confirm.
     """
     from ovm.cli.init import template
     from ovm.errors import StateError
@@ -113,9 +114,9 @@ def edit(name: str) -> None:
     before = machine.settings_text()
 
     def replaced(now: str) -> str:
-        if now != before:
+        if now != before:  # compared under the lock of the settings, so no change is lost in between
             raise StateError(
-                f"{machine.settings_path} was changed while you edited it, so your edit is not written",
+                f"{machine.settings_path} was changed while you edited it; your edit is not saved",
                 hint=f"edit it again: ovm config edit {machine.name}",
             )
         return text
@@ -128,11 +129,11 @@ def edit(name: str) -> None:
             try:
                 text = copy.read_text(encoding="utf-8")
                 machine.check_settings(text)
-            except ValueError as error:  # ours, and that of what is no text
+            except ValueError as error:  # ours, or a UnicodeDecodeError
                 if not sys.stdin.isatty():
                     raise
                 say(*f"ovm: {error}".split("\n"), err=True)
-                if not click.confirm("Edit it again? Else nothing is changed.", default=True, err=True):
+                if not click.confirm("Edit it again? Otherwise nothing is changed.", default=True, err=True):
                     raise click.exceptions.Exit(EXIT_FAILED) from None
             else:
                 break
@@ -142,7 +143,7 @@ def edit(name: str) -> None:
         if not sys.stdin.isatty():
             raise
         say(f"ovm: {error.message}", err=True)
-        if not click.confirm("Write it, and lose that other change?", default=False, err=True):
+        if not click.confirm("Save yours and lose the other change?", default=False, err=True):
             raise click.exceptions.Exit(EXIT_FAILED) from None
         _change(machine, lambda _now: text)
 
@@ -151,7 +152,7 @@ def _run_editor(path: Path) -> None:
     from ovm.errors import HelperError
     from ovm.process.child import users_environment
 
-    hint = "name another in $VISUAL or $EDITOR"
+    hint = "set $VISUAL or $EDITOR to another editor"
     chosen = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
     try:
         argv = shlex.split(chosen)
@@ -159,11 +160,11 @@ def _run_editor(path: Path) -> None:
     except (OSError, ValueError) as error:
         raise HelperError(f"the editor {chosen} cannot be started: {error}", hint=hint) from error
     if ended.returncode != 0:
-        raise HelperError(f"the editor {chosen} failed with status {ended.returncode}, nothing is changed", hint=hint)
+        raise HelperError(f"the editor {chosen} failed with status {ended.returncode}; nothing is changed", hint=hint)
 
 
 def _change(machine: Machine, change: Callable[[str], str]) -> None:
-    """Change the settings, and do what that asks for, or say what has to be done for it to take effect."""
+    """Change the settings, apply a change of autostart, and print how to apply the others."""
     from ovm.integrations import autostart
     from ovm.registry import machines
     from ovm.registry.settings import RESTART_KEYS, Settings, parse
@@ -177,10 +178,10 @@ def _change(machine: Machine, change: Callable[[str], str]) -> None:
         after = machine.check_settings(new)
         try:
             before = parse(text, machine.settings_path)
-        except ValueError:  # it was wrong, and is set right now
+        except ValueError:  # the old settings were invalid
             before = Settings()
         different.update(key for key in Settings.__slots__ if getattr(before, key) != getattr(after, key))
-        if "autostart" in different:
+        if "autostart" in different:  # under the lock of the settings, so that file and setting agree
             done = autostart.set_(machine.name, enabled=after.autostart)
         return new
 
@@ -192,7 +193,7 @@ def _change(machine: Machine, change: Callable[[str], str]) -> None:
     if different & RESTART_KEYS:
         say(f"Takes effect at the next start: ovm restart {machine.name}", err=True)
     if "ports" in different:
-        say("for a port that is to be open at once: ovm port add", err=True)
+        say("to open a port now: ovm port add", err=True)
 
 
 def _plain(value: Any) -> str:

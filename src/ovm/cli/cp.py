@@ -1,4 +1,4 @@
-"""``ovm cp``: files and directories between this host and a guest, by OpenSSH's scp."""
+"""``ovm cp``: copy files and directories between this host and a guest, with OpenSSH's scp."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ _PATTERN = re.compile(r"[\\*?\[\]]")
 @click.argument("destination", type=click.Path(path_type=str))
 @click.pass_obj
 def command(ui: Ui, /, source: str, destination: str) -> None:
-    """Copy SOURCE to DESTINATION, of which one is NAME:PATH, a path in the running machine NAME.
+    """Copy SOURCE to DESTINATION. One of them is NAME:PATH, a path in the running machine NAME.
 
-    Directories are copied with all that is in them. A relative PATH is below root's home. A file of this host with
-    a colon in its name is written ./a:b.
+    Directories are copied recursively. A relative PATH is relative to root's home. Write a file of this host with a
+    colon in its name as ./a:b.
     """
     from ovm.integrations import ssh_config
 
     match _IN_GUEST.fullmatch(source), _IN_GUEST.fullmatch(destination):
         case re.Match() as found, None:
             name, path = found.groups()
-            path = _PATTERN.sub(r"\\\g<0>", path)  # scp takes it for a pattern when it reads, not when it writes
+            path = _PATTERN.sub(r"\\\g<0>", path)  # scp expands patterns when it reads, not when it writes
             paths = [f"{ssh_config.host(name)}:{path}", _here(destination)]
         case None, re.Match() as found:
             name, path = found.groups()
             paths = [_here(source), f"{ssh_config.host(name)}:{path}"]
         case _:
-            raise click.UsageError("one of SOURCE and DESTINATION is in a machine, as NAME:PATH, the other is not")
+            raise click.UsageError("give exactly one of SOURCE and DESTINATION as NAME:PATH, a path in a machine")
     quiet = [] if ui.progress == "auto" and sys.stdout.isatty() else ["-q"]
     become([*ssh_program("scp", name), "-s", "-r", *quiet, "--", *paths])
 
 
 def _here(path: str) -> str:
-    """A path that scp takes for one of this host."""
+    """Return ``path`` in a form that scp always reads as a path of this host."""
     return path if path.startswith("/") else f"./{path}"

@@ -1,4 +1,4 @@
-"""``ovm doctor``: what this host has, what it lacks, and how to get that."""
+"""``ovm doctor``: check what this host has and lacks, and print how to install the rest."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 Status = Literal["ok", "warn", "missing", "damaged"]
 
 SPACE_NEEDED_MIB = 2 * 1024
-"""A guest image with the room to build it."""
+"""Space for a guest image and its build."""
 SPACE_WANTED_MIB = 10 * 1024
-"""Room for a few container images too."""
+"""Space for a few container images too."""
 OLDEST_PYTHON = (3, 11)
 
 _COLOURS = {"ok": "green", "warn": "yellow", "missing": "red", "damaged": "red"}
 _BUILD_TOOLS = {"mmdebstrap": "mmdebstrap", "mkfs.btrfs": "btrfs-progs", "xz": "xz-utils"}
-"""Programs the image builder runs, and the Debian packages that have them."""
+"""Programs that the image builder runs, and their Debian packages."""
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
-"""Where some of them lie; not on an ordinary user's PATH on Debian."""
+"""Directories of some of them, which are not on an ordinary user's PATH on Debian."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the table. ``missing`` and ``damaged`` is something without which no machine starts."""
+    """One line of the table. No machine starts while a check is ``missing`` or ``damaged``."""
 
     name: str
     status: Status
@@ -51,17 +51,17 @@ class Check:
 
 @click.command("doctor")
 @click.argument("machine", default="")
-@click.option("--verify", is_flag=True, help="Also compare the files of the machines with their digests.")
+@click.option("--verify", is_flag=True, help="Also compare the machines' files with their digests.")
 @json_option
 @format_option
 def command(machine: str, verify: bool, as_json: bool, template: str | None) -> int:
-    """Check whether this host has what ovm needs.
+    """Check this host for everything that ovm needs.
 
-    With --verify also whether the files that machines boot from are still whole: of all named machines, or of MACHINE,
-    a name or a target_dir. Exits with 0 if nothing that is required is missing or damaged.
+    With --verify, also check the files that machines boot from: those of all named machines, or of MACHINE, a name or
+    a target_dir. The exit status is 0 if nothing required is missing or damaged.
     """
     if machine and not verify:
-        raise click.UsageError("MACHINE goes with --verify")
+        raise click.UsageError("MACHINE requires --verify")
     checks = run(examine()) + (run(check_files(machine)) if verify else [])
     fine = all(check.status in {"ok", "warn"} for check in checks)
     if as_json:
@@ -76,7 +76,7 @@ def command(machine: str, verify: bool, as_json: bool, template: str | None) -> 
 
 
 async def examine(platform: str = sys.platform) -> list[Check]:
-    """Every check for that system, in the order of the table."""
+    """Run every check for ``platform``, in the order of the table."""
     import asyncio
 
     from ovm.registry import images as registry
@@ -118,9 +118,9 @@ def _mac_programs() -> list[Awaitable[list[Check]]]:
 
 
 async def check_files(machine: str = "") -> list[Check]:
-    """Whether the files in ``target_dir`` are what they were when they were made; of all named machines if not given.
+    """Compare the files in a ``target_dir`` with their digests: of ``machine``, or of all named machines.
 
-    They may be running.
+    The machines may be running.
     """
     from ovm.disks.verify import verify
 
@@ -129,8 +129,8 @@ async def check_files(machine: str = "") -> list[Check]:
         files = await verify(target)
         checks += [_check_of(name, file) for file in files]
         if not files:
-            how = "none was made, or the last create was cut off; the next one makes them"
-            checks.append(Check(f"{name}: files", "warn", f"none is recorded in {target}", how))
+            how = "start the machine, which creates them: it never started, or its creation was interrupted"
+            checks.append(Check(f"{name}: files", "warn", f"no files are recorded in {target}", how))
     return checks
 
 
@@ -148,15 +148,20 @@ def _targets(machine: str) -> dict[str, Path]:
 def _check_of(machine: str, file: FileState) -> Check:
     name = f"{machine}: {file.name}"
     if file.state == "ok":
-        return Check(name, "ok", f"{file.path} is whole")
+        return Check(name, "ok", f"{file.path} is undamaged")
     if file.state == "unknown":
-        return Check(name, "warn", file.detail, "reset_path() makes the files anew and records theirs; data is kept")
-    hint = "stop the machine and remove the file: the next start copies it anew, and data is kept; or reset_path()"
+        return Check(
+            name,
+            "warn",
+            file.detail,
+            "call reset_path(): it recreates the files and records their digests; data is kept",
+        )
+    hint = "stop the machine and remove the file: the next start copies it again, and data is kept; or reset_path()"
     return Check(name, file.state, f"{file.path}: {file.detail}", hint)
 
 
 def table(checks: Iterable[Check]) -> list[tuple[str, str]]:
-    """The lines to show: status, then name and what is there, and below it how to get what is not."""
+    """Return the lines to print, as status and text: each check, and its hint below it unless it is ok."""
     rows = list(checks)
     width = max(len(check.name) for check in rows)
     lines = []
@@ -168,7 +173,7 @@ def table(checks: Iterable[Check]) -> list[tuple[str, str]]:
 
 
 def check_python() -> Check:
-    """Python is new enough; only a broken installation says otherwise."""
+    """Check Python's version, which is too old only in a broken installation."""
     version = sys.version_info
     text = f"{version.major}.{version.minor}.{version.micro} ({sys.executable})"
     if version < OLDEST_PYTHON:
@@ -177,18 +182,18 @@ def check_python() -> Check:
 
 
 def check_platform(platform: str) -> Check:
-    """Whether machines run on this system at all."""
+    """Check that machines run on this operating system."""
     if platform == "linux":
         return Check("system", "ok", f"Linux {os.uname().release}")
     if platform == "darwin":
         from ovm.hypervisors import macos
 
         return check_mac(macos.this_host(), _image_linux())
-    return Check("system", "missing", platform, "machines run on Linux and macOS")
+    return Check("system", "missing", platform, "use Linux or macOS")
 
 
 def check_mac(host: MacHost, linux: Version | None) -> Check:
-    """Whether machines run on this Mac, with the ``linux`` that the default image has."""
+    """Check that machines run on this Mac, with the default image's kernel version ``linux``."""
     from ovm.errors import UnsupportedError
     from ovm.hypervisors import macos
     from ovm.process.probe import show_version
@@ -215,7 +220,7 @@ def _image_linux() -> Version | None:
 
 
 def check_image(directory: Path, platform: str) -> Check:
-    """The default guest image is there and whole; on Linux one that is not yet there is built by the first start."""
+    """Check the default guest image. A missing one is only a warning on Linux, where the first start builds it."""
     from ovm.errors import ImageError
     from ovm.registry import images as registry
 
@@ -227,7 +232,7 @@ def check_image(directory: Path, platform: str) -> Check:
 
 
 def check_build_tools(*, needed: bool) -> list[Check]:
-    """The image builder's programs, required only while there is no image."""
+    """Check the image builder's programs, which are required only while there is no image."""
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *_SBIN])
     lacking = [package for program, package in _BUILD_TOOLS.items() if not shutil.which(program, path=path)]
     absent: Status = "missing" if needed else "warn"
@@ -254,11 +259,11 @@ def _subordinate_ids(absent: Status, path: str) -> Check:
                 f"{table_of} has no range for {user}",
                 f"sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}",
             )
-    return Check("user namespace", "ok", "newuidmap and a range of ids; images are built without root")
+    return Check("user namespace", "ok", "newuidmap and a range of IDs; images are built without root")
 
 
 def _user() -> str:
-    """The user's name, or the number of one without an account."""
+    """Return the user's name, or the user ID if it has no account."""
     import getpass
 
     try:
@@ -268,7 +273,7 @@ def _user() -> str:
 
 
 def check_space() -> Check:
-    """Room for images and disks."""
+    """Check the free space for images and disks."""
     from ovm import paths
 
     home = paths.home()
@@ -284,7 +289,7 @@ def check_space() -> Check:
 
 
 def check_socket_dir(platform: str) -> Check:
-    """The default directory for sockets is short enough, ours, and nobody else's."""
+    """Check that the default socket directory has a short path and is private to this user."""
     from ovm import paths
     from ovm.errors import SocketPathError
     from ovm.hypervisors import vfkit
@@ -302,7 +307,7 @@ def check_socket_dir(platform: str) -> Check:
 
 
 def check_home() -> Check:
-    """Where images and machines live can be written, and is not open to others."""
+    """Check that the data directory can be written by this user and not by others."""
     from ovm import paths
 
     return _private("data directory", paths.home(), may_read=True)
@@ -318,7 +323,9 @@ def _private(name: str, directory: Path, *, may_read: bool = False) -> Check:
         return Check(name, "missing", error.message, error.hint)
     existing = _existing(directory)
     if not os.access(existing, os.W_OK | os.X_OK):
-        return Check(name, "missing", f"{existing} cannot be written", "change its owner, or choose another: OVM_HOME")
+        return Check(
+            name, "missing", f"{existing} is not writable", "change its owner, or set OVM_HOME to another directory"
+        )
     mode = stat.S_IMODE(directory.stat().st_mode) if exists else 0
     if mode & (stat.S_IRWXG | stat.S_IRWXO) and not may_read:
         return Check(name, "warn", f"{directory} is open to others ({mode:o})", f"chmod 700 {directory}")
@@ -326,7 +333,7 @@ def _private(name: str, directory: Path, *, may_read: bool = False) -> Check:
 
 
 def _existing(directory: Path) -> Path:
-    """The directory, or the nearest one above it that exists."""
+    """Return the directory, or its nearest existing parent."""
     return next(path for path in (directory, *directory.parents) if path.exists())
 
 
@@ -353,10 +360,10 @@ async def _virtiofsd() -> list[Check]:
         found = await programs.find_virtiofsd()
     except HelperError as error:
         why = "; ".join([error.message, *error.log_tail])
-        return [Check(name, "warn", f"{why}; folders cannot be shared without it", error.hint)]
+        return [Check(name, "warn", f"{why}; needed to share folders", error.hint)]
     if found.flavour == "c":
-        hint = "the package virtiofsd of newer systems has the one written in Rust"
-        return [Check(name, "warn", f"{found}: QEMU's old one needs root and ignores read-only", hint)]
+        hint = "install the virtiofsd written in Rust: the package virtiofsd of newer systems"
+        return [Check(name, "warn", f"{found}: QEMU's old virtiofsd needs root and ignores read-only", hint)]
     return [Check(name, "ok", str(found))]
 
 
@@ -372,10 +379,10 @@ async def _accelerator(arch: str) -> list[Check]:
         found = await programs.find_qemu(arch)
         kernel = registry.load_image(registry.default_image_dir(arch)).path("kernel")
     except OVMError:
-        return [Check(name, "warn", "can be told once there are QEMU and a guest image", "ovm image build")]
+        return [Check(name, "warn", "unknown until there are QEMU and a guest image", "ovm image build")]
     emulator = accel.Emulator(program=found.path, version=found.version, arch=hypervisors.host_arch())
     answer = await accel.choose("auto", emulator, kernel=kernel, cache_dir=paths.cache_dir())
     if answer.accelerator == "tcg":
-        hint = "make /dev/kvm work: virtualisation on (nested, inside of a VM), and you in the group kvm"
+        hint = "make /dev/kvm work: enable virtualization (nested, in a VM) and join the group kvm"
         return [Check(name, "warn", f"tcg, several times slower: {answer.reason}", hint)]
     return [Check(name, "ok", f"{answer.accelerator}: {answer.reason}")]

@@ -1,4 +1,4 @@
-"""``ovm env``: the variables by which other programs find a machine, as a shell wants them."""
+"""``ovm env``: print the variables that connect other programs to a machine, in a shell's syntax."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _fish(value: str) -> str:
 
 
 def _powershell(value: str) -> str:
-    for quote in "'\u2018\u2019\u201a\u201b":  # it takes any of them for the end
+    for quote in "'\u2018\u2019\u201a\u201b":  # each of them ends a string
         value = value.replace(quote, quote * 2)
     return f"'{value}'"
 
@@ -40,12 +40,12 @@ _USE = {
     "fish": "{} | source",
     "powershell": "{} | Invoke-Expression",
 }
-"""How a shell does what is printed."""
+"""How a shell evaluates the output."""
 _DIALECTS = {"bash": "sh", "zsh": "sh", "sh": "sh", "fish": "fish", "powershell": "powershell", "pwsh": "powershell"}
 
 
 def guess_shell() -> str:
-    """The shell the user logs in with; one that is not known is taken for a POSIX one."""
+    """Return the user's login shell, or ``sh`` for an unknown one."""
     name = Path(os.environ.get("SHELL", "")).name
     return name if name in _DIALECTS else "sh"
 
@@ -56,7 +56,7 @@ def guess_shell() -> str:
 @click.option("--unset", is_flag=True, help="Unset the variables.")
 @json_option
 def command(name: str, *, shell: str | None, unset: bool, as_json: bool) -> None:
-    """Print the variables by which docker, podman and testcontainers find the machine NAME, running or not.
+    """Print the variables that connect docker, podman and testcontainers to the machine NAME, running or not.
 
     In bash or zsh: eval "$(ovm env)"
     """
@@ -73,4 +73,4 @@ def command(name: str, *, shell: str | None, unset: bool, as_json: bool) -> None
     if sys.stdout.isatty():
         typed = ["ovm", "env", *([] if name == "default" else [name])]
         typed += ["--unset"] * unset + (["--shell", shell] if shell else [])
-        say("", "# to have them in this shell:", f"# {_USE[dialect].format(' '.join(typed))}", err=True)
+        say("", "# to set them in this shell:", f"# {_USE[dialect].format(' '.join(typed))}", err=True)

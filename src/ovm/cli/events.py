@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @click.command("events")
 @name_argument
-@click.option("-f", "--follow", is_flag=True, help="Go on with what happens, until the machine is down.")
-@click.option("--after", type=click.IntRange(0), default=0, help="Begin behind the event of this number.")
+@click.option("-f", "--follow", is_flag=True, help="Print new events until the machine stops.")
+@click.option("--after", type=click.IntRange(0), default=0, help="Print only events with a higher number.")
 @json_option
 @format_option
 def command(name: str, *, follow: bool, after: int, as_json: bool, template: str | None) -> None:
-    """Show what has happened to the running machine NAME since its start.
+    """Show the events of the running machine NAME since its start.
 
-    With --json, each event is a line of JSON.
+    With --json, each event is one line of JSON.
     """
     from ovm.wire import codec
 
@@ -45,5 +45,5 @@ def _line(told: Event) -> str:
     if told.error is not None:
         words = told.error.message
     elif told.health is not None:
-        words = "; ".join(told.health.problems) or "all is well again"
+        words = "; ".join(told.health.problems) or "healthy again"
     return f"{told.id:>5}  {when}  {told.name:<8}  {words}".rstrip()

@@ -1,4 +1,4 @@
-"""``ovm start --foreground``: the service in the command's own process, for as long as that runs."""
+"""``ovm start --foreground``: run the machine's service in the command's own process."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def stay(machine: Machine, shown: Steps, announce: Callable[[Info], None]) -> int:
-    """Run it until Ctrl-C, SIGTERM, or until it powers itself off; returns the status to exit with.
+    """Run the machine until Ctrl-C, SIGTERM or its own power-off; return the exit status.
 
     Raises:
-        OVMError: what it failed of.
+        OVMError: the machine failed.
     """
     return run(_stay(machine, shown, announce))
 
@@ -45,7 +45,7 @@ async def _stay(machine: Machine, shown: Steps, announce: Callable[[Info], None]
 
 
 async def _tell(host: Host, shown: Steps, announce: Callable[[Info], None]) -> bool:
-    """Show what happens, to the end; returns whether the machine was ever ready."""
+    """Print the machine's events until it ends; return whether it was ever ready."""
     ready = False
     with contextlib.ExitStack() as drawn:
         advance: Advance | None = drawn.enter_context(shown.step(f"starting {host.name}"))
@@ -61,7 +61,7 @@ async def _tell(host: Host, shown: Steps, announce: Callable[[Info], None]) -> b
                 announce(host.machine.info)
                 say("Ctrl-C stops it.", err=True)
             elif told.name == "health" and told.health is not None:
-                say(f"{host.name}: {'; '.join(told.health.problems) or 'all is well again'}", err=True)
+                say(f"{host.name}: {'; '.join(told.health.problems) or 'healthy again'}", err=True)
             elif told.error is not None and ready:
                 say(f"{host.name}: {told.error.message}", err=True)
     return ready

@@ -1,4 +1,4 @@
-"""``ovm image``: build and fetch guest images, and look after those there are."""
+"""``ovm image``: build, fetch and manage guest images."""
 
 from __future__ import annotations
 
@@ -24,24 +24,26 @@ _T = TypeVar("_T")
 
 @click.group("image")
 def image() -> None:
-    """Build, fetch and look at guest images."""
+    """Build, fetch and manage guest images."""
 
 
 command = image
 
 
 @image.command("build")
-@click.option("--arch", type=click.Choice(["amd64", "arm64"]), help="Of the guest; by default the host's own.")
-@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="The image's directory.")
+@click.option("--arch", type=click.Choice(["amd64", "arm64"]), help="Guest architecture; by default the host's.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="Directory of the image.")
 @click.option("--zip", is_flag=True, help="Also pack the rootfs as rootfs.btrfs.zip.")
-@click.option("--suite", default="trixie", show_default=True, help="Debian's release: trixie, or forky for podman 5.8.")
-@click.option("--mirror", default="", metavar="URL", help="Debian's archive; by default the one this host's apt uses.")
+@click.option("--suite", default="trixie", show_default=True, help="Debian release: trixie, or forky for podman 5.8.")
+@click.option(
+    "--mirror", default="", metavar="URL", help="Debian archive; by default the one that this host's apt uses."
+)
 @json_option
 @click.pass_obj
 def build(ui: Ui, /, as_json: bool, **chosen: Any) -> None:
     """Build a guest image from Debian packages.
 
-    It replaces the image that machines start from by default, or the one in the directory given with -o.
+    It replaces the default image, or the one in the directory given with -o.
     """
     from ovm.image import BuildOptions
     from ovm.image.build import host_arch
@@ -51,7 +53,7 @@ def build(ui: Ui, /, as_json: bool, **chosen: Any) -> None:
 
 
 async def build_default(shown: Steps) -> None:
-    """Build the image that machines start from by default."""
+    """Build the default image."""
     from ovm.image import BuildOptions
 
     await _build(BuildOptions(), shown)
@@ -67,16 +69,16 @@ async def _build(options: BuildOptions, shown: Steps) -> GuestImage:
 
 @image.command("pull")
 @click.argument("url", default="")
-@click.option("--arch", type=click.Choice(["amd64", "arm64"]), help="Of the guest; by default the host's own.")
-@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="The image's directory.")
+@click.option("--arch", type=click.Choice(["amd64", "arm64"]), help="Guest architecture; by default the host's.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="Directory of the image.")
 @click.option("--sha256", default="", metavar="DIGEST", help="Expected SHA-256 of the download.")
 @json_option
 @click.pass_obj
 def pull(ui: Ui, /, as_json: bool, **chosen: Any) -> None:
-    """Fetch a guest image: the one released with this ovm, or the one packed at URL.
+    """Fetch the guest image released with this ovm, or the packed image at URL.
 
-    It replaces the image that machines start from by default, or the one in the directory given with -o.
-    Pulling again after an interruption goes on where that happened.
+    It replaces the default image, or the one in the directory given with -o. After an interruption, the next pull
+    continues the download.
     """
     from ovm.image import PullOptions
     from ovm.image.build import host_arch
@@ -96,7 +98,7 @@ async def _pull(options: PullOptions, shown: Steps) -> GuestImage:
 
 
 def _stages(shown: Steps, step: contextlib.ExitStack) -> Callable[[str, str, int, int], None]:
-    """What shows the stages it is called with, one after the other; the last one ends with ``step``."""
+    """Return a callback that shows each stage as a step of its own; ``step`` ends the last one."""
     stage, advance = "", None
 
     def show(entered: str, detail: str, done: int, total: int) -> None:
@@ -110,7 +112,7 @@ def _stages(shown: Steps, step: contextlib.ExitStack) -> Callable[[str, str, int
 
 
 async def _until_terminated(work: Coroutine[Any, Any, _T]) -> _T:
-    """SIGTERM ends ``work`` as Ctrl-C does."""
+    """Await ``work``; SIGTERM ends it as Ctrl-C does."""
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
@@ -125,10 +127,15 @@ async def _until_terminated(work: Coroutine[Any, Any, _T]) -> _T:
 
 @image.command("pack")
 @click.argument("name", default="")
-@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="Where to; by default here.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Directory of the file; by default the working directory.",
+)
 @json_option
 def pack(name: str, output: Path | None, as_json: bool) -> None:
-    """Pack an image as one file for `ovm image pull`. NAME is one of `ovm image ls`, or a directory."""
+    """Pack an image into one file for `ovm image pull`. NAME is one of `ovm image ls`, or a directory."""
     from ovm.image import pack_image
 
     packed = run(_until_terminated(pack_image(_directory(name), output)))
@@ -142,7 +149,7 @@ def pack(name: str, output: Path | None, as_json: bool) -> None:
 @json_option
 @format_option
 def ls(as_json: bool, template: str | None) -> None:
-    """List the images there are."""
+    """List the images of this host."""
     from ovm import paths
     from ovm.image import list_images
 
@@ -157,7 +164,7 @@ def ls(as_json: bool, template: str | None) -> None:
     if not images:
         from ovm.registry.images import image_hint
 
-        say(f"There is no image yet; {image_hint()}", err=True)
+        say(f"no images yet; {image_hint()}", err=True)
     for found in images:
         versions = found.versions
         say(
@@ -193,7 +200,9 @@ def _directory(name: str) -> Path:
     if "/" in name:
         return paths.expanded(name).absolute()
     if name.startswith("."):
-        raise OptionError(f"{name!r} is no name of an image", hint="give one of `ovm image ls`, or a directory with /")
+        raise OptionError(
+            f"{name!r} is not the name of an image", hint="give one of `ovm image ls`, or a directory with /"
+        )
     return paths.images_dir() / (name or f"default-{host_arch()}")
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @json_option
 @format_option
 def command(name: str, *, as_json: bool, template: str | None) -> None:
-    """Say where the running machine NAME is reached, and how it runs."""
+    """Show the addresses and resources of the running machine NAME, and how it runs."""
     from ovm.wire import codec
 
     told = services.of(name).info()
@@ -42,7 +42,7 @@ def _lines(told: Info) -> list[tuple[str, str]]:
         ("docker host", told.docker_host),
         ("podman port", str(told.podman_port) if told.podman_port else "none"),
         ("ssh", f"port {told.ssh_port} as {told.ssh_user}, key {told.ssh_key}"),
-        ("runs by", f"{told.hypervisor} with {told.accelerator} ({told.accelerator_reason})"),
+        ("hypervisor", f"{told.hypervisor} with {told.accelerator} ({told.accelerator_reason})"),
         ("size", f"{told.cpus} vCPUs, {told.memory_mib} MiB"),
         ("data disk", str(told.data_disk)),
         ("logs", str(told.log_dir)),

@@ -27,7 +27,7 @@ _UNITS = ((86400.0 * 7, "weeks"), (86400.0, "days"), (3600.0, "hours"), (60.0, "
 def command(*, as_json: bool, template: str | None) -> None:
     """List the machines of this host.
 
-    A machine that a service holds is asked; of the others their files and locks tell.
+    The state of a running machine comes from its service, that of others from their files and locks.
     """
     from ovm.registry import machines
 
@@ -42,7 +42,7 @@ def command(*, as_json: bool, template: str | None) -> None:
         rows(found, COLUMNS, as_json=True)
         return
     if not found and template is None:
-        say("there are no machines yet; to make one: ovm start", err=True)
+        say("no machines yet; create one: ovm start", err=True)
         return
     rows([row | _in_words(row) for row in found], COLUMNS, template=template)
     for row in found if template is None else ():
@@ -61,8 +61,8 @@ def _state(rest: Rest) -> str:
 
 
 def _asked(running: Sequence[Machine]) -> dict[str, str]:
-    """The state of each machine, as its service tells it."""
-    if not running:  # a client and threads take longer to import than all else that a list is made of
+    """Query each machine's service for its state."""
+    if not running:  # importing a client and threads takes longer than everything else here
         return {}
     from concurrent.futures import ThreadPoolExecutor
 
@@ -73,14 +73,14 @@ def _asked(running: Sequence[Machine]) -> dict[str, str]:
         try:
             return services.spoken(Service(machine.name, machine.service_socket).status().state)
         except OVMError:
-            return "unknown"  # it is just beginning, ending, or of another version
+            return "unknown"  # it is starting, ending, or of another version
 
-    with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:  # a service that hangs holds up no other
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:  # a hanging service does not delay the others
         return dict(zip((machine.name for machine in running), threads.map(state, running), strict=True))
 
 
 def _row(machine: Machine, rest: Rest, state: str) -> dict[str, Any]:
-    """What is known of it; a machine whose settings are wrong is listed, too, and says so."""
+    """Return the machine's row; one with invalid settings is listed too, with the reason."""
     from ovm.errors import OVMError
     from ovm.registry import machines
     from ovm.registry.settings import Settings
@@ -91,7 +91,7 @@ def _row(machine: Machine, rest: Rest, state: str) -> dict[str, Any]:
     except OVMError as error:
         settings, why = Settings(), error.message
     failure = services.failure(rest)
-    unknown = rest.held_by == "program"  # it may have chosen others than are written down
+    unknown = rest.held_by == "program"  # it may not use the stored settings
     return {
         "name": machine.name,
         "state": state,

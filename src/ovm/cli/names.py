@@ -1,4 +1,4 @@
-"""The NAME of a machine as an argument, which a shell can complete."""
+"""The argument NAME of a machine, with shell completion."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ F = TypeVar("F")
 
 
 def complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """The names that begin so."""
+    """Return the names of machines that begin with ``incomplete``."""
     from ovm.registry import machines
 
     return [name for name in machines.names() if name.startswith(incomplete)]
 
 
 def name_argument(function: F) -> F:
-    """Give a command the argument ``name``, ``default`` if it is not given."""
+    """Add the argument ``name``, by default ``default``, to a command."""
     add: Any = click.argument("name", default="default", shell_complete=complete)
     decorated: F = add(function)
     return decorated

@@ -1,4 +1,4 @@
-"""Where the guest of a running machine is reached, whoever runs it."""
+"""OpenSSH's programs for a running machine's guest, whether a service or a program runs it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
 
 
 def ssh_port(machine: Machine) -> int:
-    """The port of 127.0.0.1 that leads to the sshd of a running machine; its gvproxy is asked.
+    """Query the machine's gvproxy for the port of 127.0.0.1 that is forwarded to the guest's sshd.
 
     Raises:
-        StateError: it is not running.
-        UntrustedError: another user listens there, or could exchange the socket.
+        StateError: the machine is not running.
+        UntrustedError: another user listens on the socket, or could replace it.
     """
     import msgspec
 
@@ -27,19 +27,19 @@ def ssh_port(machine: Machine) -> int:
         with plain.request(machine.sockets.network_api, "GET", "/services/forwarder/all") as answer:
             forwards = msgspec.json.decode(answer.read(), type=list[dict[str, str]])
         return next(int(f["local"].rpartition(":")[2]) for f in forwards if f.get("remote") == sshd)
-    except UntrustedError:  # which is a ValueError, too
+    except UntrustedError:  # also a ValueError
         raise
     except (WireError, msgspec.DecodeError, UnicodeDecodeError, StopIteration, KeyError, ValueError) as error:
         raise StateError(f"{machine.name} is not running", hint=f"start it: ovm start {machine.name}") from error
 
 
 def ssh_program(program: str, name: str) -> list[str]:
-    """``ssh``, or one of its kin, with what it has to know of the running machine ``name``, and nothing of the user's.
+    """Return ``program`` (``ssh``, ``scp``) with options for the running machine ``name``, without the user's config.
 
-    The host to name then is ``ssh_config.host(name)``.
+    The machine's host name is ``ssh_config.host(name)``.
 
     Raises:
-        StateError: there is no such machine, or it is not running, or it is paused.
+        StateError: the machine does not exist, is not running, or is paused.
         HelperError: this host has no ``program``.
     """
     import shutil
@@ -63,14 +63,14 @@ def _refuse_paused(machine: Machine) -> None:
     from ovm.service.client import Service
 
     state = None
-    with contextlib.suppress(OVMError):  # a program runs it through the library, or nothing does
+    with contextlib.suppress(OVMError):  # it has no service: a program runs it through the library, or it is down
         state = Service(machine.name, machine.service_socket).status().state
     if state is VMState.PAUSED:
         raise StateError(f"{machine.name} is paused", hint=f"resume it: ovm resume {machine.name}")
 
 
 def become(argv: list[str]) -> NoReturn:
-    """Let this process be the program ``argv``: its signals, its terminal and its exit status are the program's."""
+    """Replace this process with the program ``argv``, which gets its terminal and signals and sets its exit status."""
     import os
     import sys
 

@@ -1,4 +1,4 @@
-"""The settings that can be given as options of ``ovm init`` and ``ovm start``."""
+"""Settings that ``ovm init`` and ``ovm start`` accept as options."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any, TypeVar
 
 import click
 
+from ovm.model.defaults import DATA_DISK_MIB, MEMORY_MIB
+
 F = TypeVar("F")
 
 
 class _Checked(click.ParamType[str]):
-    """Text that the settings themselves take for the key."""
+    """Text that is a valid value of the setting ``key``."""
 
     def __init__(self, name: str, key: str) -> None:
         self.name = name
@@ -35,7 +37,7 @@ class _Checked(click.ParamType[str]):
 
 
 def _absolute(value: str) -> str:
-    """A relative folder is taken from the working directory, as a shell would."""
+    """Return a mount whose relative host folder is resolved against the working directory."""
     host, colon, rest = value.partition(":")
     return value if host.startswith("~") else f"{Path(host).absolute()}{colon}{rest}"
 
@@ -43,12 +45,15 @@ def _absolute(value: str) -> str:
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--cpus", type=click.IntRange(1, 255), help="Virtual CPUs.  [default: half the host's]"),
     click.option(
-        "--memory", type=_Checked("SIZE", "memory"), help="Memory: 2048, 2048M or 2G.  [default: 2G]", metavar="SIZE"
+        "--memory",
+        type=_Checked("SIZE", "memory"),
+        help=f"Memory: 2048, 2048M or 2G.  [default: {MEMORY_MIB >> 10}G]",
+        metavar="SIZE",
     ),
     click.option(
         "--disk",
         type=_Checked("SIZE", "memory"),
-        help="Size of the data disk; it only grows.  [default: 64G]",
+        help=f"Size of the data disk, which can only grow.  [default: {DATA_DISK_MIB >> 10}G]",
         metavar="SIZE",
     ),
     click.option(
@@ -57,7 +62,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         type=_Checked("HOST[:GUEST][:ro]", "mounts"),
         metavar="HOST[:GUEST][:ro]",
         multiple=True,
-        help="Show a folder of the host in the guest; can be given several times.",
+        help="Share a host folder with the guest; repeatable.",
     ),
     click.option(
         "--port",
@@ -65,16 +70,16 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         type=_Checked("HOST:GUEST[/udp]", "ports"),
         metavar="[ADDRESS:]HOST:GUEST[/udp]",
         multiple=True,
-        help="Lead a port of the host to the guest; can be given several times.",
+        help="Forward a host port to the guest; repeatable.",
     ),
-    click.option("--podman-tcp", is_flag=True, help="Podman's API on a TCP port of this host's loopback, too."),
-    click.option("--register", is_flag=True, help="Tell docker (a context) and podman (a connection) of it."),
-    click.option("--image", type=click.Path(path_type=Path), help="The directory of a guest image."),
+    click.option("--podman-tcp", is_flag=True, help="Also serve podman's API on a TCP port of this host's loopback."),
+    click.option("--register", is_flag=True, help="Add a docker context and a podman connection."),
+    click.option("--image", type=click.Path(path_type=Path), help="Directory of a guest image."),
 )
 
 
 def settings_options(function: F) -> F:
-    """Give a command those options; what is given arrives by the names of the settings."""
+    """Add those options to a command, as parameters with the names of the settings."""
     decorated: Any = function
     for option in reversed(_OPTIONS):
         decorated = option(decorated)
@@ -83,13 +88,13 @@ def settings_options(function: F) -> F:
 
 
 def as_settings(given: Mapping[str, Any]) -> dict[str, str]:
-    """What was given, as ``ovm config set`` would be given it."""
+    """Return the options that were given, as text for ``ovm config set``."""
     found: dict[str, str] = {}
     for key, value in given.items():
         if value is None or value is False or value == ():
             continue
         if key in {"mounts", "ports"}:
-            found[key] = json.dumps(value, ensure_ascii=False)  # a path may have a comma in it
+            found[key] = json.dumps(value, ensure_ascii=False)  # a path may contain a comma
         elif key == "image":
             found[key] = str(value.absolute())
         else:

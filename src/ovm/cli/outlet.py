@@ -1,7 +1,7 @@
-"""The one outlet of ``ovm``: whatever a command prints passes here, and is made fit for a terminal on the way.
+"""All output of ``ovm``, made safe for a terminal.
 
-Values may come from a service, a guest or a file that somebody else wrote. What a program of the user's prints in the
-guest (``ovm exec``, ``ovm ssh``) does not come by here: ssh hands it on as it is.
+Values may come from a service, a guest or another user's file. The output of ``ovm exec`` and ``ovm ssh`` does not
+pass through this module: ssh prints it unchanged.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ def say(*lines: str, err: bool = False) -> None:
 
 
 def say_styled(before: str, styled: str, after: str = "", *, err: bool = False, **style: Any) -> None:
-    """Print one line of which a part has a style, such as ``bold=True`` or ``fg="red"``."""
+    """Print one line in which ``styled`` has a style, such as ``bold=True`` or ``fg="red"``."""
     part = click.style(printable(styled), **style)
     click.echo(printable(before) + part + printable(after), err=err, color=colour())
 
 
 def say_json(told: Any) -> None:
-    """Print one line of JSON in ASCII alone: every other character is escaped."""
+    """Print one line of JSON in ASCII; every other character is escaped."""
     import json
 
     from ovm.wire import codec
@@ -38,16 +38,16 @@ def say_json(told: Any) -> None:
 
 
 def say_filled(template: str, row: Mapping[str, Any]) -> None:
-    """Print ``template``, which is the user's own, with the values of ``row`` made fit to print.
+    """Print the user's ``template`` with the values of ``row``, made printable.
 
     Raises:
-        LookupError, ValueError, AttributeError, TypeError: it cannot be filled in.
+        LookupError, ValueError, AttributeError, TypeError: the template is invalid or names no field.
     """
     print(template.format(**cleaned(row)), flush=True)
 
 
 def cleaned(told: Any) -> Any:
-    """The same values, with every text in them on one line and without control characters."""
+    """Return the same values, with every text in them on one line and without control characters."""
     match told:
         case str():
             return printable(told)
@@ -60,5 +60,5 @@ def cleaned(told: Any) -> Any:
 
 
 def colour() -> bool | None:
-    """What to tell click about colours: never where ``NO_COLOR`` is set, else its own choice."""
+    """Return click's ``color``: False if ``NO_COLOR`` is set, else None, which lets click choose."""
     return False if os.environ.get("NO_COLOR") else None

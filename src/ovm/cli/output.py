@@ -1,4 +1,4 @@
-"""Rows for people and for programs."""
+"""Tables, for people and for programs."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ F = TypeVar("F")
 
 
 def format_option(function: F) -> F:
-    """Give a command ``--format``: a line of one's own for what it shows, or for each of it."""
-    said = "A line of your own (for each), like '{name} {state}', of the fields that --json shows."
+    """Add ``--format``, the template of a line for the result or for each row, to a command."""
+    said = "Template of each line, such as '{name} {state}', with the fields of --json."
     add: Any = click.option("--format", "template", metavar="TEMPLATE", help=said)
     decorated: F = add(function)
     return decorated
 
 
 def filled(row: Mapping[str, Any], template: str) -> None:
-    """Print one line by ``template``."""
+    """Print ``row`` as one line by ``template``."""
     try:
         say_filled(template, row)
     except (LookupError, ValueError, AttributeError, TypeError) as error:
         fields = ", ".join(row)
-        raise click.BadParameter(f"{template!r} cannot be filled in; the fields are {fields}") from error
+        raise click.BadParameter(f"{template!r} is not a valid template; the fields are {fields}") from error
 
 
 def rows(
     found: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool = False, template: str | None = None
 ) -> None:
-    """Print ``found``: aligned below the names of ``columns``, as JSON, or each by ``template``."""
+    """Print ``found`` as a table of ``columns``, as JSON, or each row by ``template``."""
     if as_json:
         say_json(list(found))
         return

@@ -1,4 +1,4 @@
-"""Commands that take another command, word for word, behind ``--``."""
+"""Commands that take another command unchanged after ``--``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import click
 
 
 class WithCommand(click.Command):
-    """A command whose callback gets the words behind ``--`` as ``argv``; options among them are not its own."""
+    """A command whose callback gets the arguments after ``--`` as ``argv``; it does not parse options in them."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:  # noqa: D102 - click's
         dashes = args.index("--") if "--" in args else len(args)
@@ -14,11 +14,11 @@ class WithCommand(click.Command):
         try:
             extra = super().parse_args(ctx, args[:dashes])
         except click.NoSuchOption as error:
-            hint = "; one of a command for the guest goes with it behind --"
+            hint = "; put a guest command and its options after --"
             raise click.UsageError(error.format_message().rstrip(".") + hint, ctx) from error
         if extra and not ctx.resilient_parsing:
             there = f"{ctx.command_path} {ctx.params['name']} -- {' '.join(extra)}"
-            ctx.fail(f"a command for the guest goes behind --: {there}")
+            ctx.fail(f"put the guest command after --: {there}")
         ctx.params["argv"] = args[dashes + 1 :]
         return extra
 

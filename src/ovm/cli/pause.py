@@ -14,7 +14,7 @@ from ovm.cli.outlet import say, say_json
 @name_argument
 @json_option
 def command(name: str, *, as_json: bool) -> None:
-    """Pause the machine NAME; fine if it is paused. Its containers notice only that time has passed."""
+    """Pause the machine NAME; does nothing if it is paused. Its containers notice only that time has passed."""
     state = services.of(name).pause()
     if as_json:
         say_json(state)

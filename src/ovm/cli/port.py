@@ -1,4 +1,4 @@
-"""``ovm port``: ports of this host that lead to a running machine."""
+"""``ovm port``: forward ports of this host to a running machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COLUMNS = ("protocol", "host", "guest", "purpose")
 
 @click.group("port")
 def command() -> None:
-    """Open and close ports of this host that lead to a running machine."""
+    """Forward ports of this host to a running machine."""
 
 
 @command.command("ls")
@@ -32,7 +32,7 @@ def command() -> None:
 @json_option
 @format_option
 def ls(name: str, *, as_json: bool, template: str | None) -> None:
-    """List the ports that are open for the machine NAME, its containers' included."""
+    """List the forwarded ports of the machine NAME, including its containers' published ports."""
     found = [
         {
             "protocol": port.protocol,
@@ -50,9 +50,9 @@ def ls(name: str, *, as_json: bool, template: str | None) -> None:
 @name_argument
 @json_option
 def add(port: str, name: str, *, as_json: bool) -> None:
-    """Lead a port of this host, a free one if HOST is not given, to the port GUEST of the machine NAME.
+    """Forward a port of this host, by default a free one, to the port GUEST of the machine NAME.
 
-    It lasts until the machine stops; one that is always open is a setting: `ovm config set ports 8080:80`.
+    The forward ends when the machine stops. To open a port at each start: `ovm config set ports 8080:80`.
     """
     from ovm.service.protocol import PortWanted
 
@@ -69,7 +69,7 @@ def add(port: str, name: str, *, as_json: bool) -> None:
 @click.argument("port", metavar="[ADDRESS:]HOST[/tcp|udp]")
 @name_argument
 def rm(port: str, name: str) -> None:
-    """Close a port of this host that `ovm port add` opened for the machine NAME."""
+    """Close a port that `ovm port add` opened for the machine NAME."""
     from ovm.service.protocol import PortUnwanted
 
     address, _, host_port, protocol = parse(port)
@@ -77,8 +77,8 @@ def rm(port: str, name: str) -> None:
 
 
 def parse(text: str) -> tuple[str, int, int, Protocol]:
-    """Address, host port (0 if it is not given), guest port and protocol of ``[ADDRESS:][HOST:]GUEST[/tcp|udp]``."""
+    """Return address, host port (0 if missing), guest port and protocol of ``[ADDRESS:][HOST:]GUEST[/tcp|udp]``."""
     if not (found := _PORT.fullmatch(text)):
-        raise click.BadParameter(f"{text!r} is not [ADDRESS:][HOST:]GUEST[/tcp|udp]; write 8080:80 for one")
+        raise click.BadParameter(f"{text!r} is not [ADDRESS:][HOST:]GUEST[/tcp|udp]; write for example 8080:80")
     protocol = cast("Protocol", found["protocol"] or "tcp")
     return (found["address"] or "127.0.0.1").strip("[]"), int(found["host"] or 0), int(found["guest"]), protocol

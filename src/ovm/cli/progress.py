@@ -1,4 +1,4 @@
-"""What a person sees while something takes its time: a drawn line on a terminal, elsewhere one plain line a step."""
+"""Progress output: a progress bar on a terminal, otherwise one plain line for each step."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from ovm.cli import ProgressMode
 
 Advance = Callable[[str, int, int], None]
-"""Called with what is being worked on, how much is done and how much there is; 0 where nobody knows."""
+"""Called with a description of the current work, the amount done and the total; 0 if unknown."""
 
 
 class Steps(Protocol):
-    """Shows steps, one after the other, on stderr: stdout is for results."""
+    """Shows steps, one after the other, on stderr; stdout is for results."""
 
     def step(self, label: str) -> contextlib.AbstractContextManager[Advance]:
-        """The step ``label``, from now until the block is left."""
+        """Show the step ``label`` until the block ends."""
 
 
 def steps(mode: ProgressMode) -> Steps:
-    """How to show progress, as ``--progress`` and the place it goes to ask for."""
+    """Return the output that fits ``--progress`` and stderr."""
     if mode == "none":
         return _Silent()
     drawn = mode == "auto" and sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and "CI" not in os.environ

@@ -1,4 +1,4 @@
-"""``ovm prune``: a running machine's unused containers, networks and images are removed, and the host gets the room."""
+"""``ovm prune``: remove a running machine's unused data, and return its disk space to the host."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _ONES = {"pods": "pod", "containers": "container", "images": "image", "networks"
 
 @click.command("prune")
 @name_argument
-@click.option("--all", "everything", is_flag=True, help="Also images that have a name, if no container uses them.")
-@click.option("--volumes", is_flag=True, help="Also volumes that no container uses, and what is in them.")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--all", "everything", is_flag=True, help="Also remove named images that no container uses.")
+@click.option("--volumes", is_flag=True, help="Also remove volumes that no container uses, with their data.")
+@click.option("-y", "--yes", is_flag=True, help="Skip the confirmation.")
 @json_option
 @click.pass_obj
 def command(ui: Ui, /, name: str, yes: bool, as_json: bool, **more: bool) -> None:
-    """Remove what nothing uses in the machine NAME, and give the room on the data disk back to this host.
+    """Remove unused data of the machine NAME, and return its disk space to this host.
 
-    Containers that do not run, pods and networks nobody is in, and images without a name are removed for good.
+    Stopped containers and pods, unused networks and unnamed images are removed permanently.
     """
     run(_prune(ui, name, more, yes=yes, as_json=as_json))
 
@@ -55,7 +55,7 @@ async def _prune(ui: Ui, name: str, more: Mapping[str, bool], *, yes: bool, as_j
 
 @dataclass(frozen=True, slots=True)
 class _Machine:
-    """What can be known of a machine that another process runs."""
+    """The parts of a machine that are accessible although another process runs it."""
 
     podman_socket: Path
     ssh: SSH
@@ -63,12 +63,12 @@ class _Machine:
 
     @property
     def host_bytes(self) -> int:
-        """What its data disk takes up on the host."""
+        """Disk space that its data disk uses on the host."""
         return self.data_disk.stat().st_blocks * 512
 
 
 async def _running(name: str) -> _Machine:
-    """The machine ``name``; raises :class:`StateError` if it does not run."""
+    """Return the machine ``name``; raise :class:`StateError` if it does not run."""
     from ovm.cli.openssh import ssh_port
     from ovm.guest.ssh import SSH
     from ovm.registry import machines
@@ -80,17 +80,19 @@ async def _running(name: str) -> _Machine:
 
 def _ask(name: str, *, everything: bool, volumes: bool) -> None:
     if not sys.stdin.isatty():
-        raise click.UsageError("things are removed for good, and there is no terminal to ask on: add --yes to agree")
+        raise click.UsageError(
+            "this removes data permanently, and there is no terminal for a confirmation; add --yes to confirm"
+        )
     doomed = [
-        "containers that do not run",
-        "pods that do not run",
+        "stopped containers",
+        "stopped pods",
         "networks that no container uses",
-        "images that no container uses" if everything else "images that have no name",
+        "images that no container uses" if everything else "unnamed images",
     ]
     if volumes:
-        doomed.append("volumes that no container uses, and what is in them")
-    say(f"This removes from {name}, for good:", *(f"  - all {what}" for what in doomed), "", err=True)
-    click.confirm("Go on?", abort=True, err=True)
+        doomed.append("volumes that no container uses, with their data")
+    say(f"This permanently removes from {name}:", *(f"  - all {what}" for what in doomed), "", err=True)
+    click.confirm("Continue?", abort=True, err=True)
 
 
 def _show(done: Pruned, before: int, after: int, *, as_json: bool) -> None:
@@ -107,8 +109,8 @@ def _show(done: Pruned, before: int, after: int, *, as_json: bool) -> None:
     for failure in done.failures:
         say(f"not removed: {failure}", err=True)
     if not any(done.removed.values()):
-        say("there was nothing to remove")
-    say(f"data.img takes up {_mebibytes(after)} on this host, before it was {_mebibytes(before)}")
+        say("nothing to remove")
+    say(f"data.img uses {_mebibytes(after)} on this host; before: {_mebibytes(before)}")
 
 
 def _mebibytes(count: int) -> str:

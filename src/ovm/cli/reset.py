@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @click.command("reset")
 @name_argument
-@click.option("--data", is_flag=True, help="Remove the data disk, too, with every image, container and volume.")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--data", is_flag=True, help="Also remove the data disk, with every image, container and volume.")
+@click.option("-y", "--yes", is_flag=True, help="Skip the confirmation.")
 @click.pass_obj
 def command(ui: Ui, /, name: str, *, data: bool, yes: bool) -> None:
-    """Restore the files the machine NAME boots from. Its images, containers and volumes are kept.
+    """Restore the files that the machine NAME boots from. Its images, containers and volumes are kept.
 
-    A running machine is stopped for that and started again.
+    A running machine is restarted.
     """
     from ovm.cli.progress import steps
     from ovm.errors import StateError
@@ -50,6 +50,8 @@ async def _reset(machine: Machine, *, data: bool) -> None:
 
 def _ask(machine: Machine) -> None:
     if not sys.stdin.isatty():
-        raise click.UsageError("data is removed for good, and there is no terminal to ask on: add --yes to agree")
-    say(f"This removes every image, container and volume of {machine.name}, for good.", err=True)
-    click.confirm("Go on?", abort=True, err=True)
+        raise click.UsageError(
+            "this removes data permanently, and there is no terminal for a confirmation; add --yes to confirm"
+        )
+    say(f"This permanently removes every image, container and volume of {machine.name}.", err=True)
+    click.confirm("Continue?", abort=True, err=True)

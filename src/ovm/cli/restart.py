@@ -15,7 +15,7 @@ from ovm.cli.names import name_argument
 @json_option
 @click.pass_obj
 def command(ui: Ui, /, name: str, *, as_json: bool) -> None:
-    """Shut the machine NAME down and boot it again, with the settings it has now."""
+    """Shut the machine NAME down and boot it again, with its current settings."""
     from ovm.cli.start import start
     from ovm.cli.stop import stop
     from ovm.errors import InUseError
@@ -23,6 +23,6 @@ def command(ui: Ui, /, name: str, *, as_json: bool) -> None:
 
     machine = machines.find(name)
     stop(ui, name)
-    with contextlib.suppress(InUseError):  # another command has started it meanwhile
+    with contextlib.suppress(InUseError):  # another command started it meanwhile
         removal.forget_memory(machine)
     start(ui, machine, as_json=as_json)

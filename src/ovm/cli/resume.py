@@ -14,7 +14,7 @@ from ovm.cli.outlet import say, say_json
 @name_argument
 @json_option
 def command(name: str, *, as_json: bool) -> None:
-    """Let the machine NAME run again, with the right time on its clock; fine if it runs."""
+    """Resume the machine NAME and set its clock; does nothing if it runs."""
     state = services.of(name).resume()
     if as_json:
         say_json(state)

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 @click.command("rm")
 @click.argument("name", nargs=-1, required=True, shell_complete=complete)
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Skip the confirmation.")
 def command(name: tuple[str, ...], *, yes: bool) -> None:
-    """Remove machines with everything in them: images, containers and volumes. A running one is refused."""
+    """Remove machines with their images, containers and volumes. Refuses if one of them is running."""
     from ovm import integrations
     from ovm.errors import OVMError
     from ovm.integrations import autostart
@@ -47,9 +47,11 @@ def _ask(doomed: list[Machine]) -> None:
     from ovm.registry import machines
 
     if not sys.stdin.isatty():
-        raise click.UsageError("data is removed for good, and there is no terminal to ask on: add --yes to agree")
+        raise click.UsageError(
+            "this removes data permanently, and there is no terminal for a confirmation; add --yes to confirm"
+        )
     for machine in doomed:
         used = machines.at_rest(machine).disk_bytes or 0
         size = services.bytes_in_words(used)
-        say(f"This removes {machine.name}, with all images, containers and volumes ({size}), for good.", err=True)
-    click.confirm("Go on?", abort=True, err=True)
+        say(f"This permanently removes {machine.name} with all images, containers and volumes ({size}).", err=True)
+    click.confirm("Continue?", abort=True, err=True)

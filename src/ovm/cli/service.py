@@ -1,4 +1,4 @@
-"""What the commands that speak to a machine's service have in common."""
+"""Shared code of the commands that query a machine's service."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 def of(name: str) -> Service:
-    """The service of the machine ``name``, which has been asked whether it is understood.
+    """Return the service of the machine ``name``, after a check that its version is compatible.
 
     Raises:
-        StateError: there is no such machine, or it is not running.
-        SkewError: its service is of another version.
+        StateError: the machine does not exist, or is not running.
+        SkewError: its service runs an incompatible version.
     """
     service, _ = asked(name)
     return service
 
 
 def asked(name: str) -> tuple[Service, Status]:
-    """The service of the machine ``name``, and what it says of itself; raises as :func:`of` does."""
+    """Return the service of the machine ``name`` and its status; raise as :func:`of` does."""
     from ovm.registry import machines
     from ovm.service.client import Service
 
@@ -33,20 +33,20 @@ def asked(name: str) -> tuple[Service, Status]:
     status = service.status()
     if status.version != __version__:
         say(
-            f"ovm: the service of {name} is of ovm {status.version}, this is {__version__}; "
-            f"to renew it: ovm restart {name}",
+            f"ovm: the service of {name} runs ovm {status.version}, this is {__version__}; "
+            f"update it: ovm restart {name}",
             err=True,
         )
     return service, status
 
 
 def spoken(state: str) -> str:
-    """A state in the word people use for it."""
+    """Return a state's name for people."""
     return state.removeprefix("VirtualMachineState").lower()
 
 
 def bytes_in_words(count: int) -> str:
-    """``count`` bytes, in the unit that suits them."""
+    """Return ``count`` bytes as text with a suitable unit."""
     size = float(count)
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
@@ -56,7 +56,7 @@ def bytes_in_words(count: int) -> str:
 
 
 def why_it_rests(machine: Machine) -> str:
-    """Why a machine whose service does not answer is not running, as far as files and locks tell."""
+    """Return why a machine whose service does not answer is not running, from its files and locks."""
     from ovm.registry import machines
 
     rest = machines.at_rest(machine)
@@ -65,7 +65,7 @@ def why_it_rests(machine: Machine) -> str:
     if rest.state == "suspended":
         return "suspended: the next start resumes it"
     if rest.unrecorded:
-        return f"stopped: how its last run ended could not be recorded; see: ovm logs {machine.name} service"
+        return f"stopped: the end of its last run could not be recorded; see: ovm logs {machine.name} service"
     if rest.last is None:
         return "stopped: it was never started"
     if rest.last.reason == "failed":
@@ -74,13 +74,13 @@ def why_it_rests(machine: Machine) -> str:
 
 
 def failure(rest: Rest) -> dict[str, object] | None:
-    """The error that the last run of a machine at rest failed of; ``None`` if there is none to tell."""
+    """Return the error that ended the last run of a stopped machine; ``None`` if there was none."""
     told = rest.last.error if rest.state == "stopped" and rest.last is not None else None
     return told if told and told["message"] else None
 
 
 def in_full(error: dict[str, object]) -> list[str]:
-    """The error with its evidence, line by line for people."""
+    """Return the error with its evidence, as lines for people."""
     from ovm.errors import from_dict
 
     return str(from_dict(error)).split("\n")

@@ -1,4 +1,4 @@
-"""``ovm ssh``: OpenSSH's own ssh, told where the guest is and which host key it must have."""
+"""``ovm ssh``: run OpenSSH's ssh with the guest's address and host key."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ovm.cli.passthrough import WithCommand
 
 @click.command("ssh", cls=WithCommand)
 @name_argument
-@click.option("--config", is_flag=True, help="Print the line for ~/.ssh/config that makes `ssh ovm-NAME` work.")
+@click.option("--config", is_flag=True, help="Print a line for ~/.ssh/config that enables `ssh ovm-NAME`.")
 def command(name: str, *, config: bool, argv: list[str]) -> None:
-    """Open a shell in the running machine NAME, or have its shell do COMMAND."""
+    """Open a shell in the running machine NAME, or run COMMAND in its shell."""
     from ovm.integrations import ssh_config
 
     if config:
         say(*ssh_config.include().split("\n"))
         if sys.stdout.isatty():
-            say("", "# for the top of ~/.ssh/config, before the first Host", err=True)
+            say("", "# put this at the top of ~/.ssh/config, before the first Host", err=True)
         return
     become([*ssh_program("ssh", name), "--", ssh_config.host(name), *argv])

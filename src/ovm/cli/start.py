@@ -1,4 +1,4 @@
-"""``ovm start``: a machine that goes on when the command has ended; with ``--foreground``, for as long as it runs."""
+"""``ovm start``: start a machine that outlives the command, or with ``--foreground`` ends with it."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ NO_TIMINGS = Timings()
 
 @click.command("start")
 @name_argument
-@click.option("--foreground", is_flag=True, help="Stay until Ctrl-C, which stops the machine.")
+@click.option("--foreground", is_flag=True, help="Run in the foreground until Ctrl-C, which stops the machine.")
 @timings_options
-@click.option("--cold", is_flag=True, help="Boot, even if it is suspended; its memory is removed.")
+@click.option("--cold", is_flag=True, help="Boot even if suspended; deletes the saved state.")
 @settings_options
 @json_option
 @click.pass_obj
@@ -50,12 +50,12 @@ def command(
     as_json: bool,
     **given: Any,
 ) -> int:
-    """Boot the machine NAME and say how to reach its engine. It runs until `ovm stop`, over logouts too.
+    """Start the machine NAME and print how to reach its container engine. It runs until `ovm stop`, even after logout.
 
-    One that was suspended goes on where it was, unless something about it has changed since; then it says what.
+    A suspended machine resumes. If it changed since, it boots instead, and the command prints why.
 
-    The first start fetches the guest image that was released with ovm, or builds one, which takes a minute or two.
-    What is given by options is written into the machine's settings.
+    The first start fetches the guest image released with ovm, or builds one, which takes a minute or two.
+    Options are stored in the machine's settings.
     """
     from ovm.cli import init
     from ovm.registry import machines, removal
@@ -73,7 +73,7 @@ def command(
 
 
 def start(ui: Ui, machine: Machine, *, as_json: bool, foreground: bool = False, timings: Timings = NO_TIMINGS) -> int:
-    """Start it unless it runs, show how that goes, and say how to reach it."""
+    """Start the machine unless it runs, show progress, and print how to reach it."""
     from ovm.cli.progress import steps
 
     shown = steps(ui.progress)
@@ -83,7 +83,7 @@ def start(ui: Ui, machine: Machine, *, as_json: bool, foreground: bool = False, 
 
         def ready(info: Info) -> None:
             announce(machine, info, as_json=as_json)
-            timings.show(machine, info, with_units=False)  # the one who would ask is the one who answers
+            timings.show(machine, info, with_units=False)  # this process, which would query, also serves
 
         return stay(machine, shown, ready)
     with _given_up_by_signals():
@@ -106,7 +106,7 @@ def _started(machine: Machine, shown: Steps) -> tuple[Service, list[OVMError]]:
         try:
             return launch.up(machine, lambda step: advance(step, 0, 0), launched=ours.append)
         except _GivenUp:
-            if ours:  # what another command has begun goes on
+            if ours:  # a start by another command continues
                 with shown.step("undoing the start"):
                     ours[0].stop(force=True)
                     launch.wait_until_gone(machine)
@@ -114,7 +114,7 @@ def _started(machine: Machine, shown: Steps) -> tuple[Service, list[OVMError]]:
 
 
 class _GivenUp(KeyboardInterrupt):
-    """A signal came before the machine was ready."""
+    """A signal arrived before the machine was ready."""
 
 
 @contextmanager
@@ -127,7 +127,7 @@ def _given_up_by_signals() -> Iterator[None]:
         yield
     except _GivenUp as given_up:
         number = given_up.args[0]
-        say("ovm: interrupted, nothing is left running of what this command began", err=True)
+        say("ovm: interrupted; nothing that this command started is left running", err=True)
         raise click.exceptions.Exit(SIGNAL_STATUS + number) from None
     finally:
         for number, handler in before.items():
@@ -135,7 +135,7 @@ def _given_up_by_signals() -> Iterator[None]:
 
 
 def provide_image(machine: Machine, shown: Steps) -> None:
-    """Fetch the released image, or build one, unless there is one or the machine has one of its own."""
+    """Fetch the released image, or build one, unless it exists or the machine's settings name another."""
     from ovm import image
     from ovm.host import programs
     from ovm.registry import images as registry
@@ -143,9 +143,9 @@ def provide_image(machine: Machine, shown: Steps) -> None:
     if machine.settings().image is not None:
         return
     directory = registry.default_image_dir(registry.host_arch())
-    if (directory / registry.IMAGE_MANIFEST).exists():  # a damaged one is not built over: loading it says what is wrong
+    if (directory / registry.IMAGE_MANIFEST).exists():  # do not replace a damaged one: loading it reports the damage
         return
-    run(programs.find_gvproxy())  # first: without it the image would be built for nothing
+    run(programs.find_gvproxy())  # first: without gvproxy the image is useless
     if sys.platform != "linux" or registry.is_released(registry.host_arch()):
         with shown.step("fetching the guest image") as advance:
             run(image.pull_image(image.PullOptions(), progress=advance))
@@ -155,7 +155,7 @@ def provide_image(machine: Machine, shown: Steps) -> None:
 
 
 def announce(machine: Machine, info: Info, *, as_json: bool) -> None:
-    """The lines to use it, on stdout; all else on stderr."""
+    """Print the variables to export on stdout, and everything else on stderr."""
     from ovm.integrations.environment import variables
     from ovm.wire import codec
 
@@ -166,7 +166,7 @@ def announce(machine: Machine, info: Info, *, as_json: bool) -> None:
     say(f"{machine.name} is ready after {took:.1f} s ({info.accelerator}: {info.accelerator_reason})", err=True)
     if info.not_resumed:
         say(f"Could not resume ({info.not_resumed}); booted instead", err=True)
-    say("For docker, podman --remote, and whatever speaks to either:", "", err=True)
+    say("To use it with docker, podman --remote and compatible tools:", "", err=True)
     wanted = variables(machine.sockets.podman)
     for variable in ("DOCKER_HOST", "CONTAINER_HOST", "DOCKER_BUILDKIT"):
         say_styled(f"  export {variable}=", shlex.quote(wanted[variable]), bold=True)

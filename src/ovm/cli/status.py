@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ovm.service.protocol import Status
 
 ENDING_S = 2.0
-"""A service whose machine has stopped has ended by then, or is about to start it again."""
+"""By then the service of a stopped machine has ended, or it is about to start the machine again."""
 
 
 @click.command("status")
@@ -26,7 +26,7 @@ ENDING_S = 2.0
 @json_option
 @format_option
 def command(name: str, *, as_json: bool, template: str | None) -> int:
-    """Say what the machine NAME is doing. The exit status is 0 if it runs, and 3 if it does not."""
+    """Show the state of the machine NAME. The exit status is 0 if it runs, otherwise 3."""
     import msgspec
 
     from ovm.errors import StateError
@@ -36,7 +36,7 @@ def command(name: str, *, as_json: bool, template: str | None) -> int:
     machine = machines.find(name)
     try:
         _, status = services.asked(name)
-        if status.state is VMState.STOPPED and _has_ended(machine):  # its files tell how
+        if status.state is VMState.STOPPED and _has_ended(machine):  # its files record how
             raise StateError(f"{name} is not running")
     except StateError:
         why = services.why_it_rests(machine)
@@ -64,7 +64,7 @@ def command(name: str, *, as_json: bool, template: str | None) -> int:
 
 
 def _has_ended(machine: Machine) -> bool:
-    """Whether its service is gone, or soon is; that of a machine in a reset is not."""
+    """Return whether the service ends within ``ENDING_S``; during a reset it does not."""
     from ovm.errors import StopError
     from ovm.service import launch
 
@@ -77,11 +77,11 @@ def _has_ended(machine: Machine) -> bool:
 
 def _show(status: Status) -> None:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status.started_at))
-    say(f"{status.name} is {services.spoken(status.state)}, its service is process {status.pid}, since {since}")
+    say(f"{status.name} is {services.spoken(status.state)}; its service is process {status.pid}, since {since}")
     if status.step:
-        say(f"  it is at: {status.step}")
+        say(f"  step: {status.step}")
     for problem in status.health.problems if status.health else ():
-        say(f"  not well: {problem}")
+        say(f"  health problem: {problem}")
     if status.restart_needed:
         changed = ", ".join(status.restart_needed)
-        say(f"  changed since its start: {changed}; to have that: ovm restart {status.name}")
+        say(f"  changed since its start: {changed}; apply with: ovm restart {status.name}")

@@ -10,6 +10,7 @@ from ovm.cli import Ui
 from ovm.cli import service as services
 from ovm.cli.names import name_argument
 from ovm.cli.outlet import say
+from ovm.model.defaults import STOP_TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from ovm.registry.machines import Machine
 
 FORCED_GONE_S = 15.0
-"""A service that says it has cut the power is gone by then, or is not what answered."""
+"""Deadline for a service to end after it reports that it cut the power."""
 
 
 def _seconds(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
@@ -31,21 +32,23 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, value: float 
 @click.option(
     "--force",
     is_flag=True,
-    help="Cut the power at once: what was not yet written is lost. Works on a service that does not answer, too.",
+    help="Cut the power at once; unwritten data is lost. Also works if the service does not answer.",
 )
 @click.option(
-    "--timeout", type=float, callback=_seconds, help="Seconds the guest may take to shut down.  [default: 90]"
+    "--timeout",
+    type=float,
+    callback=_seconds,
+    help=f"Seconds the guest may take to shut down.  [default: {STOP_TIMEOUT_S:.0f}]",
 )
 @click.pass_obj
 def command(ui: Ui, /, name: str, *, force: bool, timeout: float | None) -> None:
-    """Shut the machine NAME down; fine if it is. One that is just starting gives that up."""
+    """Shut the machine NAME down; does nothing if it is down. Cancels a start in progress."""
     stop(ui, name, force=force, timeout_s=timeout)
 
 
 def stop(ui: Ui, name: str, *, force: bool = False, timeout_s: float | None = None) -> None:
-    """Shut it down, showing how that goes."""
+    """Shut the machine down and show progress."""
     from ovm.cli.progress import steps
-    from ovm.model.defaults import STOP_TIMEOUT_S
     from ovm.registry import machines
 
     machine = machines.find(name)
@@ -69,8 +72,8 @@ def _shut_down(machine: Machine, progress: Callable[[str], object], timeout_s: f
         service = launch.listening(machine)
         with launch.following(service, progress):
             service.stop(timeout_s=timeout_s)
-    except SkewError as error:  # signals are understood by services of all versions
-        say(f"ovm: {error.message}; it is stopped by a signal", err=True)
+    except SkewError as error:  # services of all versions obey signals
+        say(f"ovm: {error.message}; stopping it with a signal", err=True)
         holder.end(machine, force=False)
     except StateError:
         if machines.at_rest(machine).state == "crashed":
@@ -79,7 +82,7 @@ def _shut_down(machine: Machine, progress: Callable[[str], object], timeout_s: f
 
 
 def _cut_power(machine: Machine) -> None:
-    """By its service's answer, or else by the service's lock and identity."""
+    """Cut the power by a request to the service or, if that fails, by signals to the process that holds its lock."""
     from ovm.errors import OVMError, StopError
     from ovm.service import holder, launch
     from ovm.service.client import Service

@@ -1,7 +1,7 @@
-"""``ovm support-bundle``: what is needed to understand a problem, in one file, without secrets.
+"""``ovm support-bundle``: collect diagnostics for a bug report in one file, without secrets.
 
-Nothing is copied as it is. Each file is read into known fields, and only these are written. Logs are free text: they
-pass :class:`ovm.text.redaction.Redactor`, which knows the values that were removed elsewhere.
+No file is copied unchanged. Each is parsed into known fields, and only these are written. Logs are free text:
+:class:`ovm.text.redaction.Redactor` also removes from them the values that were removed elsewhere.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
     from ovm.text.redaction import Redactor
 
 LOG_MAX_BYTES = 1 << 20
-"""Of each log the end."""
+"""Maximum taken from the end of each log."""
 RECORD_MAX_BYTES = 1 << 20
 KEY_MAX_BYTES = 1 << 16
 KEY_LINE_MIN_CHARS = 16
-"""A line of a key file that is looked for in the logs; shorter ones are ends of lines."""
+"""Minimum length of a key file's line that is redacted in the logs; a shorter one is the end of a longer line."""
 PATH_MIN_PARTS = 3
-"""Of a path that is removed from the logs as well: /home is part of too many others."""
+"""Minimum parts of a path that is also redacted in the logs: /home is part of too many others."""
 DIGEST_SHOWN_CHARS = 12
 
 _LOG = re.compile(r"(?:service|guard|gvproxy|qemu|vfkit|console|virtiofsd-\d{1,2})(?:\.[23])?\.log")
 _CONSOLE_LINE = re.compile(r"\[ *\d+\.\d{6}\]|\[ *(?:OK|FAILED|DEPEND|TIME|WARN|INFO|SKIP|\*+) *\]|systemd\[\d+\]:")
-"""How the kernel and systemd begin a line; other lines of the console may be the output of anything."""
+"""The start of the kernel's and systemd's lines; other console lines may come from any program."""
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _LINE = re.compile(r"\.toml:(\d+): ")
 _MAYBE_VALUE = (re.compile(r"\"(?:[^\"\\\n]|\\.)*\""), re.compile(r"'[^'\n]*'"), re.compile(r"(?<==).*"))
-"""What may be a value where the settings are no TOML: in quotes, or behind ``=``."""
+"""Possible values in settings that are not valid TOML: in quotes, or after ``=``."""
 _PATHS = frozenset({"mounts", "ca_certificates", "image"})
 _REMOVED = "[removed:"
 _REASONS = frozenset({"stopped", "suspended", "powered-off", "failed"})
@@ -54,13 +54,13 @@ _REASONS = frozenset({"stopped", "suspended", "powered-off", "failed"})
 
 @click.command("support-bundle")
 @name_argument
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The file.  [default: ovm-NAME-DATE.tar.gz here]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: ovm-NAME-DATE.tar.gz]")
 @click.pass_obj
 def command(ui: Ui, /, name: str, output: Path | None) -> None:
     """Collect diagnostics of the machine NAME and of this host in one file for a bug report.
 
-    The file contains known settings and fields only. Values of environment, paths, command lines, credentials in URLs
-    and keys are removed, and of the guest's console all lines that neither the kernel nor systemd wrote.
+    The file contains only known settings and fields. Values of environment variables, paths, command lines,
+    credentials in URLs and keys are removed. Of the guest's console it has only lines of the kernel and systemd.
     left-out.json in the file lists what was removed.
     """
     from ovm.cli.progress import steps
@@ -89,7 +89,7 @@ def _contents(machine: Machine) -> Iterator[tuple[str, bytes]]:
 
 
 def kept_files(machine: Machine, clean: Redactor | None = None) -> Iterator[tuple[str, bytes]]:
-    """The files of a machine's directory as they are sent, and ``left-out.json``, which says what is not."""
+    """Yield the redacted files of a machine's directory, and ``left-out.json``, which lists what was removed."""
     clean = clean or _redactor(machine)
     left_out: dict[str, str] = {}
     yield "settings.json", _json(_settings(machine, left_out), clean)
@@ -110,7 +110,7 @@ def kept_files(machine: Machine, clean: Redactor | None = None) -> Iterator[tupl
             text = _console(text, inside, left_out)
         yield inside, _sent(clean(text))
     if unknown:
-        left_out["log"] = f"{unknown} files with names that are not of ovm's logs"
+        left_out["log"] = f"{unknown} files whose names are not those of ovm's logs"
     yield "left-out.json", _json(left_out, clean)
 
 
@@ -120,7 +120,7 @@ def _redactor(machine: Machine) -> Redactor:
     return Redactor({*_secret_settings(machine), *_secret_proxies(), *_secret_keys(machine)})
 
 
-# What is known to be secret
+# Known secrets
 
 
 def _secret_settings(machine: Machine) -> Iterator[str]:
@@ -132,7 +132,7 @@ def _secret_settings(machine: Machine) -> Iterator[str]:
         removed = {key: value for key, value in tomllib.loads(text).items() if not _is_shown(key, value)}
     except OVMError:
         return
-    except (ValueError, RecursionError):  # no TOML
+    except (ValueError, RecursionError):  # not valid TOML
         values = [_unquoted(value.strip()) for pattern in _MAYBE_VALUE for value in pattern.findall(text)]
         removed = {"": values}
     for value in _texts([value for key, value in removed.items() if key in _PATHS]):
@@ -151,7 +151,7 @@ def _unquoted(value: str) -> str:
 
 
 def _is_shown(key: str, value: object) -> bool:
-    """Whether a setting is sent with all of its value."""
+    """Return whether a setting's value is included completely."""
     from ovm.errors import SettingsError
     from ovm.registry.settings import made_of
 
@@ -192,7 +192,7 @@ def _secret_keys(machine: Machine) -> Iterator[str]:
         yield from (line for line in lines if len(line) >= KEY_LINE_MIN_CHARS and not line.startswith("-----"))
 
 
-# What is sent
+# Contents
 
 
 def _host() -> dict[str, Any]:
@@ -214,7 +214,7 @@ async def _doctor() -> object:
 
 
 def _answers(machine: Machine) -> Iterator[tuple[str, object]]:
-    """What the machine's service answers; each answer is one of the types of its protocol, without further fields."""
+    """Yield the service's responses, decoded into the types of its protocol, which drops unknown fields."""
     from ovm.errors import OVMError
     from ovm.service.client import Service
 
@@ -234,9 +234,9 @@ def _settings(machine: Machine, left_out: dict[str, str]) -> dict[str, Any]:
         settings = machine.settings()
     except (OVMError, ValueError, RecursionError) as error:
         line = _LINE.search(str(error))
-        left_out[machine.settings_path.name] = f"line {line[1]} cannot be understood" if line else "it cannot be read"
+        left_out[machine.settings_path.name] = f"line {line[1]} is invalid" if line else "it cannot be read"
         return {}
-    left_out[machine.settings_path.name] = "comments, and each value that is marked as removed in settings.json"
+    left_out[machine.settings_path.name] = "comments, and each value marked as removed in settings.json"
     default = Settings()
     changed = {key: getattr(settings, key) for key in _SHOWN if getattr(settings, key) != getattr(default, key)}
     return {key: _SHOWN[key](value) for key, value in changed.items()}
@@ -268,23 +268,23 @@ def _versions(machine: Machine) -> dict[str, str] | None:
 
 
 def _version(version: object) -> str:
-    """Enough of a digest to compare it; any other text may be anything."""
+    """Return the start of a digest, enough to compare it; other text may be secret and is removed."""
     if isinstance(version, str) and _DIGEST.fullmatch(version):
         return version[: len("sha256:") + DIGEST_SHOWN_CHARS]
     return _removed(version)
 
 
 def _end_of(path: Path) -> str:
-    """The last whole lines of a log."""
+    """Return the last complete lines of a log."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     with open(fd, "rb") as log:  # noqa: PTH123 - a descriptor
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(0, "it is no regular file")
+            raise OSError(0, "it is not a regular file")
         if (begin := status.st_size - LOG_MAX_BYTES) > 0:
             log.seek(begin - 1)
         content = log.read(LOG_MAX_BYTES + 1)
-    if begin > 0:  # half a line may be half a URL
+    if begin > 0:  # a partial line may begin within a URL, where the redactor finds no secret
         content = content.partition(b"\n")[2]
     return content.decode(errors="replace")
 
@@ -298,7 +298,7 @@ def _console(text: str, inside: str, left_out: dict[str, str]) -> str:
 
 
 def _json(told: object, clean: Redactor) -> bytes:
-    """``told`` with every text in it cleaned, names of fields too."""
+    """Encode ``told`` with every text redacted, including field names."""
     import msgspec
 
     def cleaned(value: Any) -> Any:
@@ -319,7 +319,7 @@ def _sent(text: str) -> bytes:
     return printable_lines(text).encode()
 
 
-# How a setting is shown
+# Settings
 
 
 def _as_it_is(value: Any) -> Any:
@@ -394,4 +394,4 @@ _SHOWN: Mapping[str, Callable[[Any], Any]] = {
     "register": _as_it_is,
     "pause_on_sleep": _as_it_is,
 }
-"""Only these settings are sent. As it is goes what can be a number, a yes or no, or one of a few words."""
+"""Only these settings are included; unchanged only if a value can be just a number, a boolean or a known word."""

@@ -14,10 +14,10 @@ from ovm.cli.outlet import say
 @name_argument
 @click.pass_obj
 def command(ui: Ui, /, name: str) -> None:
-    """Keep the memory of the machine NAME on disk, and end all its processes; fine if it is suspended.
+    """Save the state of the machine NAME to disk, and end its processes; does nothing if it is suspended.
 
-    Its next `ovm start` takes about a second, and its containers go on where they were. If something about the machine
-    has changed by then, it boots, as after a power failure.
+    The next `ovm start` resumes the machine and its containers in about a second. If the machine changed meanwhile,
+    it boots instead, as after a power failure.
     """
     from ovm.cli.progress import steps
     from ovm.errors import StateError

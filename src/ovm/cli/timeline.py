@@ -1,7 +1,7 @@
-"""What a start took its time for: the host's steps and the guest's on one axis, as a table and as a picture.
+"""The timing breakdown of a start: the host's and the guest's steps on one axis, as a table and as a picture.
 
-The guest says how long its kernel had been running at each stage of its boot. A word is never heard before it was
-said, so the earliest moment at which the kernel can have begun is the true one, but for the quickest word's way.
+The guest reports its kernel's uptime at each stage of its boot. Each report arrives with a delay, so the earliest
+kernel start that any report implies is the most accurate; its error is the delay of the fastest report.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _OF_THE_HOST = {
     "memory": "memory read",
     "ready": "podman's answer",
 }
-"""What ends with a stage of the host's."""
+"""The phase that ends with each stage of the host."""
 _OF_THE_GUEST = {"initrd": "kernel", "rootfs": "initrd", "ready": "systemd to ready"}
-"""What ends with a stage of the guest's."""
+"""The phase that ends with each stage of the guest."""
 _RESUMED = {"ready": "network, ssh, clock, podman's answer"}
 
 UNITS_SHOWN = 16
-"""The units that took longest."""
+"""Number of units shown, the slowest ones."""
 BAR_COLUMNS = 40
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Something that took its time, on the axis that begins with ``start()``."""
+    """A period on the axis that begins with ``start()``."""
 
     name: str
     where: Where
@@ -46,18 +46,18 @@ class Phase:
 
     @property
     def took_ms(self) -> float:
-        """From its beginning to its end."""
+        """Duration."""
         return self.ended_ms - self.began_ms
 
 
 def kernel_began_ms(stages: Iterable[Stage]) -> float | None:
-    """When the guest's kernel began, on the host's axis; ``None`` if the guest did not say how long it has run."""
+    """Return when the guest's kernel started, on the host's axis; ``None`` if the guest reported no uptime."""
     begun = [stage.ms - stage.uptime_ms for stage in stages if stage.uptime_ms is not None]
     return min(begun) if begun else None
 
 
 def phases(stages: Sequence[Stage]) -> list[Phase]:
-    """What lies between the stages, in the order of their beginnings."""
+    """Return the phases between the stages, ordered by their start."""
     resumed = any(stage.name == "memory" for stage in stages)
     names = _OF_THE_HOST | (_RESUMED if resumed else {})
     found: list[Phase] = []
@@ -92,9 +92,9 @@ def _guest_phases(stages: Sequence[Stage], powered_on: float) -> list[Phase]:
 
 
 def units(told: str, stages: Sequence[Stage], *, count: int = UNITS_SHOWN) -> list[Phase]:
-    """The ``count`` units that took the longest to become active before the machine was ready.
+    """Return the ``count`` units that took longest to become active, if they started before the machine was ready.
 
-    ``told`` is what ``systemctl show`` says of :data:`UNIT_PROPERTIES`.
+    ``told`` is the output of ``systemctl show`` for :data:`UNIT_PROPERTIES`.
     """
     kernel = kernel_began_ms(stages)
     if kernel is None or not stages:
@@ -113,7 +113,7 @@ def units(told: str, stages: Sequence[Stage], *, count: int = UNITS_SHOWN) -> li
 
 UNIT_PROPERTIES = ("Id", "InactiveExitTimestampMonotonic", "ActiveEnterTimestampMonotonic")
 SHOW_UNITS = ("systemctl", "show", "--type=service", "-p", ",".join(UNIT_PROPERTIES), "*")
-"""Asks the guest for its units; what is done before it is ready is not slowed by it."""
+"""Queries the guest's units; it runs after the machine is ready, so it does not slow the start."""
 
 
 _DIGITS_MAX = 18
@@ -124,7 +124,7 @@ def _microseconds(text: str) -> int:
 
 
 def table(found: Sequence[Phase]) -> str:
-    """In lines, each with a bar under one axis."""
+    """Return the phases as lines of text, each with a bar on a common axis."""
     if not found:
         return ""
     end = max(phase.ended_ms for phase in found)
@@ -144,16 +144,16 @@ def _label(phase: Phase) -> str:
 
 WIDTH, ROW, TOP, BOTTOM, MARGIN = 980, 22, 56, 34, 16
 LABELS = 290
-"""Pixels of the picture: what is left for the names, at the left."""
+"""Width in pixels of the names' column, at the left of the picture."""
 LETTER = 6.4
-"""A letter of the picture's is about so wide."""
+"""Approximate width in pixels of a letter."""
 TICKS = 8
 COLOURS: dict[Where, str] = {"host": "#3b6ea8", "guest": "#d9772b", "unit": "#b9b9b9"}
 _WORDS: dict[Where, str] = {"host": "host", "guest": "guest", "unit": "unit of the guest's systemd"}
 
 
 def svg(found: Sequence[Phase], title: str) -> str:
-    """The same as a picture that stands alone."""
+    """Return the phases as a self-contained SVG picture."""
     end = max((phase.ended_ms for phase in found), default=1.0)
     scale = (WIDTH - LABELS - 2 * MARGIN - 60) / end
     height = TOP + ROW * len(found) + BOTTOM
@@ -200,7 +200,7 @@ def _shortened(name: str) -> str:
 
 
 def _ticks(end: float) -> list[float]:
-    """Round numbers from 0 to at most ``end``."""
+    """Return round numbers from 0 to at most ``end``."""
     rough = end / TICKS
     power = 10 ** math.floor(math.log10(rough)) if rough > 0 else 1
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)

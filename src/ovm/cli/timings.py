@@ -1,4 +1,4 @@
-"""What a start took its time for: ``ovm start --timings`` and ``--timeline FILE``."""
+"""The timing breakdown of a start: ``ovm start --timings`` and ``--timeline FILE``."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ UNITS_TIMEOUT_S = 30.0
 
 
 class _Picture(click.ParamType[Path]):
-    """A file that can be written: it is looked at before the machine is started."""
+    """A file in an existing directory, checked before the machine starts."""
 
     name = "file"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = Path(value)
         if path.is_dir() or not path.absolute().parent.is_dir():
-            self.fail(f"{value} is a directory, or in none", param, ctx)
+            self.fail(f"{value} is a directory, or its parent directory does not exist", param, ctx)
         return path
 
 
 def timings_options(command: F) -> F:
-    """Adds both options; the command gets them as ``timings`` and ``timeline``."""
+    """Add both options to a command, as ``timings`` and ``timeline``."""
     options: list[Callable[[Any], Any]] = [
-        click.option("--timings", is_flag=True, help="Show what took how long, on this host and in the guest."),
-        click.option("--timeline", type=_Picture(), metavar="FILE", help="Draw the same into FILE, as SVG."),
+        click.option("--timings", is_flag=True, help="Show the duration of each phase, on this host and in the guest."),
+        click.option("--timeline", type=_Picture(), metavar="FILE", help="Write the same as an SVG picture to FILE."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -46,13 +46,13 @@ def timings_options(command: F) -> F:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """How they are wanted, if at all."""
+    """The requested forms of the breakdown."""
 
     as_table: bool = False
     picture: Path | None = None
 
     def show(self, machine: Machine, info: Info, *, with_units: bool) -> None:
-        """Print the table to stderr, write the picture; with what the guest's systemd did, if it is asked for that."""
+        """Print the table to stderr and write the picture, optionally ``with_units`` of the guest's systemd."""
         if not self.as_table and self.picture is None:
             return
         from ovm.cli import timeline
@@ -72,7 +72,7 @@ class Timings:
 
 
 async def _units(name: str) -> str:
-    """What the guest's systemd tells; empty where there is none."""
+    """Query the guest's systemd for its units; return an empty text if that fails."""
     import ovm
     from ovm.cli.timeline import SHOW_UNITS
 

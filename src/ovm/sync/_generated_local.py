@@ -26,10 +26,10 @@ from ovm.sync.loop import Loop
 
 
 class OVM(Local):
-    """A virtual machine that runs Podman. Made by :func:`ovm.sync.create_linux_ovm` or :func:`ovm.sync.create_ovm`.
+    """A virtual machine that runs Podman, created by :func:`ovm.sync.create_linux_ovm` or :func:`ovm.sync.create_ovm`.
 
-    ``with machine:`` starts it and stops it. One object can be started and stopped any number of times, from any
-    thread; if the interpreter exits while it runs, the guest is shut down first.
+    ``with machine:`` starts and stops it. One object can be started and stopped any number of times, from any thread.
+    If the interpreter exits while the machine runs, the guest is shut down first.
     """
 
     def start(
@@ -277,22 +277,22 @@ class OVM(Local):
 def create_ovm(
     name: str = DEFAULT_MACHINE, *, image: Path | str | None = None, progress: Progress | None = None, **options: Any
 ) -> OVM:
-    """The machine called ``name``, with a default for everything: the guest image, the helpers and the directories.
+    """Create the machine ``name``, with defaults for the guest image, the helper programs and the directories.
 
-    Nothing is started. ``options`` are those of :class:`ovm.Options`; podman's API is not on a TCP port unless
-    ``podman_tcp=True`` asks for it.
+    The machine is not started. ``options`` are those of :class:`ovm.Options`; podman's API has a TCP port only with
+    ``podman_tcp=True``.
 
     Args:
-        name: Machines of different names share the image and nothing else.
-        image: The directory of a guest image; the default image of this host's architecture if not given.
-        progress: Called with a file's name, the bytes done and the bytes in all while files are copied.
-        **options: Anything of :class:`ovm.Options` except the origin's files and their versions.
+        name: Name of the machine. Machines of different names share only the image.
+        image: Directory of a guest image; default: the default image of this host's architecture.
+        progress: Called with the file's name, the bytes copied and the total bytes while files are copied.
+        **options: Options of :class:`ovm.Options` except the origin files and their versions.
 
     Raises:
-        OptionError: the name or an option cannot be used.
-        ImageError: there is no guest image; build one with ``ovm image build``.
+        OptionError: the name or an option is invalid.
+        ImageError: the guest image is missing or damaged; build one with ``ovm image build``.
         HelperError: gvproxy or the hypervisor (QEMU on Linux, vfkit on macOS) is missing.
-        UntrustedError: another user made a directory of the machine or of the images, or could change it.
+        UntrustedError: another user created a directory of the machine or of the images, or could change it.
         UnsupportedError: machines do not run on this system.
     """
     loop = Loop.current()

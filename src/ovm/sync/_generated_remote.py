@@ -19,46 +19,45 @@ from ovm.sync.loop import Loop
 
 
 class RemoteOVM(Remote):
-    """A machine behind its service; :func:`ovm.sync.connect` makes one.
+    """A machine that its service runs; :func:`ovm.sync.connect` returns one.
 
-    What it is asked means what it means for :class:`OVM`. Every call raises ``StateError`` if the service is gone,
-    and what the same call of :class:`OVM` raises.
+    Methods work as those of :class:`OVM` and raise the same errors, and ``StateError`` if the service has ended.
     """
 
     def status(self) -> p.Status:
-        """What the machine and its service are about, in every state."""
+        """Return the status of the machine and its service, in every state."""
         return self._loop.run(self._async.status)
 
     def info(self) -> Info:
-        """Where it is reached, and how it runs."""
+        """Return the machine's addresses and configuration."""
         return self._loop.run(self._async.info)
 
     def vm_state(self) -> StateInfo:
-        """Its state, as the hypervisor tells it now, and what can be asked of it."""
+        """Query the hypervisor for the state and the possible transitions."""
         return self._loop.run(self._async.vm_state)
 
     def check_health(self) -> Health:
-        """Look at it now."""
+        """Check the machine's health now."""
         return self._loop.run(self._async.check_health)
 
     def vm_pause(self) -> None:
-        """Pause its virtual CPUs; fine if they are paused."""
+        """Pause the machine; does nothing if it is paused."""
         self._loop.run(self._async.vm_pause)
 
     def vm_resume(self) -> None:
-        """Let them run again, and set the guest's clock; fine if they run."""
+        """Resume the machine and set the guest's clock; does nothing if it runs."""
         self._loop.run(self._async.vm_resume)
 
     def stop(self, *, force: bool = False, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """Shut the guest down; its service ends with it."""
+        """Shut the guest down; its service ends, too."""
         self._loop.run(self._async.stop, force=force, timeout_s=timeout_s)
 
     def suspend(self, *, timeout_s: float = SUSPEND_TIMEOUT_S) -> None:
-        """Save its state to disk, for its next start to resume; its service ends with it."""
+        """Save the machine's state on disk for the next start to resume; its service ends, too."""
         self._loop.run(self._async.suspend, timeout_s=timeout_s)
 
     def reset_path(self, *, data: bool = False) -> None:
-        """Stop it, restore its files (with ``data`` the data disk, too), and start it again."""
+        """Stop the machine, restore its files (with ``data`` also the data disk), and start it again."""
         self._loop.run(self._async.reset_path, data=data)
 
     def clocksync(self) -> ClockSync:
@@ -66,17 +65,17 @@ class RemoteOVM(Remote):
         return self._loop.run(self._async.clocksync)
 
     def ports(self) -> tuple[Forward, ...]:
-        """What is open on the host for it."""
+        """List the host ports that are forwarded to the guest."""
         return self._loop.run(self._async.ports)
 
     def export_port(
         self, host_port: int, guest_port: int, *, protocol: Protocol = "tcp", address: str = "127.0.0.1"
     ) -> Forward:
-        """Lead a port of the host, any free one for 0, to a port of the guest; returns what was bound."""
+        """Forward a host port to a guest port; 0 picks a free host port. Returns the forward."""
         return self._loop.run(self._async.export_port, host_port, guest_port, protocol=protocol, address=address)
 
     def unexport_port(self, host_port: int, *, protocol: Protocol = "tcp", address: str = "127.0.0.1") -> None:
-        """Close what :meth:`export_port` opened."""
+        """Remove a forward of :meth:`export_port`."""
         self._loop.run(self._async.unexport_port, host_port, protocol=protocol, address=address)
 
     def exec(
@@ -103,24 +102,24 @@ class RemoteOVM(Remote):
         )
 
     def prune(self, *, everything: bool = False, volumes: bool = False) -> Pruned:
-        """Have podman remove what nothing uses, and give the host back the room."""
+        """Delete unused podman data, and return the space to the host."""
         return self._loop.run(self._async.prune, everything=everything, volumes=volumes)
 
     def logs(self) -> dict[str, Path]:
-        """The files of its logs, by name: ``console`` is the guest's own."""
+        """Return the paths of the logs, by name: ``console`` is the guest's own."""
         return self._loop.run(self._async.logs)
 
     def history(self, *, after: int = 0) -> list[Event]:
-        """What has happened behind the event number ``after``, the steps of starts and stops included."""
+        """Return the past events after number ``after``, including the steps of starts and stops."""
         return self._loop.run(self._async.history, after=after)
 
 
 def connect(name: str = "default") -> RemoteOVM:
-    """The machine called ``name``, which its service runs: one that ``ovm start`` or another program has started.
+    """Connect to the running machine ``name``, which ``ovm start`` or another program has started.
 
     Raises:
-        StateError: there is no such service.
-        SkewError: it is of a version of ovm that this one does not understand.
+        StateError: no service runs the machine.
+        SkewError: the service runs an incompatible version of ovm.
     """
     loop = Loop.current()
     return RemoteOVM(loop, loop.run(connect_async, name))

@@ -1,1 +1,1 @@
-"""Makes text that somebody else chose fit to print, and takes credentials out of it."""
+"""Makes untrusted text printable, and removes secrets from text."""

@@ -1,38 +1,37 @@
-"""Text that somebody else chose, made fit to print and to log: the one filter, and a type that always passes it.
+"""Makes untrusted text safe to print and to log: a filter, and a type that always applies it.
 
-A terminal obeys escape sequences, a log believes line ends, and a reader believes the order that bidirectional marks
-give. So whatever came from a guest, a helper or a server is shown without any of them.
+Escape sequences control a terminal, line ends forge log lines, and bidirectional marks reorder text. Text from a guest,
+a helper process or a server is shown without any of them.
 """
 
 from __future__ import annotations
 
 REPLACEMENT = "·"
-"""Stands for each character that is not printed."""
+"""Replaces each character that is not printable."""
 LENGTH_MAX = 1000
-"""Characters of a :class:`GuestText` that are shown."""
+"""Maximum shown length of a :class:`GuestText`."""
 
 
 def printable(text: str) -> str:
-    """``text`` as one line without control characters, bidirectional marks and lone surrogates; tabs stay."""
+    """Return ``text`` as one line without control characters, bidirectional marks or lone surrogates; tabs stay."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\t" else REPLACEMENT for c in text)
 
 
 def printable_lines(text: str) -> str:
-    """The same for text of several lines, whose line ends stay."""
+    """Return ``text`` of several lines, each made printable."""
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
 class ForeignError(Exception):
-    """Stands for an exception whose words somebody else may have chosen; :func:`tamed` makes one."""
+    """Replaces an exception whose message is untrusted; :func:`tamed` creates it."""
 
 
 def tamed(error: BaseException) -> BaseException:
-    """``error`` as the cause of one of ours: same traceback, printable words, and so on for its own causes.
+    """Return a copy of ``error`` to use as the cause of another: same traceback, printable message and causes.
 
-    Python prints the causes of an exception as they are, with the words of the server in them. What the operating
-    system raised stays as it is.
+    Python prints an exception's causes unfiltered, including text from a server. An ``OSError`` is returned unchanged.
     """
     if isinstance(error, OSError):
         return error
@@ -43,10 +42,10 @@ def tamed(error: BaseException) -> BaseException:
 
 
 class GuestText:
-    """Words of a guest, or of a server that answers in its name.
+    """Text from a guest, or from a server that answers in its name.
 
-    ``str()``, ``repr()`` and every format give one printable line of at most ``LENGTH_MAX`` characters, so it can be
-    put into a message, a log line or an exception. :attr:`raw` is what was sent, for programs that parse it.
+    ``str()``, ``repr()`` and every format return one printable line of at most ``LENGTH_MAX`` characters, safe in a
+    message, a log line or an exception. :attr:`raw` is the received text, for programs that parse it.
     """
 
     __slots__ = ("raw",)
@@ -56,11 +55,11 @@ class GuestText:
 
     @classmethod
     def of(cls, error: BaseException) -> GuestText:
-        """What a foreign exception says; a hostile server may have chosen its words."""
+        """Return the message of a foreign exception, which a hostile server may control."""
         return cls(str(error) or type(error).__name__)
 
     def __str__(self) -> str:
-        # no more than can be shown is decoded, and no character is cut in two where it is
+        # decode only what can be shown: 4 bytes for each character, and 4 more so that the cut splits none of them
         text = self.raw[: 4 * LENGTH_MAX + 4].decode(errors="replace").strip()
         line = printable(text[: LENGTH_MAX + 1])
         return line if len(line) <= LENGTH_MAX else line[: LENGTH_MAX - 1] + "…"

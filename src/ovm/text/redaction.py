@@ -1,8 +1,8 @@
-"""Text without its secrets: a URL for a message, and text that is sent to somebody else.
+"""Removes secrets from URLs in messages and from text in bug reports.
 
-Values that are known to be secret are removed wherever they stand, however they are encoded. Other secrets are
-recognized by their place: in a URL, behind a name such as ``password``, in a key block, or by their length. For that
-reason a password that stands alone in a sentence is not recognized unless its value is known.
+Known secret values are removed everywhere, in every common encoding. Other secrets are recognized by their place (in a
+URL, after a name such as ``password``, in a key block) or by their form, as of a long token. A password alone in a
+sentence is not recognized unless its value is known.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from urllib.parse import quote, quote_plus, unquote
 
 REMOVED = "[removed]"
 SECRET_MIN_CHARS = 4
-"""A shorter value stands in too many innocent words to be looked for."""
+"""Minimum length of a known secret; a shorter one is part of too many harmless words."""
 LINE_MAX_CHARS = 2000
-"""A longer line is removed as a whole: to look at it takes time that grows with the square of its length."""
+"""A longer line is removed completely: the time to redact it grows with the square of its length."""
 
 _HARMLESS_KEYS = frozenset(
     {
@@ -55,7 +55,7 @@ _HARMLESS_KEYS = frozenset(
         *("ro", "root", "rootflags", "rootfstype", "rw", "size", "status", "time", "tsc", "type", "uid", "vcpus"),
     }
 )
-"""Names whose ``=`` is followed by nothing secret: of the kernel, of systemd and of the logs of helper processes."""
+"""Names with harmless values after ``=``, from the logs of the kernel, systemd and helper processes."""
 _NAMED_SECRET = re.compile(
     r"passw|passphrase|passcode|\bpass\b|\bpw\b|\bpwd\b|secret|token|credential|(?:api|access|private|signing).?key"
     r"|authorization|\bauth\b|bearer|\bbasic\s|cookie|session.?id|(?:\b|_)pat\b|signature|webhook",
@@ -75,10 +75,10 @@ _BASE64 = re.compile(r"(?<![A-Za-z0-9+/=_-])[A-Za-z0-9+=_-][A-Za-z0-9+/=_-]{31,}
 
 
 def shown_url(url: str) -> str:
-    """Return ``url`` without its user, password, query and fragment; what cannot be told apart is removed too.
+    """Return ``url`` without its user, password, query and fragment.
 
-    A password may contain ``/``, ``@``, ``?`` and ``#``. For that reason the host begins after the last ``@``; where
-    that may as well be part of a query, only the scheme is left.
+    A password may contain ``/``, ``@``, ``?`` and ``#``, so the host begins after the last ``@``. If that ``@`` may be
+    part of a query, only the scheme is left.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
@@ -92,12 +92,12 @@ def shown_url(url: str) -> str:
 
 
 def _is_ambiguous(before_at: str) -> bool:
-    """Whether what stands before an ``@`` may be a password, or else a host and the beginning of a query."""
+    """Return whether text before an ``@`` may be either a password or a host with the start of a query."""
     return "?" in before_at or "#" in before_at
 
 
 def credentials_of(url: str) -> Iterator[str]:
-    """Yield the user and password in ``url`` together and each alone, as they are written and decoded."""
+    """Yield the user and password in ``url``, together and each alone, both as written and decoded."""
     rest = url.partition("://")[2] or url
     together, at, _ = rest.rpartition("@")
     if not at:
@@ -124,7 +124,7 @@ def _credentials_cut(before_at: str, after: str) -> str:
 
 
 class Redactor:
-    """Removes the known ``secrets``, and what looks like a secret, from texts."""
+    """Removes the known ``secrets``, and everything that looks like a secret, from text."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         known = {secret for secret in secrets if len(secret) >= SECRET_MIN_CHARS}
@@ -132,7 +132,7 @@ class Redactor:
         self._forms = sorted(forms, key=len, reverse=True)
 
     def __call__(self, text: str) -> str:
-        """Return ``text`` without secrets; its lines stay lines."""
+        """Return ``text`` without secrets; its line ends stay."""
         for form in self._forms:
             text = text.replace(form, REMOVED)
         lines = _without_rest_of_key(_PEM.sub(REMOVED, text).split("\n"))
@@ -140,7 +140,7 @@ class Redactor:
 
 
 def _forms(secret: str) -> Iterator[str]:
-    """The ways in which programs write a value."""
+    """Yield the encodings in which programs write a value."""
     yield secret
     for escaped in (json.dumps(secret), json.dumps(secret, ensure_ascii=False), repr(secret)):
         yield escaped[1:-1]
@@ -155,7 +155,7 @@ def _forms(secret: str) -> Iterator[str]:
 
 
 def _base64_forms(raw: bytes) -> Iterator[str]:
-    """The characters of base64 that depend on ``raw`` alone, for each of its three places in a longer text."""
+    """Yield the base64 characters that depend only on ``raw``, for each of its three alignments in a longer text."""
     for before in range(3):
         whole = base64.b64encode(b"\0" * before + raw).decode()
         mixed = 1 if (before + len(raw)) % 3 else 0
@@ -166,7 +166,7 @@ def _base64_forms(raw: bytes) -> Iterator[str]:
 
 
 def _without_rest_of_key(lines: Iterable[str]) -> list[str]:
-    """The lines without those of a key block whose beginning is missing."""
+    """Return the lines without those of a key block whose beginning is missing."""
     kept: list[str] = []
     for line in lines:
         if _PEM_END in line:
@@ -191,7 +191,7 @@ def _without_query(found: re.Match[str]) -> str:
 
 
 def _cut_at_names(line: str) -> str:
-    """``line`` up to the first name that may have a secret behind it: an unknown ``name=``, or ``password``."""
+    """Return ``line`` up to the first name that may precede a secret: an unknown ``name=``, or ``password``."""
     end = len(line)
     if found := _NAMED_SECRET.search(line):
         end = found.end()
