@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from pathlib import Path
 
 import under
-from full import CLIENT_TIMEOUT_S, Ran
+from full import CLIENT_TIMEOUT_S, Ran, ran
 
 
 class Docker:
@@ -23,23 +22,4 @@ class Docker:
         }
 
     async def __call__(self, *arguments: str, check: bool = True, timeout: float = CLIENT_TIMEOUT_S) -> Ran:
-        process = await asyncio.create_subprocess_exec(
-            self._program,
-            *arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=self._environment,
-        )
-        try:
-            async with asyncio.timeout(timeout):
-                out, err = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        assert process.returncode is not None
-        ran = Ran(process.returncode, out.decode(errors="replace").strip(), err.decode(errors="replace").strip())
-        if check:
-            assert ran.status == 0, f"docker {' '.join(arguments)}: {ran.err or ran.out}"
-        return ran
+        return await ran([self._program, *arguments], self._environment, check=check, timeout=timeout)

@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 import tarfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,31 @@ class Ran:
     err: str
 
 
+async def ran(
+    argv: Sequence[str], environment: Mapping[str, str], *, stdin: bytes = b"", check: bool, timeout: float
+) -> Ran:
+    """Run a client to its end, or kill it after ``timeout`` seconds; with ``check``, its status must be 0."""
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=environment,
+    )
+    try:
+        async with asyncio.timeout(timeout):
+            out, err = await process.communicate(stdin)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None
+    ended = Ran(process.returncode, out.decode(errors="replace").strip(), err.decode(errors="replace").strip())
+    if check:
+        assert ended.status == 0, f"{' '.join(argv)}: {ended.err or ended.out}"
+    return ended
+
+
 class Podman:
     """The ``podman --remote`` that is installed, with a home of its own."""
 
@@ -91,29 +116,8 @@ class Podman:
     async def __call__(
         self, *arguments: str | Path, stdin: bytes = b"", check: bool = True, timeout: float = CLIENT_TIMEOUT_S
     ) -> Ran:
-        process = await asyncio.create_subprocess_exec(
-            self._program,
-            "--remote",
-            "--url",
-            self.machine.info.docker_host,
-            *map(str, arguments),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=self._environment,
-        )
-        try:
-            async with asyncio.timeout(timeout):
-                out, err = await process.communicate(stdin)
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        assert process.returncode is not None
-        ran = Ran(process.returncode, out.decode(errors="replace").strip(), err.decode(errors="replace").strip())
-        if check:
-            assert ran.status == 0, f"podman {' '.join(map(str, arguments))}: {ran.err or ran.out}"
-        return ran
+        argv = [self._program, "--remote", "--url", self.machine.info.docker_host, *map(str, arguments)]
+        return await ran(argv, self._environment, stdin=stdin, check=check, timeout=timeout)
 
 
 def busybox_tar(path: Path) -> Path:

@@ -99,7 +99,7 @@ async def test_a_machine_is_suspended(home: homes.Home, monkeypatch: pytest.Monk
     (memory,) = home.machine("default").rglob("memory.suspended")
     memory.write_bytes(b"damaged")
     started = await home.good("start")
-    assert "It was booted, for its memory could not be gone on from: the saved state is damaged" in started.err
+    assert "Could not resume (the saved state is damaged" in started.err
 
     for again in (("start", "--cold", "--json"), ("restart", "--json")):
         await home.good("suspend")

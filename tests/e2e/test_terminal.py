@@ -68,7 +68,7 @@ async def test_ctrl_c_in_the_middle_of_a_start_leaves_nothing(home: homes.Home, 
     await booting(home)
     terminal.press("C-c")
     status, printed = await terminal.ended()
-    assert (status, "nothing is left running" in printed) == (130, True)
+    assert (status, "nothing that this command started is left running" in printed) == (130, True)
     await home.nothing_left()
 
 
