@@ -77,7 +77,7 @@ def test_no_search_path_makes_lines_of_a_unit(place, monkeypatch, end, write):
     """``PATH`` goes into it, too."""
     monkeypatch.setenv("OVM_HOME", str(place))
     monkeypatch.setenv("PATH", f"/bin{end}ExecStartPre=x")
-    with pytest.raises(OptionError, match="PATH cannot be written"):
+    with pytest.raises(OptionError, match="PATH cannot be used at login"):
         write("dev")
 
 

@@ -190,7 +190,7 @@ async def test_an_interrupted_start_leaves_nothing(home: homes.Home, number: sig
     _, err = await starting.communicate()
     assert starting.returncode == 128 + number
     assert b"Traceback" not in err
-    assert b"nothing is left running" in err
+    assert b"nothing that this command started is left running" in err
     await home.nothing_left()
 
 
